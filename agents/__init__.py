@@ -1,0 +1,1 @@
+"""Things that act: scripted walkers, planners, learners."""

@@ -1,0 +1,1 @@
+"""Ground-truth worlds: the simulators that the world models imagine."""

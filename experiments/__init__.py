@@ -1,0 +1,1 @@
+"""One program per table or figure; README.md says which command makes which."""

@@ -1,0 +1,49 @@
+"""The table of environment ids. To add an environment, add a row.
+
+Entry points are strings, so that nothing heavy is imported before an environment is made.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+DREAM = "wmgym.env:WorldModelEnv"
+DREAM_VECTOR = "wmgym.vector_env:WorldModelVectorEnv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One id: where its class is, what it is made with, and which id it imagines."""
+
+    id: str
+    entry_point: str
+    vector_entry_point: str
+    kwargs: dict[str, Any] = field(default_factory=dict)  # JSON-able only
+    twin: str | None = None  # the ground-truth id of an imagined one
+
+
+def dream(id: str, twin: str | None, **kwargs: Any) -> Row:
+    return Row(id, DREAM, DREAM_VECTOR, kwargs, twin)
+
+
+TABLE = (
+    Row("Minecraft-v0", "wmgym.envs.minecraft:MinecraftEnv", "wmgym.envs.minecraft:MinecraftVectorEnv"),
+    dream("WorldPack-Minecraft-v0", "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack"),
+    dream("NWM-Minecraft-v0", "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none"),
+)
+
+
+def register_all() -> None:
+    """Put every row of the table into Gymnasium's registry."""
+    for row in TABLE:
+        gym.register(id=row.id, entry_point=row.entry_point, vector_entry_point=row.vector_entry_point, kwargs=row.kwargs)
+
+
+def row_of(id: str) -> Row:
+    """The row of an id, with or without the `wmgym:` prefix."""
+    name = id.removeprefix("wmgym:")
+    for row in TABLE:
+        if row.id == name:
+            return row
+    raise ValueError(f"unknown environment id {id!r}; known: {', '.join(row.id for row in TABLE)}")
