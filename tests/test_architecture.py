@@ -1,0 +1,104 @@
+"""Imports point one way, and `import wmgym` stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A part imports only what stands above it. `tasks` stands high, right after geometry: the simulators in envs/ and the
+# world model both need a world's kinematics and reward, and neither may import the other.
+ORDER = (
+    "version registration core tree rng geometry tasks data nets diffusion memory world_model systems checkpoint "
+    "train metrics benchmarks env vector_env integrations"
+).split()
+ROOF = {"__init__", "__main__", "cli", "doctor", "play"}  # may use everything; nothing imports them
+MOUNTED = {"envs", "agents", "experiments"}  # folders beside the library, which must not know them
+ENVS_MAY_USE = {"core", "tree", "rng", "geometry", "tasks", "data", "envs"}
+
+
+def part_of(file: Path, folder: Path) -> str:
+    """The name of the file or folder directly under `folder` that holds this file."""
+    return file.relative_to(folder).parts[0].removesuffix(".py")
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """Full names of everything a source imports, also inside functions; `package` is where it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imported_parts(source: str, package: str) -> set[str]:
+    """The parts of wmgym that a source imports. A name of the package itself (`wmgym.twin`) counts as `__init__`."""
+    names = [name.split(".") for name in imported_modules(source, package)]
+    tops = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "wmgym"}
+    return {top if top in {*ORDER, *ROOF, *MOUNTED} else "__init__" for top in tops}
+
+
+def library_files() -> list[Path]:
+    return sorted((ROOT / "wmgym").rglob("*.py"))
+
+
+def package_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+@pytest.mark.parametrize("file", library_files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_library_imports_only_what_stands_above(file: Path) -> None:
+    part = part_of(file, ROOT / "wmgym")
+    assert part in {*ORDER, *ROOF}, f"{part} has no place in the order: give it one here"
+    if part in ROOF:
+        return
+    above = set(ORDER[: ORDER.index(part) + 1])
+    wrong = imported_parts(file.read_text(), package_name(file)) - above
+    assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}, which stand below it"
+
+
+def test_ground_truth_knows_only_the_nouns() -> None:
+    for file in sorted((ROOT / "envs").rglob("*.py")):
+        wrong = imported_parts(file.read_text(), f"wmgym.{package_name(file)}") - ENVS_MAY_USE
+        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("import wmgym.nets.cdit", {"nets"}),
+        ("from wmgym import geometry, twin", {"geometry", "__init__"}),
+        ("import wmgym", {"__init__"}),
+        ("def f():\n    from ..memory import bank", {"memory"}),
+        ("from . import packing", {"data"}),
+        ("from .. import cli", {"cli"}),
+        ("import wmgymnastics, torch", set()),
+    ],
+)
+def test_the_walker_sees_each_kind_of_import(source: str, parts: set[str]) -> None:
+    assert imported_parts(source, "wmgym.data") == parts
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    """setuptools leaves out of the wheel what has no __init__.py."""
+    folders = {file.parent for top in ("wmgym", *MOUNTED) for file in (ROOT / top).rglob("*.py")}
+    missing = sorted(str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists())
+    assert not missing
+
+
+def test_importing_wmgym_is_light() -> None:
+    """No torch, no numba, no OpenCV. It takes about 0.2 s; the limit is generous since the machine may be busy."""
+    program = (
+        "import sys, time; begin = time.perf_counter(); import wmgym; "
+        "print(time.perf_counter() - begin, *(sys.modules.keys() & {'torch', 'numba', 'cv2', 'matplotlib'}))"
+    )
+    seconds, *heavy = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert heavy == []
+    assert float(seconds) < 1.5
