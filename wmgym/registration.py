@@ -13,24 +13,37 @@ DREAM_VECTOR = "wmgym.vector_env:WorldModelVectorEnv"
 
 
 @dataclass(frozen=True)
+class World:
+    """What a ground truth and its dreams share, in words for `wmgym list` (a test holds the words to the spaces)."""
+
+    tasks: tuple[str, ...]  # the first is the default
+    observation: str
+    action: str
+
+
+MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
+
+
+@dataclass(frozen=True)
 class Row:
     """One id: where its class is, what it is made with, and which id it imagines."""
 
     id: str
+    world: World
     entry_point: str
     vector_entry_point: str
     kwargs: dict[str, Any] = field(default_factory=dict)  # JSON-able only
     twin: str | None = None  # the ground-truth id of an imagined one
 
 
-def dream(id: str, twin: str | None, **kwargs: Any) -> Row:
-    return Row(id, DREAM, DREAM_VECTOR, kwargs, twin)
+def dream(id: str, world: World, twin: str | None, **kwargs: Any) -> Row:
+    return Row(id, world, DREAM, DREAM_VECTOR, kwargs, twin)
 
 
 TABLE = (
-    Row("Minecraft-v0", "wmgym.envs.minecraft:MinecraftEnv", "wmgym.envs.minecraft:MinecraftVectorEnv"),
-    dream("WorldPack-Minecraft-v0", "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack"),
-    dream("NWM-Minecraft-v0", "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none"),
+    Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft:MinecraftEnv", "wmgym.envs.minecraft:MinecraftVectorEnv"),
+    dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack"),
+    dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none"),
 )
 
 

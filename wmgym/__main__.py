@@ -1,0 +1,7 @@
+"""`python -m wmgym` is the command `wmgym`."""
+
+import sys
+
+from wmgym.cli import main
+
+sys.exit(main())

@@ -1,0 +1,186 @@
+"""The command line: a table of commands, each a dataclass of options and a function that takes it.
+
+A command's module is imported only when that command is used. A function may return a report (a dict): it is printed as
+text, or with `--json` as JSON. Bad input ends in one line on stderr and exit code 1.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import inspect
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import tyro
+
+from wmgym.version import __version__
+
+
+class Command(NamedTuple):
+    """What is typed after `wmgym`, and where it is: "module:Options:function"."""
+
+    words: str
+    target: str
+    summary: str
+    reports: bool = True  # returns a dict, so takes --json
+
+
+COMMANDS = (
+    Command("list", "wmgym.listing:ListArgs:list_environments", "environment ids, their twins, spaces and weights"),
+    Command("doctor", "wmgym.doctor:DoctorArgs:examine", "what is installed, what works, and how to get what does not"),
+    Command("collect", "wmgym.agents.collect:CollectArgs:collect", "walk a ground truth and store the episodes"),
+    Command("train worldpack", "wmgym.train.fit:TrainArgs:train", "fit a WorldPack world model on stored episodes"),
+    Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
+    Command("eval loopnav", "wmgym.benchmarks.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
+    Command("bench truth", "wmgym.benchmarks.speed:TruthArgs:bench_truth", "frames per second of a ground truth"),
+    Command("bench model", "wmgym.benchmarks.speed:ModelArgs:bench_model", "milliseconds per dreamed step"),
+    Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. WMGYM_TRACEBACK=1 shows where an error came from."""
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `wmgym list | head`: python must find something to flush to when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError, gym.error.Error) as error:
+        if os.environ.get("WMGYM_TRACEBACK"):
+            raise
+        print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments in ([], ["-h"], ["--help"]):
+        print(_help(COMMANDS))
+        return 0
+    if arguments == ["--version"]:
+        print(f"wmgym {__version__}")
+        return 0
+    for command in COMMANDS:
+        words = command.words.split()
+        if arguments[: len(words)] == words:
+            return _call(command, arguments[len(words) :])
+    group = [command for command in COMMANDS if command.words.split()[0] == arguments[0]]
+    if group and arguments[1:] in (["-h"], ["--help"]):
+        print(_help(group))
+        return 0
+    raise ValueError(_unknown(arguments, group))
+
+
+def _call(command: Command, arguments: list[str]) -> int:
+    module, options, function = command.target.split(":")
+    home = importlib.import_module(module)
+    as_json = command.reports and "--json" in arguments
+    args = _parse(getattr(home, options), command, [word for word in arguments if not (as_json and word == "--json")])
+    report = getattr(home, function)(args)
+    if command.reports and report is not None:
+        print(json.dumps(plain(report), indent=2) if as_json else as_text(plain(report)))
+    return 0
+
+
+def _parse(options: type, command: Command, arguments: list[str]) -> Any:
+    """An instance of `options` from what was typed."""
+    about = inspect.getdoc(options) or command.summary
+    if command.reports:
+        about += "\n\n--json prints the report as JSON."
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(options, args=arguments, prog=f"wmgym {command.words}", description=about)
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise ValueError(f"{_first_paragraph(complaint.getvalue())}; see wmgym {command.words} --help") from None
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says in the upper part of the box that it draws."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │")
+        if not text.strip("─╰╯"):
+            break
+        lines.append(text)
+    return " ".join(lines) or " ".join(box.split())
+
+
+def _help(commands: Sequence[Command]) -> str:
+    width = max(len(command.words) for command in commands)
+    lines = [f"  {command.words:<{width}}  {command.summary}" for command in commands]
+    return "\n".join(["usage: wmgym COMMAND [options]", "", *lines, "", "wmgym COMMAND --help says more."])
+
+
+def _unknown(arguments: list[str], group: Sequence[Command]) -> str:
+    if group:
+        return f"wmgym {arguments[0]} needs one of: {', '.join(command.words.split()[1] for command in group)}"
+    firsts = list(dict.fromkeys(command.words.split()[0] for command in COMMANDS))
+    close = difflib.get_close_matches(arguments[0], firsts, n=1)
+    return f"no command {arguments[0]!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(firsts)}")
+
+
+def plain(value: Any) -> Any:
+    """The same report in what JSON knows: NaN and infinities become null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A report to read: lists of dicts as tables, dicts as sections, the rest as `name: value`."""
+    parts = []
+    for name, value in report.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            parts.append(f"{name}\n{_table(value)}\n")
+        elif isinstance(value, dict):
+            parts.append(f"{name}\n" + "\n".join("  " + line for line in as_text(value).splitlines()) + "\n")
+        else:
+            parts.append(f"{name}: {_cell(value)}")
+    return "\n".join(parts).rstrip()
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    return "\n".join([lines[0], "  " + "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

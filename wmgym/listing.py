@@ -1,0 +1,39 @@
+"""`wmgym list`: what can be made, told from the table of ids and the files beside it, without loading torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmgym.registration import TABLE
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class ListArgs:
+    """List the environment ids, their twins, spaces and weights."""
+
+
+def list_environments(args: ListArgs) -> dict[str, Any]:
+    """One row per id; `weights` says whether its checkpoint came with the package."""
+    return {
+        "environments": [
+            {
+                "id": row.id,
+                "imagines": row.twin,
+                "tasks": list(row.world.tasks),
+                "observation": row.world.observation,
+                "action": row.world.action,
+                "memory": row.kwargs.get("memory"),
+                "weights": weights_of(row.kwargs.get("checkpoint")) if "memory" in row.kwargs else None,
+            }
+            for row in TABLE
+        ]
+    }
+
+
+def weights_of(checkpoint: str | None) -> str:
+    """Where a checkpoint's weights are."""
+    if checkpoint is None:
+        return "give checkpoint="
+    return "bundled" if (WEIGHTS / f"{checkpoint}.safetensors").is_file() else "missing"
