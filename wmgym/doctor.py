@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def examine(args: DoctorArgs) -> dict[str, Any]:
         "devices": devices(),
         "parts": [
             attempt("Minecraft-v0, voxel renderer", voxel_renderer),
-            *(attempt(f"weights of {name}", lambda name=name: weights(name)) for name in bundled_names()),
+            *(attempt(f"weights of {name}", partial(weights, name)) for name in bundled_names()),
             attempt("LPIPS", lpips),
             attempt("ffmpeg", ffmpeg),
             attempt("window for wmgym play", window),
