@@ -1,0 +1,375 @@
+"""Collect episodes: scripted walkers in a ground-truth environment, one file per episode, over several processes.
+
+Episode k is a function of the arguments and k alone: its world, its walker and every action. So a run can be killed and
+started again (files that are there are kept, at most the episodes in hand are lost), and the number of processes changes nothing.
+
+Seeds. The world of episode k has the seed `seed * 1_000_000 + k` (or `+ k % worlds`): two collections with different `seed` never
+share a world. Keep what you train on and what you judge by apart by `seed`, as we do: 0 to 99 for training, 100 and above for evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import numba
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from wmgym.agents.pathfinding import Region
+from wmgym.agents.scripted import Walker, find_program, make_walker
+from wmgym.data.episode import (
+    Episode,
+    Header,
+    Metadata,
+    as_json,
+    describe_space,
+    load_episode,
+    read_header,
+    save_episode,
+    write_atomically,
+)
+
+WORLDS_PER_SEED = 1_000_000
+ATTEMPTS = 10  # walks tried for one episode before giving up
+FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
+ENV_KWARGS = {"Minecraft-v0": FREE}
+
+
+@dataclass(frozen=True)
+class CollectArgs:
+    """Collect episodes of scripted walkers in a ground-truth environment."""
+
+    env_id: Annotated[str, tyro.conf.Positional] = "Minecraft-v0"
+    """Environment to walk in."""
+    walker: str = "explorer"
+    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; or several with the share of episodes each
+    gets: "explorer:3,look-around:1"."""
+    steps: int = 10_000
+    """Stop when the episodes have this many steps together. A larger number later adds to the same folder."""
+    out: Path = Path("data/episodes")
+    """Folder for the episodes."""
+    seed: int = 0
+    """Decides everything. Below 100 for training, from 100 for evaluation: different seeds never share a world."""
+    episode_length: int = 500
+    """Steps of an episode of walkers that never end by themselves (random, explorer)."""
+    processes: int = 0
+    """Processes to use; 0: one for each core."""
+    env_kwargs: str = "{}"
+    """Keywords for the environment, as JSON: '{"size": 128}'."""
+    preview: bool = False
+    """Write a contact sheet, preview.png: a row for each of the first episodes, time from left to right."""
+    worlds: int | None = None
+    """Number of different worlds; by default each episode has its own. In shared worlds, walks begin at different places."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "episode_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("seed", "processes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.worlds is not None and not 1 <= self.worlds <= WORLDS_PER_SEED:
+            raise ValueError(f"worlds must be between 1 and {WORLDS_PER_SEED}, got {self.worlds}")
+        for name in parse_walkers(self.walker)[0]:
+            find_program(name)
+        parse_kwargs(self.env_kwargs)
+
+
+def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
+    """Collect until there are enough steps; what was done, as JSON-able values (also in `result.json`)."""
+    out = Path(args.out)
+    begun = time.perf_counter()
+    _make_env(args)  # what cannot be made should leave no folder behind
+    _claim(out, args)
+    processes = args.processes or os.cpu_count() or 1
+    lengths: dict[int, Header] = {}
+    reused, aborted = 0, []
+    with tqdm(total=args.steps, unit="step", desc="collect", disable=not progress) as bar:
+        for index, new in _episodes(args, processes, lengths):
+            aborted += new or []
+            reused += new is None
+            bar.update(lengths[index].steps)
+    if args.preview:
+        contact_sheet([episode_path(out, k) for k in sorted(lengths)], out / "preview.png")
+    seconds = time.perf_counter() - begun
+    steps = sum(header.steps for header in lengths.values())
+    names = sorted({header.meta.walker for header in lengths.values()})
+    report = {
+        "out": str(out),
+        "episodes": len(lengths),
+        "steps": steps,
+        "reused_episodes": reused,
+        "walkers": {name: sum(header.meta.walker == name for header in lengths.values()) for name in names},
+        "aborted_walks": sorted(aborted),
+        "seconds": round(seconds, 2),
+        "steps_per_second": round(steps / seconds, 1),
+    }
+    write_atomically(out / "result.json", as_json(report))
+    return report
+
+
+def episode_path(out: Path, index: int) -> Path:
+    return out / f"episode-{index:06d}.safetensors"
+
+
+def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """ "explorer:3,look-around" -> names and chances."""
+    names, weights = [], []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            value = float(weight) if weight else 1.0
+        except ValueError:
+            value = math.nan
+        if not name or not 0 < value < math.inf:
+            raise ValueError(f"walker must be names with positive weights such as 'explorer:3,look-around:1', got {part!r} in {text!r}")
+        names.append(name)
+        weights.append(value)
+    return tuple(names), np.array(weights) / sum(weights)
+
+
+def parse_kwargs(text: str) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}: {error}") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}")
+    return kwargs
+
+
+def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, length: int, somewhere: bool = False) -> Episode:
+    """One episode of a walker. `env` needs a frame (alone or as `pov`) in its observation and a pose in its info.
+
+    A walk that fails is returned as far as it went, with the outcome in its metadata. With `somewhere` the walk begins at
+    a random place of the world, not at the one that the seed gives.
+    """
+    observation, info = env.reset(seed=seed)
+    start = _random_start(env, info["pose"], rng) if somewhere else None
+    if start is not None:
+        observation, info = env.reset(seed=seed, options={"start": start})
+    walker = make_walker(walker_name, env, rng)
+    space = env.action_space
+    idle = np.zeros(space.shape, space.dtype)  # type: ignore[arg-type]
+    rows: list[tuple[Any, ...]] = [(_frame(observation), idle, info["pose"], 0.0, False, False)]
+    while not (rows[-1][4] or rows[-1][5]) and (len(rows) <= length or not walker.open_ended):
+        action = walker.act(info["pose"])
+        if action is None:
+            break
+        observation, reward, terminated, truncated, info = env.step(action)
+        rows.append((_frame(observation), action, info["pose"], reward, terminated, truncated))
+    frames, actions, poses, rewards, ends, cuts = zip(*rows)
+    spec = env.spec
+    meta = Metadata(
+        env_id=spec.id if spec is not None else type(env.unwrapped).__name__,
+        seed=seed,
+        walker=walker_name,
+        env_kwargs=dict(spec.kwargs) if spec is not None else {},
+        start=None if start is None else tuple(float(v) for v in start),
+        segments=tuple(segment for segment in walker.segments if segment.first < len(rows)),
+        outcome=_outcome(walker, bool(ends[-1] or cuts[-1])),
+        action_space=describe_space(space),
+        observation_space=describe_space(env.observation_space),
+    )
+    return Episode(
+        frames=np.stack(frames),
+        actions=np.asarray(actions, np.float32 if np.issubdtype(space.dtype, np.floating) else np.int64),
+        poses=np.asarray(poses, np.float32),
+        rewards=np.asarray(rewards, np.float32),
+        terminated=np.asarray(ends, np.bool_),
+        truncated=np.asarray(cuts, np.bool_),
+        meta=meta,
+    )
+
+
+def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 16) -> None:
+    """A picture of the first episodes: one row each, time from left to right."""
+    import cv2
+
+    lines = []
+    for path in paths[:rows]:
+        episode = load_episode(path)
+        index = np.linspace(0, len(episode) - 1, columns).round().astype(int)
+        lines.append(np.concatenate([np.pad(episode.frames[i], ((1, 1), (1, 1), (0, 0))) for i in index], 1))
+    sheet = np.concatenate(lines, 0)
+    done, png = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))
+    assert done
+    write_atomically(file, png.tobytes())
+
+
+def _outcome(walker: Walker, over: bool) -> str:
+    """A walker that was still on its way when the environment ended its episode has failed, unless it never ends by itself."""
+    if walker.outcome != "running":
+        return walker.outcome
+    return "aborted: the environment ended the episode" if over and not walker.open_ended else "done"
+
+
+def _frame(observation: Any) -> np.ndarray:
+    frame = observation["pov"] if isinstance(observation, dict) else observation
+    return np.array(frame, copy=True)
+
+
+def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reach: int = 40) -> np.ndarray | None:
+    """A pose that can be walked to from this one, looking anywhere."""
+    region = Region.around(env.unwrapped.solid, (math.floor(pose[0]), math.floor(pose[1]), math.floor(pose[2] + 0.01)), reach)  # type: ignore[attr-defined]
+    cell = region.cell_of(pose)
+    if cell is None:
+        return None
+    cells = region.flood(cell, 2.0 * reach).cells()
+    x, y, z = cells[int(rng.integers(len(cells)))]
+    yaw = int(rng.integers(-12, 12)) * math.radians(15)
+    return np.array([x + 0.5, y + 0.5, z, yaw, 0.0], np.float32)
+
+
+# One episode, in whatever process
+
+_ENVS: dict[tuple[str, str], gym.Env] = {}  # one environment per process, kept between episodes
+
+
+def _make_env(args: CollectArgs) -> gym.Env:
+    key = (args.env_id, args.env_kwargs)
+    if key not in _ENVS:
+        defaults = ENV_KWARGS.get(args.env_id.split(":")[-1], {})
+        try:
+            _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **parse_kwargs(args.env_kwargs)})
+        except (gym.error.Error, TypeError) as error:
+            raise ValueError(f"cannot make the environment {args.env_id!r}: {error}") from error
+    return _ENVS[key]
+
+
+def _world_seed(args: CollectArgs, index: int, attempt: int) -> int:
+    """A new try takes another world, of those that this seed owns; in shared worlds it takes another place."""
+    world = (index + attempt * 99_991) % WORLDS_PER_SEED if args.worlds is None else index % args.worlds
+    return args.seed * WORLDS_PER_SEED + world
+
+
+def _collect_one(args: CollectArgs, index: int) -> list[str]:
+    """Write episode `index`; the walks that failed before one went well."""
+    env = _make_env(args)
+    names, chances = parse_walkers(args.walker)
+    name = names[int(np.random.default_rng([args.seed, index]).choice(len(names), p=chances))]
+    failures: list[str] = []
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([args.seed, index, attempt])
+        episode = record(env, name, _world_seed(args, index, attempt), rng, args.episode_length, somewhere=args.worlds is not None)
+        if episode.meta.outcome == "done":
+            save_episode(episode_path(Path(args.out), index), episode)
+            return failures
+        failures.append(f"{name} in world {episode.meta.seed}: {episode.meta.outcome.removeprefix('aborted: ')}")
+    raise ValueError(f"episode {index}: {ATTEMPTS} walks in a row failed: {'; '.join(failures)}")
+
+
+def _existing(args: CollectArgs, index: int) -> Header | None:
+    """The episode if it is there and whole; a damaged file is collected again."""
+    try:
+        return read_header(episode_path(Path(args.out), index))
+    except ValueError:
+        return None
+
+
+# Many episodes
+
+
+def _claim(out: Path, args: CollectArgs) -> None:
+    """Make the folder ours, or see that it was made with the same arguments."""
+    free = {"steps", "out", "processes", "preview"}  # may differ when a run is continued
+    wanted = {key: value for key, value in asdict(args).items() if key not in free}
+    file = out / "args.json"
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); collect into another folder") from error
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise ValueError(f"{out} was collected with {key}={found.get(key)!r}, not {value!r}; use another folder")
+    elif out.is_dir() and next(out.glob("episode-*.safetensors"), None) is not None:
+        raise ValueError(f"{out} holds episodes but no args.json to tell how they were made; use another folder")
+    write_atomically(file, as_json({**asdict(args), "out": str(out)}))
+    for leftover in out.glob(".episode-*.tmp"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
+
+
+def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> Iterator[tuple[int, list[str] | None]]:
+    """Fill `headers` until there are enough steps; yields each episode and its failed walks (None: it was there already)."""
+    pool: ProcessPoolExecutor | None = None
+    running: dict[Future[list[str]], int] = {}
+    index = 0
+
+    def enough() -> bool:
+        """Whether the steps there are, and those that can be expected of the walks under way, suffice."""
+        done = sum(header.steps for header in headers.values())
+        each = done / len(headers) if headers else args.episode_length
+        return done + len(running) * each >= args.steps
+
+    try:
+        while True:
+            while not enough() and len(running) < processes:
+                header = _existing(args, index)
+                if header is not None:
+                    headers[index] = header
+                    yield index, None
+                elif processes == 1:
+                    failures = _collect_one(args, index)
+                    headers[index] = read_header(episode_path(Path(args.out), index))
+                    yield index, failures
+                else:
+                    if pool is None:
+                        _warm_up(args)
+                        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+                    running[pool.submit(_collect_one, args, index)] = index
+                index += 1
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done = running.pop(future)
+                failures = future.result()
+                headers[done] = read_header(episode_path(Path(args.out), done))
+                yield done, failures
+        _drop_surplus(args, headers)
+    except BrokenProcessPool as error:
+        raise OSError(f"a collecting process died (out of memory?); run the same command again to go on: {error}") from error
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drop_surplus(args: CollectArgs, headers: dict[int, Header]) -> None:
+    """Several processes may finish an episode more than one process would have begun: drop it, so that both give the same folder."""
+    total = 0
+    for index in sorted(headers):
+        if total >= args.steps:
+            del headers[index]
+            episode_path(Path(args.out), index).unlink(missing_ok=True)
+        else:
+            total += headers[index].steps
+
+
+def _warm_up(args: CollectArgs) -> None:
+    """Compile here what the processes would otherwise each compile: they find it in the cache on the disk."""
+    env = _make_env(args)
+    _, info = env.reset(seed=args.seed * WORLDS_PER_SEED)
+    env.step(env.action_space.sample())
+    if hasattr(env.unwrapped, "solid"):
+        _random_start(env, info["pose"], np.random.default_rng(0), reach=4)
+
+
+def _begin_worker() -> None:
+    """One core for each process, and none outlives the process that started it."""
+    numba.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

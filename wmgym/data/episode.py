@@ -1,0 +1,284 @@
+"""One episode on disk: one safetensors file, no pickle.
+
+Alignment, everywhere in the project: frame t is what was seen *after* action t. Frame 0 is the one that `reset` gave; its
+action is the no-op (zeros) and its reward 0. Frames are raw uint8, so that what was seen is kept bit for bit. What is not
+an array (environment, seed, walker, segments, versions) stands as JSON in the file's header and can be read alone.
+
+Needs neither torch nor a decoder: NumPy and safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from wmgym.version import __version__
+
+SCHEMA = 1
+HEADER_KEY = "wmgym_episode"
+SUFFIX = ".safetensors"
+ARRAYS = ("frames", "actions", "poses", "rewards", "terminated", "truncated")
+RETURN = "return"  # the segment in which a loop walker goes back to where it started
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of an episode with one purpose; it lasts until the next one begins.
+
+    `first` is the first frame that the segment's actions led to; the frame of `reset` belongs to the first segment.
+    """
+
+    name: str
+    first: int
+    goal: tuple[float, float, float] | None = None  # x, y, z of the feet
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ValueError(f"segment {self.name!r} begins at frame {self.first}, must be 0 or later")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Where an episode comes from. Everything in it is JSON-able."""
+
+    env_id: str
+    seed: int  # of `reset`: the world
+    walker: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    start: tuple[float, ...] | None = None  # the pose given to `reset` as an option, if one was
+    segments: tuple[Segment, ...] = ()
+    outcome: str = "done"  # or "aborted: <why>"
+    action_space: dict[str, Any] = field(default_factory=dict)
+    observation_space: dict[str, Any] = field(default_factory=dict)
+    wmgym_version: str = __version__
+    gymnasium_version: str = gym.__version__
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"episode schema {self.schema} is not known, this version reads {SCHEMA}")
+        firsts = [segment.first for segment in self.segments]
+        if firsts != sorted(firsts):
+            raise ValueError(f"segments must be in the order of time, got first frames {firsts}")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Metadata:
+        values = json.loads(text)
+        segments = tuple(Segment(s["name"], s["first"], _floats(s["goal"])) for s in values.pop("segments"))
+        return Metadata(**{**values, "start": _floats(values["start"])}, segments=segments)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The arrays of one episode, T frames long, and where they come from."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    actions: np.ndarray  # [T] int64, or [T, A] float32
+    poses: np.ndarray  # float32 [T, 5]: x, y, z, yaw, pitch
+    rewards: np.ndarray  # float32 [T]
+    terminated: np.ndarray  # bool [T]
+    truncated: np.ndarray  # bool [T]
+    meta: Metadata
+
+    def __post_init__(self) -> None:
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [T, H, W, 3], got {self.frames.dtype} {list(self.frames.shape)}")
+        if len(self) < 1:
+            raise ValueError("an episode has at least the frame of reset, got 0 frames")
+        for name, dtype, shape in (
+            ("poses", np.float32, (len(self), 5)),
+            ("rewards", np.float32, (len(self),)),
+            ("terminated", np.bool_, (len(self),)),
+            ("truncated", np.bool_, (len(self),)),
+        ):
+            value = getattr(self, name)
+            if value.dtype != dtype or value.shape != shape:
+                raise ValueError(f"{name} must be {np.dtype(dtype)} {list(shape)}, got {value.dtype} {list(value.shape)}")
+        if self.actions.ndim not in (1, 2) or len(self.actions) != len(self):
+            raise ValueError(f"actions must be [{len(self)}] or [{len(self)}, A], got {list(self.actions.shape)}")
+        for name in ("poses", "rewards", "actions"):
+            value = getattr(self, name)
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name} must be finite, got {value[~np.isfinite(value)].flat[0]} among them")
+        for segment in self.meta.segments:
+            if segment.first >= len(self):
+                raise ValueError(f"segment {segment.name!r} begins at frame {segment.first}, after the last of {len(self)}")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def steps(self) -> int:
+        """Actions taken: one fewer than frames."""
+        return len(self) - 1
+
+    @property
+    def return_first(self) -> int | None:
+        """First frame of the way back: frames before it are exploration. None if the walker did not walk a loop."""
+        return return_first(self.meta)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What can be known of an episode without reading its frames."""
+
+    meta: Metadata
+    length: int  # frames
+    frame_shape: tuple[int, int, int]  # H, W, 3
+
+    @property
+    def steps(self) -> int:
+        return self.length - 1
+
+
+def return_first(meta: Metadata) -> int | None:
+    """First frame of the segment that leads back to the start, if there is one."""
+    return next((segment.first for segment in meta.segments if segment.name == RETURN), None)
+
+
+def save_episode(path: Path | str, episode: Episode) -> None:
+    """Write the episode; the file appears whole or not at all."""
+    path = Path(path)
+    arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in ARRAYS}
+    write_atomically(path, save(arrays, metadata={HEADER_KEY: episode.meta.to_json()}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put bytes in a file that appears whole or not at all: a temporary file beside it, flushed to the disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp hides its files from other users
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = f"{len(content) / 1e6:.1f} MB"
+            raise OSError(error.errno, f"no space left to write {path} ({need}); earlier files are unharmed") from error
+        raise
+
+
+def read_header(path: Path | str) -> Header:
+    """Metadata and length of an episode file; ValueError if it is not one."""
+    path = Path(path)
+    with _open(path) as file:
+        return _header(path, file)
+
+
+def load_episode(path: Path | str, first: int = 0, last: int | None = None) -> Episode:
+    """The episode in a file, or its frames `first` (included) to `last` (excluded); only those are read from the disk.
+
+    The segments of a part are counted from its own first frame.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        header = _header(path, file)
+        last = header.length if last is None else last
+        if not 0 <= first < last <= header.length:
+            raise ValueError(f"{path} has {header.length} frames, cannot read {first} to {last}")
+        arrays = {}
+        for name in ARRAYS:
+            try:
+                arrays[name] = file.get_slice(name)[first:last]
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged, cannot read {name}: {error}") from error
+    meta = replace(header.meta, segments=_cut(header.meta.segments, first, last))
+    try:
+        return Episode(meta=meta, **arrays)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a valid episode: {error}") from error
+
+
+def list_episodes(folder: Path | str) -> list[Path]:
+    """The episode files of a folder, in order; ValueError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; make one with `wmgym collect Minecraft-v0 --steps 10000 --out {folder}`")
+    paths = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} holds no episodes; collect some with `wmgym collect Minecraft-v0 --steps 10000 --out {folder}`")
+    return paths
+
+
+def describe_space(space: gym.Space) -> dict[str, Any]:
+    """A Gymnasium space as JSON-able values."""
+    kind = type(space).__name__
+    if isinstance(space, gym.spaces.Discrete):
+        return {"type": kind, "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return {"type": kind, "nvec": space.nvec.tolist()}
+    if isinstance(space, gym.spaces.Box):
+        bounds = {"low": _bound(space.low), "high": _bound(space.high)}
+        return {"type": kind, "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+    if isinstance(space, gym.spaces.Dict):
+        return {"type": kind, "spaces": {key: describe_space(part) for key, part in space.spaces.items()}}
+    return {"type": kind, "repr": repr(space)}
+
+
+def _bound(values: np.ndarray) -> Any:
+    """A bound as one number where it is the same everywhere; infinities as text, which JSON can hold."""
+    flat = [float(v) if np.isfinite(v) else str(v) for v in values.reshape(-1)]
+    return flat[0] if len(set(flat)) == 1 else flat
+
+
+def _floats(values: list[float] | None) -> Any:
+    return None if values is None else tuple(float(v) for v in values)
+
+
+def _cut(segments: tuple[Segment, ...], first: int, last: int) -> tuple[Segment, ...]:
+    ends = [segment.first for segment in segments[1:]] + [last]
+    kept = [(s, end) for s, end in zip(segments, ends) if end > first and s.first < last]
+    return tuple(replace(s, first=max(0, s.first - first)) for s, _ in kept)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return safe_open(str(path), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file (cut short or another format?): {error}") from error
+
+
+def _header(path: Path, file: Any) -> Header:
+    text: str | None = (file.metadata() or {}).get(HEADER_KEY)
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file, but not an episode: its header has no {HEADER_KEY!r}")
+    missing = sorted(set(ARRAYS) - set(file.keys()))
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    try:
+        meta = Metadata.from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} has metadata that this version cannot read: {error}") from error
+    shape = file.get_slice("frames").get_shape()
+    if len(shape) != 4:
+        raise ValueError(f"{path} has frames of shape {shape}, expected [T, H, W, 3]")
+    return Header(meta, shape[0], (shape[1], shape[2], shape[3]))
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """JSON text for `args.json` and `result.json`."""
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
