@@ -163,7 +163,7 @@ def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, 
         observation, info = env.reset(seed=seed, options={"start": start})
     walker = make_walker(walker_name, env, rng)
     space = env.action_space
-    idle = np.zeros(space.shape, space.dtype)  # type: ignore[arg-type]
+    idle = np.zeros(space.shape or (), space.dtype)
     rows: list[tuple[Any, ...]] = [(_frame(observation), idle, info["pose"], 0.0, False, False)]
     while not (rows[-1][4] or rows[-1][5]) and (len(rows) <= length or not walker.open_ended):
         action = walker.act(info["pose"])
@@ -371,5 +371,10 @@ def _begin_worker() -> None:
     """One core for each process, and none outlives the process that started it."""
     numba.set_num_threads(1)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -109,7 +109,7 @@ class Flood:
 
 
 @njit(cache=True)
-def _search(solid, start, goal, reach):  # type: ignore[no-untyped-def]
+def _search(solid, start, goal, reach):
     """A* from one flat index to another (`goal` -1: Dijkstra over everything within `reach`) -> costs and parents, flat."""
     X, Y, Z = solid.shape
     cost = np.full(X * Y * Z, np.inf, np.float32)
@@ -186,5 +186,5 @@ def _search(solid, start, goal, reach):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _stand(solid, x, y, z):  # type: ignore[no-untyped-def]
+def _stand(solid, x, y, z):
     return 0 < z < solid.shape[2] - 1 and solid[x, y, z - 1] and not solid[x, y, z] and not solid[x, y, z + 1]

@@ -300,7 +300,7 @@ def _walk(
             continue
         at, recent = 0, [walker.pose[:3].copy()]
         while True:
-            if math.dist(walker.pose[:2], spot[:2]) < arrival and abs(walker.pose[2] - spot[2]) < 2:
+            if math.dist(walker.pose[:2], spot[:2]) < arrival and _above(walker, spot):
                 return True
             if walker.actions >= max_steps:
                 raise WalkFailed(f"longer than {max_steps} steps")
@@ -317,6 +317,14 @@ def _walk(
                     yield from _shake(walker)
                     break
     return False
+
+
+def _above(walker: Walker, spot: np.ndarray) -> bool:
+    """Whether one stands (or floats, or falls) over a spot, and not on another floor."""
+    if abs(walker.pose[2] - spot[2]) < 1.5:
+        return True
+    cell = _region(walker, 2, 10).cell_of(walker.pose)
+    return cell is not None and abs(cell[2] - spot[2]) < 1.5
 
 
 def _plan(walker: Walker, goal: Cell) -> list[np.ndarray] | None:
