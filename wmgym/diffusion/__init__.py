@@ -1,0 +1,1 @@
+"""Noise and how to remove it. Knows nothing of video."""

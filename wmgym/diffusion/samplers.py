@@ -1,0 +1,37 @@
+"""Samplers: each is `(velocity, x, levels) -> x`, a loop over a function with everything else bound before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from wmgym.diffusion.flow import Velocity
+
+Sampler = Callable[[Velocity, Tensor, Sequence[float]], Tensor]
+
+
+def euler(velocity: Velocity, x: Tensor, levels: Sequence[float]) -> Tensor:
+    """First order: one evaluation per step."""
+    for level, following in zip(levels, levels[1:], strict=False):
+        x = x + (following - level) * velocity(x, x.new_full((len(x),), level))
+    return x
+
+
+def heun(velocity: Velocity, x: Tensor, levels: Sequence[float]) -> Tensor:
+    """Second order: two evaluations per step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
+    for level, following in zip(levels, levels[1:], strict=False):
+        slope = velocity(x, x.new_full((len(x),), level))
+        ahead = x + (following - level) * slope
+        if following > 0:
+            slope = (slope + velocity(ahead, x.new_full((len(x),), following))) / 2
+        x = x + (following - level) * slope
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
+
+
+def evaluations(name: str, steps: int) -> int:
+    """Network evaluations that a sampler spends."""
+    return steps if name == "euler" else 2 * steps - 1

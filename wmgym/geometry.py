@@ -1,0 +1,70 @@
+"""Poses and egomotion. The one place where axes, units and angles are stated.
+
+A pose is float32 `[..., 5]`: x, y, z of the feet in metres (blocks in Minecraft), z up; yaw in radians, 0 along +x,
+counter-clockwise seen from above, wrapped to [-pi, pi); pitch in radians, up positive. Worlds without height or pitch leave
+those 0. An egomotion is `[..., 5]`: forward, left, up, turn, tilt, in the frame of the pose it starts from (up stays vertical).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """Angles in [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def _rotate(xy: Tensor, yaw: Tensor) -> Tensor:
+    cos, sin = yaw.cos(), yaw.sin()
+    return torch.stack([xy[..., 0] * cos - xy[..., 1] * sin, xy[..., 0] * sin + xy[..., 1] * cos], -1)
+
+
+def compose(pose: Tensor, egomotion: Tensor) -> Tensor:
+    """The pose after an egomotion; pitch stays within [-pi/2, pi/2] (one cannot look further up than up)."""
+    xy = pose[..., :2] + _rotate(egomotion[..., :2], pose[..., 3])
+    z = pose[..., 2] + egomotion[..., 2]
+    yaw = wrap_angle(pose[..., 3] + egomotion[..., 3])
+    pitch = (pose[..., 4] + egomotion[..., 4]).clamp(-math.pi / 2, math.pi / 2)
+    return torch.cat([xy, torch.stack([z, yaw, pitch], -1)], -1)
+
+
+def relative_pose(pose: Tensor, origin: Tensor) -> Tensor:
+    """`pose` as seen from `origin`: the egomotion that leads from origin to pose. Broadcasts. Inverse of `compose`."""
+    xy = _rotate(pose[..., :2] - origin[..., :2], -origin[..., 3].expand(pose.shape[:-1]))
+    z = pose[..., 2] - origin[..., 2]
+    turn = wrap_angle(pose[..., 3] - origin[..., 3])
+    tilt = pose[..., 4] - origin[..., 4]
+    return torch.cat([xy, torch.stack([z, turn, tilt], -1)], -1)
+
+
+def view_direction(pose: Tensor) -> Tensor:
+    """Unit vector of the view: [..., 5] -> [..., 3] (WorldPack, section 4.2)."""
+    yaw, pitch = pose[..., 3], pose[..., 4]
+    return torch.stack([pitch.cos() * yaw.cos(), pitch.cos() * yaw.sin(), pitch.sin()], -1)
+
+
+def token_rays(relative: Tensor, pitch: Tensor, height: int, width: int, field_of_view: float) -> Tensor:
+    """Where the tokens of a frame look, in the yaw frame of a reference pose.
+
+    relative: [B, n, 5], each frame's pose seen from the reference pose (`relative_pose`); pitch: [B], the reference's own pitch.
+    Frames are cut into height x width tokens; field_of_view is vertical, in radians; pixels are square.
+    Returns [B, n, height * width, 6]: unit direction of the token's centre (forward, left, up) and the eye's offset
+    (forward, left, up; metres). Two tokens that see the same distant thing have the same direction.
+    """
+    tan = math.tan(field_of_view / 2)
+    rows = (1 - 2 * (torch.arange(height, device=relative.device) + 0.5) / height) * tan
+    columns = (1 - 2 * (torch.arange(width, device=relative.device) + 0.5) / width) * tan * width / height
+    up, left = torch.meshgrid(rows, columns, indexing="ij")
+    up, left = up.flatten(), left.flatten()  # [N]; the camera looks along forward = 1
+    tilt = (pitch[:, None] + relative[..., 4])[..., None]  # [B, n, 1]: each frame's absolute pitch
+    forward = tilt.cos() - tilt.sin() * up
+    vertical = tilt.sin() + tilt.cos() * up
+    turn = relative[..., 3, None]
+    direction = torch.stack([forward * turn.cos() - left * turn.sin(), forward * turn.sin() + left * turn.cos(), vertical], -1)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    eye = relative[..., None, :3].expand_as(direction)
+    return torch.cat([direction, eye], -1)

@@ -1,0 +1,1 @@
+"""Networks with weights. They know nothing of diffusion or memory."""
