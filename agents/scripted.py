@@ -40,12 +40,12 @@ Moves = Generator[int, None, None]
 class ExplorerConfig:
     """How often the explorer does what. Chances are per errand: a walk somewhere and what is done there."""
 
-    reach: float = 14.0  # blocks walked on an errand, at most
-    returns: float = 0.45  # chance that an errand leads back to a place and heading of before
-    turn_about: float = 0.35  # chance to look around at the end: turn some way, often back again
-    tilt: float = 0.35  # chance to look up or down for a while
-    sidestep: float = 0.25  # chance of some strafing or stepping back
-    restless: float = 0.03  # chance per step of a jump or a pause while walking
+    reach: float = 16.0  # blocks walked on an errand, at most
+    returns: float = 0.6  # chance that an errand leads back to a place and heading of before
+    turn_about: float = 0.25  # chance to look around at the end: turn some way, often back again
+    tilt: float = 0.5  # chance to look up or down for a while
+    sidestep: float = 0.6  # chance of some strafing or stepping back
+    restless: float = 0.05  # chance per step of a jump or a pause while walking
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def test_the_explorer_sees_places_again() -> None:
     far = np.abs(np.subtract.outer(np.arange(len(poses)), np.arange(len(poses)))) >= 4
     near = np.hypot(*(poses[:, None, :2] - poses[None, :, :2]).transpose(2, 0, 1)) < 1.5
     same = np.cos(poses[:, None, 3] - poses[None, :, 3]) > math.cos(math.radians(20))
-    assert (far & near & same).any(0).mean() > 0.3  # of all views, those seen again (or before) at another time
+    assert (far & near & same).any(0).mean() > 0.2  # of all views, those seen again (or before) at another time
 
 
 def test_the_same_generator_gives_the_same_walk() -> None:
