@@ -1,0 +1,62 @@
+"""Episodes as latents in one block of memory: what training draws its batches from.
+
+All frames are encoded once, before training. Episodes lie side by side, padded to the longest, so that a training example's whole
+past is a row of the block and nothing is copied to look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wmgym.data.episode import load_episode
+
+
+@dataclass(frozen=True)
+class Latents:
+    """E episodes of up to T frames. Frame t is what was seen after action t."""
+
+    latents: Tensor  # float16 [E, T, C, h, w]
+    poses: Tensor  # float32 [E, T, 5]
+    actions: Tensor  # int64 [E, T]
+    lengths: Tensor  # int64 [E]
+
+    def draw(self, rng: np.random.Generator, size: int, chunk: int = 1) -> tuple[Tensor, Tensor]:
+        """Episode rows [size] and first target frames [size], every frame with a past being equally likely."""
+        room = (self.lengths - chunk).clamp(min=0).numpy()
+        ends = np.cumsum(room)
+        if ends[-1] < 1:
+            raise ValueError(f"no episode is longer than {chunk} frames: nothing to learn from")
+        flat = rng.integers(ends[-1], size=size)
+        rows = np.searchsorted(ends, flat, side="right")
+        first = flat - (ends[rows] - room[rows]) + 1
+        return torch.from_numpy(rows), torch.from_numpy(first)
+
+    def to(self, device: torch.device | str) -> Latents:
+        return Latents(self.latents.to(device), self.poses.to(device), self.actions.to(device), self.lengths)
+
+
+def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, progress: bool = True) -> Latents:
+    """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w]."""
+    latents, poses, actions = [], [], []
+    for path in tqdm(paths, desc="encode", unit="episode", disable=not progress):
+        episode = load_episode(path)
+        if episode.frames.shape[1:3] != (frame_size, frame_size):
+            raise ValueError(f"{path}: frames are {episode.frames.shape[1]} x {episode.frames.shape[2]}, the model wants {frame_size} x {frame_size}")
+        if episode.actions.ndim != 1:
+            raise ValueError(f"{path}: actions have shape {episode.actions.shape}, discrete ones have one axis")
+        latents.append(encoder(torch.from_numpy(episode.frames)).half().cpu())
+        poses.append(torch.from_numpy(episode.poses))
+        actions.append(torch.from_numpy(episode.actions.astype(np.int64)))
+    lengths = torch.tensor([len(p) for p in poses])
+    return Latents(_pad(latents), _pad(poses), _pad(actions), lengths)
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,0 +1,348 @@
+"""`wmgym train worldpack`: autoencoder, then latents, then CDiT and motion head, in one resumable command.
+
+    episodes --> autoencoder --> latents of every frame, once --> CDiT on all four memory modes + motion head --> model.safetensors
+
+One set of weights is trained across the modes none, packing, retrieval and worldpack (one mode per batch), so that they can be
+compared on equal terms. The batches' contexts come from the same memory code that dreams use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wmgym import rng
+from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
+from wmgym.core import Clip
+from wmgym.data.episode import list_episodes, load_episode, write_atomically as write_bytes
+from wmgym.data.latents import Latents, encode
+from wmgym.memory.bank import recorded
+from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
+from wmgym.systems.worldpack import build, memory_of, preset
+from wmgym.train.loop import Draw, LoopConfig, fit
+from wmgym.tree import Shared
+from wmgym.world_model import Batch, WorldModel
+
+HELD_OUT = 50  # one episode in so many is kept for measuring
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Fit a WorldPack world model on a folder of episodes."""
+
+    data: tuple[Path, ...]
+    """Folders of episodes (wmgym collect)."""
+    out: Path
+    """Folder for the run. If it holds one, that run is resumed."""
+    size: str = "TINY"
+    """Size of the network: TINY, S, B, L or XL."""
+    world: str = "minecraft"
+    """Whose kinematics."""
+    steps: int = 20_000
+    """Training steps of the network."""
+    batch: int = 64
+    """Examples per step."""
+    autoencoder_steps: int = 4_000
+    """Training steps of the autoencoder."""
+    autoencoder_batch: int = 32
+    """Frames per step of the autoencoder."""
+    autoencoder: str | None = None
+    """Take the autoencoder of this checkpoint (name or path) instead of training one."""
+    latent_channels: int = 12
+    """Channels of the latents."""
+    pixels: bool = False
+    """Fold pixels into patches instead of learning an autoencoder."""
+    init: str | None = None
+    """Start from the weights of this checkpoint (same shape)."""
+    modes: str = "none:2,packing:2,retrieval:3,worldpack:4"
+    """Memory modes and how often each is trained."""
+    matrix_rate: float = 2e-2
+    """Learning rate of Muon, on the blocks' matrices."""
+    rate: float = 1e-3
+    """Learning rate of AdamW, on the rest."""
+    decay: float = 0.4
+    """Share of the steps over which the learning rates fall to zero."""
+    context_noise: float = 0.1
+    """Noise on context latents, so that the dream bears its own errors."""
+    ema: float = 0.999
+    """Decay of the weights' moving average."""
+    save_every: int = 500
+    """Steps between saves."""
+    seed: int = 0
+    """Of weights, batches and noise."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    compile: bool = False
+    """Compile the network (slow to start, faster steps)."""
+    max_frames: int = field(default=1_000_000)
+    """Read at most so many frames."""
+
+    def mode_weights(self) -> dict[str, float]:
+        pairs = dict(item.split(":") for item in self.modes.split(","))
+        return {k: float(v) for k, v in pairs.items()}
+
+
+def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
+    """Train or resume; the figures of the end."""
+    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
+    torch.manual_seed(args.seed)
+    paths = [path for folder in args.data for path in list_episodes(folder)]
+    held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
+    training = training or held_out  # a single episode is both: enough for a test of the machinery
+    args.out.mkdir(parents=True, exist_ok=True)
+    _claim(args)
+    writer = _writer(args.out)
+    frame_size = load_episode(held_out[0], 0, 1).frames.shape[1]
+    coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
+    config = preset(args.size, args.world, coder_config)
+    model = build(config, device)
+    _warm_start(model, args)
+    if not args.pixels and args.autoencoder is None:
+        _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
+    data = _latents(model.autoencoder, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
+    figures = _fit_net(model, config, data, held_out, args, device, writer, progress)
+    notes = {"command": f"wmgym train worldpack {_words(args)}", "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
+    save(args.out / "model.safetensors", model, config, notes=notes)
+    report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
+    write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
+    return report
+
+
+# -- autoencoder ----------------------------------------------------------------------------------------------------------------------
+
+
+def _fit_autoencoder(model: Autoencoder, paths: list[Path], args: TrainArgs, device: torch.device, writer: Any, progress: bool) -> None:
+    """Fit the autoencoder, unless `out/autoencoder.safetensors` is there."""
+    done = args.out / "autoencoder.safetensors"
+    if done.exists():
+        model.load_state_dict({k: v.to(device) for k, v in read_file(done)[0].items()})
+        return
+    frames = _frames(paths, args.max_frames, every=3)
+    latent_shape = model.config.latent_shape
+    model.train()
+
+    def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        batch = torch.from_numpy(frames[np.sort(draw.numpy.integers(len(frames), size=args.autoencoder_batch))]).to(device)
+        noise = 0.05 * torch.randn((len(batch), *latent_shape), generator=draw.torch, device=device)
+        with half_precision(device):
+            total, squared = model.loss(batch, noise)
+        return {"total": total, "psnr": -10 * (squared.detach() / 4).log10()}, {"frames": batch}
+
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    config = LoopConfig(args.autoencoder_steps, warmup=100, decay=0.5, seed=args.seed, save_every=1000)
+    fit(model, {"adam": optimiser}, losses, config, args.out, name="autoencoder", device=device, writer=writer, progress=progress)
+    write_atomically(done, model.state_dict(), {"format": FORMAT})
+
+
+def _frames(paths: list[Path], most: int, every: int) -> np.ndarray:
+    """Every n-th frame of the episodes: neighbours are alike, and memory is finite."""
+    parts, count = [], 0
+    for path in paths:
+        parts.append(load_episode(path).frames[::every])
+        count += len(parts[-1])
+        if count >= most:
+            break
+    return np.concatenate(parts)
+
+
+# -- latents --------------------------------------------------------------------------------------------------------------------------
+
+
+def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.device, progress: bool, *, normalise: bool) -> Latents:
+    """Latents of all training frames, and with `normalise` the autoencoder's statistics from them. Kept in a file for the next start."""
+    if cache.exists():
+        tensors, _ = read_file(cache)
+        model.mean.copy_(tensors.pop("mean"))
+        model.std.copy_(tensors.pop("std"))
+        return Latents(**tensors)
+    if normalise:
+        model.mean.zero_()
+        model.std.fill_(1)
+
+    @torch.inference_mode()
+    def encoder(frames: Tensor) -> Tensor:
+        with half_precision(device):
+            return torch.cat([model.encode(part.to(device)).float() for part in frames.split(256)])
+
+    model.eval()
+    data = encode(paths, encoder, model.config.frame_size, progress=progress)
+    if normalise:
+        there = torch.arange(data.latents.shape[1]) < data.lengths[:, None]
+        sample = data.latents[there][::7].float()
+        mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1e-3)
+        model.mean.copy_(mean)
+        model.std.copy_(std)
+        for episode in data.latents:  # in place: the block may be most of the memory
+            episode.copy_((episode.float() - mean[:, None, None]) / std[:, None, None])
+    tensors = {"latents": data.latents, "poses": data.poses, "actions": data.actions, "lengths": data.lengths}
+    write_atomically(cache, tensors | {"mean": model.mean, "std": model.std}, {"format": FORMAT})
+    return data
+
+
+# -- network --------------------------------------------------------------------------------------------------------------------------
+
+
+def draw_batch(data: Latents, draw: Draw, size: int) -> Batch:
+    """Examples with their whole past as a memory; the mode decides what of it is read."""
+    rows, first = data.draw(draw.numpy, size)
+    rows, first = rows.to(data.latents.device), first.to(data.latents.device)
+    time = torch.arange(data.latents.shape[1], device=rows.device)
+    times = torch.where(time < first[:, None], time, -1)
+    memory = recorded(Shared(data.latents, rows), data.poses[rows], times)
+    before, target = first - 1, first[:, None]
+    return Batch(
+        (memory,),
+        data.latents[rows, before],
+        data.poses[rows, before],
+        data.actions[rows[:, None], target],
+        data.latents[rows[:, None], target],
+        data.poses[rows[:, None], target],
+        target,
+    )
+
+
+def _fit_net(model: WorldModel, config: Any, data: Latents, held_out: list[Path], args: TrainArgs, device: torch.device, writer: Any, progress: bool) -> dict[str, float]:
+    weights = args.mode_weights()
+    memories = {mode: (memory_of(config, mode, device),) for mode in weights}
+    odds = np.array(list(weights.values())) / sum(weights.values())
+    data = data.to(device) if device.type == "cuda" else data
+    trained = nn.ModuleDict({"net": model.net, "motion_head": model.motion_head})
+    matrices = [p for p in model.net.blocks.parameters() if p.ndim == 2 and min(p.shape) > 16]
+    ids = {id(p) for p in matrices}
+    optimisers: dict[str, torch.optim.Optimizer] = {
+        "muon": torch.optim.Muon(matrices, lr=args.matrix_rate, weight_decay=0.01),
+        "adam": torch.optim.AdamW([p for p in trained.parameters() if id(p) not in ids], args.rate, betas=(0.9, 0.95), weight_decay=0.0),
+    }
+    compute = torch.compile(model.net.denoise) if args.compile else None
+    if compute is not None:
+        model.net.denoise = compute  # type: ignore[method-assign]
+    model.train()
+
+    def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
+        batch = draw_batch(data, draw, args.batch)
+        model.memories = memories[mode]
+        with half_precision(device):
+            parts = model.loss(batch, draw.torch, args.context_noise)
+        return {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
+
+    watch = _Watch(model, config, held_out, memories, device, args.out, writer)
+    loop = LoopConfig(args.steps, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
+    fit(trained, optimisers, losses, loop, args.out, name="net", device=device, on_save=watch, writer=writer, progress=progress)
+    model.memories = (memory_of(config, device=device),)
+    model.eval()
+    return watch(args.steps, trained)
+
+
+class _Watch:
+    """Held-out episodes, dreamed at every save: next frames with the true past, and the last third of each on the dream's own."""
+
+    FRAMES = 96
+
+    def __init__(self, model: WorldModel, config: Any, paths: list[Path], memories: dict[str, Any], device: torch.device, out: Path, writer: Any) -> None:
+        self.model, self.config, self.memories, self.device, self.out, self.writer = model, config, memories, device, out, writer
+        episodes = [load_episode(p) for p in paths[:12]]
+        self.episodes = [e for e in episodes if len(e) >= self.FRAMES] or episodes[:1]
+
+    def __call__(self, step: int, trained: nn.Module) -> dict[str, float]:
+        model = self.model
+        was = model.memories
+        model.eval()
+        frames = min(self.FRAMES, *(len(e) for e in self.episodes)) if len(self.episodes) > 1 else min(self.FRAMES, len(self.episodes[0]))
+        split = frames - frames // 4
+        part = slice(len(self.episodes[0]) * 0, frames)
+        clip = Clip(*(torch.from_numpy(np.stack([getattr(e, name)[part] for e in self.episodes])).to(self.device) for name in ("frames", "actions", "poses")), torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device))
+        seen = Clip(clip.frames[:, :split], clip.actions[:, :split], clip.poses[:, :split], clip.valid[:, :split])
+        figures = {}
+        films = [clip.frames[:, split:]]
+        keys = rng.make_keys(list(range(len(self.episodes))), self.device)
+        for mode, memories in self.memories.items():
+            model.memories = memories
+            state = model.start(seen, keys)
+            dreamed = []
+            for t in range(split, frames):
+                state, shown = model.step(state, clip.actions[:, t : t + 1])
+                dreamed.append(shown.pixels[:, 0])
+            film = torch.stack(dreamed, 1)
+            films.append(film)
+            figures[f"{mode}_next"] = _psnr(film[:, 0], clip.frames[:, split])
+            figures[f"{mode}_dream"] = _psnr(film, clip.frames[:, split:])
+        figures["autoencoder"] = _psnr(to_uint8(model.autoencoder.decode(model.encode(clip.frames[:, split:]))), clip.frames[:, split:])
+        figures["copy"] = _psnr(clip.frames[:, split - 1 : split].expand_as(clip.frames[:, split:]), clip.frames[:, split:])
+        self._show(step, films)
+        model.memories = was
+        model.train()
+        return figures
+
+    def _show(self, step: int, films: list[Tensor]) -> None:
+        """Truth above the modes, as a strip and a film."""
+        import cv2
+
+        strip = torch.cat([torch.cat(list(film[0, ::3]), 1) for film in films], 0).cpu().numpy()
+        (self.out / "samples").mkdir(exist_ok=True)
+        cv2.imwrite(str(self.out / "samples" / f"{step:06d}.png"), strip[..., ::-1])
+        if self.writer is not None:
+            video = torch.cat(films, 2)[:4].movedim(-1, 2)  # [N, T, 3, H * rows, W]
+            self.writer.add_video("truth above dreams", video.cpu(), step, fps=5)
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over frames of the peak signal-to-noise ratio in dB."""
+    error = (a.float() - b.float()).square().flatten(-3).mean(-1).clamp(min=1e-3)
+    return float((10 * (255**2 / error).log10()).mean())
+
+
+# -- helpers --------------------------------------------------------------------------------------------------------------------------
+
+
+def half_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+
+
+def _warm_start(model: WorldModel, args: TrainArgs) -> None:
+    source = args.init or args.autoencoder
+    if source is None:
+        return
+    other = load(resolve(source))[0]
+    part: Callable[[WorldModel], nn.Module] = (lambda m: m) if args.init else (lambda m: m.autoencoder)
+    try:
+        part(model).load_state_dict(part(other).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{source} has other shapes than this model: {' '.join(str(error).split())[:200]}") from error
+
+
+def _claim(args: TrainArgs) -> None:
+    """Write args.json; a folder that holds another run is refused. `steps` may grow."""
+    file = args.out / "args.json"
+    now = json.loads(json.dumps(asdict(args), default=str))
+    free = {"steps", "decay", "device", "save_every", "compile", "out"}
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = sorted(k for k in now if k not in free and now[k] != before.get(k))
+        if changed:
+            raise ValueError(f"{args.out} holds a run with {changed[0]}={before.get(changed[0])!r}, asked for {now[changed[0]]!r}; choose another --out")
+    write_bytes(file, json.dumps(now, indent=2).encode())
+
+
+def _writer(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out))
+
+
+def _words(args: TrainArgs) -> str:
+    default = {f: TrainArgs.__dataclass_fields__[f].default for f in TrainArgs.__dataclass_fields__}
+    changed = {k: v for k, v in vars(args).items() if v != default[k]}
+    return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())

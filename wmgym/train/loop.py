@@ -1,0 +1,176 @@
+"""The one training loop: gradient clipping, EMA, TensorBoard, and a resume that continues bit for bit.
+
+Nothing random outlives a step: step n draws its batch and its noise from (seed, n). So the state is the weights, their moving
+average, the optimisers' tensors and the step's number, and a killed run continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wmgym.checkpoint import FORMAT, read_file, write_atomically
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int
+    warmup: int = 200
+    decay: float = 0.4  # share of the steps over which the learning rate falls to zero
+    clip: float = 1.0  # norm of the gradient
+    ema: float = 0.999
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be positive, got {self.steps}")
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates: warm-up, plateau, linear decay."""
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return min(1.0, (step + 1) / self.warmup, falling)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one step."""
+
+    numpy: np.random.Generator
+    torch: torch.Generator
+
+
+Losses = dict[str, Tensor]
+Step = Callable[[Draw], tuple[Losses, dict[str, Tensor]]]  # -> losses ("total" is minimised), and the batch in case it is bad
+
+
+def draw(seed: int, step: int, device: torch.device | str) -> Draw:
+    """Generators that depend on (seed, step) alone."""
+    sequence = np.random.SeedSequence([seed, step])
+    generator = torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return Draw(np.random.default_rng(sequence), generator)
+
+
+class Average:
+    """Exponential moving average of a module's parameters; it warms up, so that early weights are soon forgotten."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {k: v.detach().clone() for k, v in module.named_parameters()}
+
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.parameters.values()), [p.detach() for p in module.parameters()], 1 - decay)
+
+    def copy_to(self, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(self.parameters[name])
+
+
+def fit(
+    module: nn.Module,
+    optimisers: dict[str, torch.optim.Optimizer],
+    step_losses: Step,
+    config: LoopConfig,
+    out: Path,
+    *,
+    name: str,
+    device: torch.device | str = "cpu",
+    on_save: Callable[[int, nn.Module], dict[str, float]] | None = None,
+    writer: Any = None,
+    progress: bool = True,
+) -> Average:
+    """Minimise, from `out/NAME-state.safetensors` if it is there. Returns the averaged weights.
+
+    on_save(step, module with averaged weights) is called at each save and returns figures to log.
+    """
+    average = Average(module, config.ema)
+    state_file = out / f"{name}-state.safetensors"
+    step = _restore(state_file, module, average, optimisers) if state_file.exists() else 0
+    base = {key: [group["lr"] for group in o.param_groups] for key, o in optimisers.items()}
+    recent: dict[str, float] = {}
+    began, first = time.perf_counter(), step
+    with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
+        while step < config.steps:
+            losses, batch = step_losses(draw(config.seed, step, device))
+            total = losses["total"]
+            if not math.isfinite(float(total)):
+                bad = out / f"{name}-bad-batch.safetensors"
+                write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
+                raise ValueError(f"the loss became {float(total)} at step {step}; the batch is in {bad}, the last good state in {state_file}")
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            rate = config.rate(step)
+            for key, optimiser in optimisers.items():
+                for group, lr in zip(optimiser.param_groups, base[key], strict=True):
+                    group["lr"] = lr * rate
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            average.update(module, step)
+            for key, value in {**losses, "gradient_norm": norm}.items():
+                recent[key] = float(value) if key not in recent else 0.98 * recent[key] + 0.02 * float(value)
+            step += 1
+            bar.update()
+            if step % config.log_every == 0:
+                bar.set_postfix({k: f"{v:.4f}" for k, v in recent.items()})
+                _log(out, writer, name, step, {**recent, "rate": rate, "steps_per_second": (step - first) / (time.perf_counter() - began)})
+            if step % config.save_every == 0 or step == config.steps:
+                _save(state_file, module, average, optimisers, base, step)
+                if on_save:
+                    own = {k: v.detach().clone() for k, v in module.named_parameters()}
+                    average.copy_to(module)
+                    _log(out, writer, f"{name}-held-out", step, on_save(step, module))
+                    with torch.no_grad():
+                        for k, v in module.named_parameters():
+                            v.copy_(own[k])
+    average.copy_to(module)
+    return average
+
+
+def _log(out: Path, writer: Any, name: str, step: int, figures: dict[str, float]) -> None:
+    with open(out / "log.jsonl", "a") as file:
+        file.write(json.dumps({"what": name, "step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+    if writer is not None:
+        for key, value in figures.items():
+            writer.add_scalar(f"{name}/{key}", value, step)
+
+
+def _save(path: Path, module: nn.Module, average: Average, optimisers: dict[str, torch.optim.Optimizer], base: dict[str, list[float]], step: int) -> None:
+    tensors = {f"module/{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+    tensors |= {f"average/{k}": v.contiguous() for k, v in average.parameters.items()}
+    for key, optimiser in optimisers.items():
+        for index, entries in optimiser.state_dict()["state"].items():
+            for entry, value in entries.items():
+                tensors[f"optimiser/{key}/{index}/{entry}"] = torch.as_tensor(value).clone().contiguous()
+    write_atomically(path, tensors, {"format": FORMAT, "step": str(step), "rates": json.dumps(base)})
+
+
+def _restore(path: Path, module: nn.Module, average: Average, optimisers: dict[str, torch.optim.Optimizer]) -> int:
+    tensors, header = read_file(path)
+    own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to another model: {' '.join(str(error).split())[:200]}") from error
+    for k, v in average.parameters.items():
+        v.copy_(tensors[f"average/{k}"])
+    for key, optimiser in optimisers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        prefix = f"optimiser/{key}/"
+        for k, v in tensors.items():
+            if k.startswith(prefix):
+                index, entry = k.removeprefix(prefix).split("/")
+                state.setdefault(int(index), {})[entry] = v
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(header["step"])
