@@ -153,3 +153,11 @@ def test_unsuitable_walkers_are_named() -> None:
         make_walker("runner", env, np.random.default_rng(0))
     with pytest.raises(ValueError, match="ten actions"):
         make_walker("explorer", gym.make("CartPole-v1"), np.random.default_rng(0))
+
+
+def test_a_loop_in_minecraft() -> None:
+    episode = record(gym.make("Minecraft-v0", task="free"), "loop-ABCA-15", 100_000_000, np.random.default_rng(0), 0)
+    assert episode.meta.outcome == "done" and episode.frames.shape[1:] == (64, 64, 3)
+    assert math.dist(episode.poses[-1, :2], episode.poses[0, :2]) < 1
+    back = episode.return_first
+    assert back is not None and math.dist(episode.poses[back - 1, :2], episode.poses[0, :2]) > 3  # C lies elsewhere
