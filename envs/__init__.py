@@ -1,1 +1,1 @@
-"""Ground-truth worlds: the simulators that the world models imagine."""
+"""Ground-truth environments: the worlds that the dreams are compared with."""

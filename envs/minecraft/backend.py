@@ -1,0 +1,73 @@
+"""The one interface behind `Minecraft-v0`, and the engines that satisfy it.
+
+An engine runs one world at a time. Poses are float32 [5] as everywhere (x, y, z of the feet in blocks, z up, yaw, pitch); boxes are
+in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions are numbered as wmgym.tasks.MINECRAFT_ACTIONS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pose = NDArray[np.float32]
+
+
+class Backend(Protocol):
+    field_of_view: float  # vertical, radians
+    bounds: tuple[tuple[int, int, int], tuple[int, int, int]]  # the world: lowest cell, and one past the highest
+
+    def reset(self, seed: int, start: Pose | None) -> Pose:
+        """Open the world of `seed` and stand on `start`, or on a place of the engine's choice. ValueError if nobody can stand there."""
+        ...
+
+    def step(self, action: int) -> Pose: ...
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        """What the eyes see: [height, width, 3]."""
+        ...
+
+    def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
+        """Which cells of the box from `low` up to, not including, `high` stop a body: [X, Y, Z]. Outside of the world all do."""
+        ...
+
+    def reachable(self, x: float, y: float) -> bool:
+        """Whether a walker may be expected to get to this place, on open ground."""
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """All of the running state, as numbers and arrays; `load` continues from it bit for bit."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> Pose: ...
+
+    def close(self) -> None: ...
+
+
+BACKENDS = {"voxel": "wmgym.envs.minecraft.voxel.engine:VoxelBackend"}
+_PLANNED = ("prismarine", "minerl", "server")
+
+
+def make_backend(name: str) -> Backend:
+    """The engine called `name`."""
+    if name in _PLANNED:
+        raise ValueError(f"backend {name!r} is not in this version; available: {', '.join(map(repr, BACKENDS))}")
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; available: {', '.join(map(repr, BACKENDS))}")
+    module, _, cls = BACKENDS[name].partition(":")
+    return getattr(import_module(module), cls)()
+
+
+def check_pose(name: str, value: Any, lengths: tuple[int, ...] = (5,)) -> Pose:
+    """`value` as float32; ValueError unless it is a finite row of an allowed length."""
+    try:
+        pose = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pose of {' or '.join(map(str, lengths))} numbers, got {value!r}") from None
+    if pose.ndim != 1 or len(pose) not in lengths:
+        raise ValueError(f"{name} must be a pose of {' or '.join(map(str, lengths))} numbers, got shape {pose.shape}")
+    if not np.isfinite(pose).all():
+        raise ValueError(f"{name} must be finite, got {pose.tolist()}")
+    return pose

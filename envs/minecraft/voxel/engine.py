@@ -1,0 +1,104 @@
+"""The voxel world as a Minecraft engine (see ../backend.py): one body in the world of one seed."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmgym.envs.minecraft.backend import Pose, check_pose
+from wmgym.envs.minecraft.voxel import physics, render
+from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
+from wmgym.envs.minecraft.voxel.textures import atlas
+from wmgym.envs.minecraft.voxel.world import DEPTH, WIDTH, VoxelWorld, generate
+
+
+@lru_cache(maxsize=8)
+def world_of(seed: int) -> VoxelWorld:
+    """The world of a seed; the last few are kept (12 MB each), so that going back to one is quick."""
+    return generate(seed)
+
+
+def start_of(world: VoxelWorld, seed: int) -> Pose:
+    """Where a body begins in a world: on dry open ground, mostly near buildings, looking along one of 24 directions."""
+    rng = np.random.default_rng([seed, 0x57A7])
+    x, y, z = world.starts[rng.integers(max(1, int(0.7 * len(world.starts))))]
+    yaw = (rng.integers(24) - 12) * math.pi / 12
+    return np.array([x + 0.5, y + 0.5, z, yaw, 0], np.float32)
+
+
+def check_start(world: VoxelWorld, start: Any) -> Pose:
+    """A start pose that a body fits on, or ValueError."""
+    pose = check_pose("start", start)
+    x, y, z = (float(v) for v in pose[:3])
+    if not (0 <= x < WIDTH and 0 <= y < WIDTH and 0 <= z < DEPTH):
+        raise ValueError(f"start must lie within the world, (0, 0, 0) to ({WIDTH}, {WIDTH}, {DEPTH}), got {(x, y, z)}")
+    if physics.blocked(world.grid, x, y, z):
+        raise ValueError(f"start must leave room for a body 0.6 wide and 1.8 high, but there is a block at {(x, y, z)}")
+    if abs(pose[4]) > math.pi / 2 + 1e-6:
+        raise ValueError(f"start must have a pitch within [-pi/2, pi/2], got {float(pose[4])}")
+    return pose
+
+
+def pose_of(body: NDArray[np.float64]) -> Pose:
+    """Bodies [..., 7] -> poses [..., 5]; rounding to float32 must not carry a yaw up to pi, which is written -pi."""
+    pose = body[..., :5].astype(np.float32)
+    pose[..., 3] = np.where(pose[..., 3] >= np.float32(math.pi), np.float32(-math.pi), pose[..., 3])
+    return pose
+
+
+class VoxelBackend:
+    field_of_view = render.FIELD_OF_VIEW
+    bounds = ((0, 0, 0), (WIDTH, WIDTH, DEPTH))
+
+    def __init__(self) -> None:
+        self._seed = -1
+        self._world: VoxelWorld | None = None
+        self._body = np.zeros(7)
+
+    def reset(self, seed: int, start: Pose | None) -> Pose:
+        world = world_of(seed)
+        pose = start_of(world, seed) if start is None else check_start(world, start)
+        self._seed, self._world, self._body = seed, world, physics.body_at(pose)
+        return pose_of(self._body)
+
+    def step(self, action: int) -> Pose:
+        physics.step(self.world.grid, self._body, action)
+        return pose_of(self._body)
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        frame = np.empty((height, width, 3), np.uint8)
+        x, y, z, yaw, pitch = self._body[:5]
+        render.draw(self.world.grid, self.world.above, self.world.light, atlas(), x, y, z + physics.EYES, yaw, pitch, frame)
+        return frame
+
+    def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
+        low, high = np.asarray(low, int), np.asarray(high, int)
+        box = np.ones(np.maximum(high - low, 0), np.bool_)
+        first, last = np.clip(low, 0, (WIDTH, WIDTH, DEPTH)), np.clip(high, 0, (WIDTH, WIDTH, DEPTH))
+        if (last > first).all():
+            cells = self.world.grid[tuple(slice(a, b) for a, b in zip(first, last))]
+            box[tuple(slice(a, b) for a, b in zip(first - low, last - low))] = (cells < AIR) & (cells != WATER)
+        return box
+
+    def reachable(self, x: float, y: float) -> bool:
+        return 0 <= x < WIDTH and 0 <= y < WIDTH and bool(self.world.walkable[int(x), int(y)])
+
+    def save(self) -> dict[str, Any]:
+        return {"seed": self._seed, "body": self._body.copy()}
+
+    def load(self, state: dict[str, Any]) -> Pose:
+        self._seed, self._world, self._body = state["seed"], world_of(state["seed"]), np.array(state["body"], np.float64)
+        return pose_of(self._body)
+
+    def close(self) -> None:
+        self._world = None
+
+    @property
+    def world(self) -> VoxelWorld:
+        if self._world is None:
+            raise RuntimeError("the engine has no world before reset")
+        return self._world

@@ -1,0 +1,161 @@
+"""What an agent is asked to do, and what it gets for it: plain functions that the ground truth and the dream share.
+
+Poses and goals are float32 rows `[..., 5]` (x, y, z of the feet in blocks, yaw and pitch in radians; axes as in geometry.py); any
+number of leading axes, one row per lane. Only array operators are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+# Minecraft: one step is 0.2 s; turning and looking is by 15 degrees
+MINECRAFT_ACTIONS = ("noop", "forward", "back", "strafe left", "strafe right", "forward + jump", "turn left", "turn right", "look up", "look down")
+
+NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
+FREE_HORIZON = 10_000
+ARRIVAL_DISTANCE = 2.0  # blocks, horizontally
+ARRIVAL_REWARD = 100.0
+
+
+def horizontal_distance(pose: Floats, goal: Floats) -> Floats:
+    """Blocks from pose to goal, height left out: [...]."""
+    return np.hypot(goal[..., 0] - pose[..., 0], goal[..., 1] - pose[..., 1])
+
+
+def compass(pose: Floats, goal: Floats) -> Floats:
+    """Cosine and sine of the goal's bearing, seen from where the pose looks: (1, 0) is straight ahead, (0, 1) to the left. [..., 2]"""
+    angle = np.arctan2(goal[..., 1] - pose[..., 1], goal[..., 0] - pose[..., 0]) - pose[..., 3]
+    return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32).clip(-1, 1)
+
+
+def navigate_arrived(pose: Floats, goal: Floats) -> NDArray[np.bool_]:
+    """Whether the goal is reached: [...]."""
+    return horizontal_distance(pose, goal) <= ARRIVAL_DISTANCE
+
+
+def navigate_reward(before: Floats, after: Floats, goal: Floats) -> Floats:
+    """Blocks gained towards the goal by one step from `before` to `after`, and a bonus on arrival: [...]."""
+    gained = horizontal_distance(before, goal) - horizontal_distance(after, goal)
+    return gained + np.float32(ARRIVAL_REWARD) * navigate_arrived(after, goal)
+
+
+def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: float = 32.0) -> Floats:
+    """A goal in any direction, `low` to `high` blocks from a pose [5], at its height: float32 [5]. Its yaw looks on from the pose."""
+    bearing = rng.uniform(-np.pi, np.pi)
+    distance = rng.uniform(low, high)
+    return np.array([pose[0] + distance * np.cos(bearing), pose[1] + distance * np.sin(bearing), pose[2], bearing, 0], np.float32)
+
+
+# ---- tasks and settings as values: what the shells of a dream are told ----
+
+
+class Task(Protocol):
+    """What an agent is asked to do. Any leading axes; frames may be arrays or tensors and are passed on as they are."""
+
+    name: str
+    horizon: int  # frames after which an episode is cut off, unless it is told otherwise
+    needs_goal: bool
+
+    def observation_space(self, frame: spaces.Box) -> spaces.Space:
+        """What the agent is shown, given the space of one frame."""
+        ...
+
+    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
+        """Observations [N, ...] in that space."""
+        ...
+
+    def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
+        """A goal for an episode that begins at a pose [5] and was given none."""
+        ...
+
+    def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
+        """What the frames from `before` to `after` earn: [...]."""
+        ...
+
+    def done(self, poses: Floats, goals: Floats) -> NDArray[np.bool_]:
+        """Whether the task is over at these poses: [...]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Navigate:
+    """Get to a place; a compass points to it."""
+
+    name: str = "navigate"
+    horizon: int = NAVIGATE_HORIZON
+    needs_goal: bool = True
+
+    def observation_space(self, frame: spaces.Box) -> spaces.Space:
+        return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32))
+
+    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
+        return {"pov": frames, "compass": compass(poses, goals)}
+
+    def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
+        return sample_goal(rng, pose)
+
+    def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
+        return navigate_reward(before, after, goals)
+
+    def done(self, poses: Floats, goals: Floats) -> NDArray[np.bool_]:
+        return navigate_arrived(poses, goals)
+
+
+@dataclass(frozen=True)
+class Free:
+    """Nothing is asked; a world with a reward head adds its own rewards and ends."""
+
+    name: str = "free"
+    horizon: int = FREE_HORIZON
+    needs_goal: bool = False
+
+    def observation_space(self, frame: spaces.Box) -> spaces.Space:
+        return frame
+
+    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
+        return frames
+
+    def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
+        return None
+
+    def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
+        return np.zeros(after.shape[:-1], np.float32)
+
+    def done(self, poses: Floats, goals: Floats) -> NDArray[np.bool_]:
+        return np.zeros(poses.shape[:-1], bool)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is fixed by where an env plays, in truth and in dream."""
+
+    name: str
+    frame_actions: spaces.Space  # what one frame is told
+    actions: tuple[str, ...] = ()  # what each action does, in words
+    keys: dict[Any, int] = field(default_factory=dict)  # for `gymnasium.utils.play`
+    tasks: dict[str, Task] = field(default_factory=lambda: {"free": Free()})  # the first is the default
+    opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
+    fps: float = 10
+
+
+MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
+LOOK_AROUND = (MINECRAFT_ACTIONS.index("turn left"),) * 24  # once all the way round, by 15 degrees
+
+SETTINGS = {
+    "minecraft": Setting(
+        "minecraft",
+        spaces.Discrete(len(MINECRAFT_ACTIONS)),
+        MINECRAFT_ACTIONS,
+        MINECRAFT_KEYS,
+        {"navigate": Navigate(), "free": Free()},
+        LOOK_AROUND,
+        fps=5,
+    )
+}
