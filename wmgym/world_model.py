@@ -223,7 +223,7 @@ class WorldModel(nn.Module):
         bound = self.net.bind(condition(query, batch.actions, egomotion), replace(context, frames=noisy))
         velocity = bound(corrupt(data, noise, level), level).float()
         flow = (velocity - target_velocity(data, noise)).square().mean()
-        pairs = torch.cat([batch.before[:, None], batch.latents], 1).float()
+        pairs = torch.cat([batch.before[:, None].float(), batch.latents.float()], 1)
         return {"flow": flow, "motion": self._motion_loss(batch, egomotion, pairs + context_noise * normal(pairs.shape))}
 
     def _motion_loss(self, batch: Batch, egomotion: Tensor, pairs: Tensor) -> Tensor:

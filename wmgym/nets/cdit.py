@@ -122,15 +122,17 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
+        self.norm = nn.RMSNorm(width // heads, eps=1e-6, elementwise_affine=False)
+        self.sharpness = nn.Parameter(torch.ones(heads, 1))  # of each head: normalised queries and keys cannot set it
 
     def queries(self, x: Tensor) -> Tensor:
-        return self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))
+        q = self.norm(self.query(x).unflatten(-1, (self.heads, -1)))
+        return q * self.sharpness.to(q.dtype)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [..., N, D] -> keys (not rotated) and values [..., N, heads, d]."""
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        return self.key_norm(k), v
+        return self.norm(k), v
 
 
 class Block(nn.Module):
