@@ -37,13 +37,16 @@ class Row:
 
 
 def dream(id: str, world: World, twin: str | None, **kwargs: Any) -> Row:
-    return Row(id, world, DREAM, DREAM_VECTOR, kwargs, twin)
+    """A row for an imagined id; its twin is also a keyword, since the dream walks it for its opening."""
+    return Row(id, world, DREAM, DREAM_VECTOR, {**kwargs, "twin": twin}, twin)
 
+
+IN_MINECRAFT = {"setting": "minecraft", "context": "live"}
 
 TABLE = (
-    Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft:MinecraftEnv", "wmgym.envs.minecraft:MinecraftVectorEnv"),
-    dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack"),
-    dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none"),
+    Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft.env:MinecraftEnv", "wmgym.envs.minecraft.vector_env:MinecraftVectorEnv"),
+    dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack", **IN_MINECRAFT),
+    dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
 )
 
 

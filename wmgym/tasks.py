@@ -59,9 +59,16 @@ def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: 
 class Task(Protocol):
     """What an agent is asked to do. Any leading axes; frames may be arrays or tensors and are passed on as they are."""
 
-    name: str
-    horizon: int  # frames after which an episode is cut off, unless it is told otherwise
-    needs_goal: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def horizon(self) -> int:
+        """Frames after which an episode is cut off, unless it is told otherwise."""
+        ...
+
+    @property
+    def needs_goal(self) -> bool: ...
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         """What the agent is shown, given the space of one frame."""

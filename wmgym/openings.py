@@ -1,0 +1,175 @@
+"""What an episode opens with: the frames that a dream has seen before its first step, and where they come from.
+
+`LiveOpenings` walks the ground truth; `ClipOpenings` draws from clips that are at hand. Both give the same opening for the
+same seed, and a ground truth can walk either, so that a twin begins where its dream begins (`twins.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+CONTEXT_KEYS = ("frames", "actions", "poses")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One lane's opening: frame t is what was seen *after* action t; the episode goes on from the last frame."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    actions: np.ndarray  # int64 [T], or float32 [T, A]
+    poses: np.ndarray  # float32 [T, 5]
+    goal: np.ndarray | None = None  # pose [5], or a goal frame uint8 [H, W, 3]
+    seed: int | None = None  # with which the ground truth begins there, if it is known
+
+
+class Openings(Protocol):
+    """Where openings come from when `reset` is given none."""
+
+    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
+        """One opening; `seed` is what `reset` was given, if it was."""
+        ...
+
+    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
+        """What the ground truth must do to open as `draw` does: its seed, and the actions after its reset."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held."""
+        ...
+
+
+def frame_of(observation: Any) -> np.ndarray:
+    """The frame in an observation of a ground truth."""
+    return observation["pov"] if isinstance(observation, Mapping) else observation
+
+
+def walk(
+    env: gym.Env, actions: Sequence[Any], *, seed: int | None, options: dict[str, Any] | None = None
+) -> tuple[Opening, Any, dict[str, Any]]:
+    """Reset a ground truth and take `actions` in it: what was seen, and the last observation and info."""
+    observation, info = env.reset(seed=seed, options=options)
+    frames, poses = [frame_of(observation)], [info["pose"]]
+    for action in actions:
+        observation, _, _, _, info = env.step(action)
+        frames.append(frame_of(observation))
+        poses.append(info["pose"])
+    taken = np.stack([np.zeros_like(actions[0]), *actions]) if len(actions) else np.zeros(1, np.int64)
+    return Opening(np.stack(frames), taken, np.stack(poses), info.get("goal"), seed), observation, info
+
+
+class LiveOpenings:
+    """The ground truth is walked for each opening. It is made when first needed and kept until `close`."""
+
+    def __init__(self, twin: str, actions: Sequence[int], **kwargs: Any) -> None:
+        self._twin, self._kwargs = twin, kwargs
+        self._actions = [np.int64(a) for a in actions]
+        self._env: gym.Env | None = None
+
+    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
+        seed, actions = self.plan(rng, seed)
+        if self._env is None:
+            self._env = gym.make(self._twin, disable_env_checker=True, **self._kwargs)
+        return walk(self._env, actions, seed=seed)[0]
+
+    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
+        return int(rng.integers(2**31)) if seed is None else seed, self._actions
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+class ClipOpenings:
+    """One of several clips, drawn anew for each episode."""
+
+    def __init__(self, clips: Sequence[Opening]) -> None:
+        if not clips:
+            raise ValueError("no opening clips were given")
+        self._clips = list(clips)
+
+    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
+        return self._clips[int(rng.integers(len(self._clips)))]
+
+    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
+        clip = self.draw(rng, seed)
+        if clip.seed is None:
+            raise ValueError("this opening does not say with which seed the ground truth begins there")
+        return clip.seed, list(clip.actions[1:])
+
+    def close(self) -> None:
+        pass
+
+
+def read_clips(path: Path) -> ClipOpenings:
+    """Shipped openings: safetensors with frames [K, T, H, W, 3], actions [K, T], poses [K, T, 5], goals [K, 5], seeds [K]."""
+    try:
+        arrays = load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"context='bundled' needs the opening clips {path}, which are not there; give context='live' or options") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of opening clips: {error}") from None
+    missing = [key for key in (*CONTEXT_KEYS, "goals", "seeds") if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    rows = zip(*(arrays[key] for key in (*CONTEXT_KEYS, "goals", "seeds")), strict=True)
+    return ClipOpenings([Opening(frames, actions, poses, goal, int(seed)) for frames, actions, poses, goal, seed in rows])
+
+
+def check_context(context: Any, frame_shape: tuple[int, ...], action_space: gym.Space, name: str = "context") -> Opening:
+    """An opening from what a user gave; `action_space` is that of one frame. Whatever is wrong raises `ValueError`."""
+    if not isinstance(context, Mapping) or not all(key in context for key in CONTEXT_KEYS):
+        has = sorted(context) if isinstance(context, Mapping) else type(context).__name__
+        raise ValueError(f"{name} must be a dict with frames, actions and poses, got {has}")
+    frames = np.asarray(context["frames"])
+    actions, poses = np.asarray(context["actions"]), np.asarray(context["poses"])
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != tuple(frame_shape):
+        raise ValueError(f"{name} frames must be uint8 [T, {', '.join(map(str, frame_shape))}], got {frames.dtype} {list(frames.shape)}")
+    if len(frames) == 0:
+        raise ValueError(f"{name} must hold at least one frame")
+    if poses.shape != (len(frames), 5):
+        raise ValueError(f"{name} poses must be float32 [{len(frames)}, 5] for {len(frames)} frames, got {list(poses.shape)}")
+    if poses.dtype.kind not in "fiu" or not np.isfinite(poses).all():
+        raise ValueError(f"{name} poses must be finite numbers")
+    return Opening(frames, _check_actions(actions, len(frames), action_space, name), poses.astype(np.float32))
+
+
+def _check_actions(actions: np.ndarray, length: int, space: gym.Space, name: str) -> np.ndarray:
+    if isinstance(space, gym.spaces.Discrete):
+        if actions.shape != (length,) or actions.dtype.kind not in "iu":
+            raise ValueError(f"{name} actions must be integers [{length}] for {length} frames, got {actions.dtype} {list(actions.shape)}")
+        if actions.min() < 0 or actions.max() >= space.n:
+            raise ValueError(f"{name} actions must lie in [0, {space.n}), got {actions.min()} to {actions.max()}")
+        return actions.astype(np.int64)
+    assert isinstance(space, gym.spaces.Box)
+    if actions.shape != (length, *space.shape) or actions.dtype.kind not in "fiu":
+        shape = [length, *space.shape]
+        raise ValueError(f"{name} actions must be floats {shape} for {length} frames, got {actions.dtype} {list(actions.shape)}")
+    if not np.isfinite(actions).all():
+        raise ValueError(f"{name} actions must be finite numbers")
+    return actions.astype(np.float32)
+
+
+def check_goal(goal: Any, pose: np.ndarray, frame_shape: tuple[int, ...]) -> np.ndarray:
+    """A goal pose [5] from x, y or a whole pose; or a goal frame, as it is.
+
+    What x, y leave open is as at the start: the height of `pose`, level, looking along +x.
+    """
+    array = np.asarray(goal)
+    if array.ndim == 3:
+        if array.dtype != np.uint8 or array.shape != tuple(frame_shape):
+            raise ValueError(f"a goal frame must be uint8 {list(frame_shape)}, got {array.dtype} {list(array.shape)}")
+        return array
+    if array.shape not in ((2,), (5,)) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise ValueError(f"goal must be a finite pose of 2 or 5 numbers, or a frame, got {goal!r}")
+    out = np.array([0, 0, pose[2], 0, 0], np.float32)
+    out[: len(array)] = array
+    return out
