@@ -1,0 +1,97 @@
+"""Metrics against what can be computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wmgym.metrics import image
+from wmgym.metrics.statistics import bootstrap_interval, paired_difference
+
+
+def grey(*levels: int) -> torch.Tensor:
+    return torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 16, 20, 3).contiguous()
+
+
+def test_psnr_of_a_constant_error_is_its_closed_form() -> None:
+    found = image.psnr(grey(10, 100, 7), grey(13, 90, 7))
+    assert found[0].item() == pytest.approx(20 * math.log10(255 / 3), rel=1e-6)
+    assert found[1].item() == pytest.approx(20 * math.log10(255 / 10), rel=1e-6)
+    assert math.isinf(found[2])
+
+
+def test_psnr_averages_the_squared_error_of_a_frame() -> None:
+    frame, truth = grey(50), grey(50)
+    frame[0, :4] = 60  # a quarter of the rows is off by 10
+    assert image.psnr(frame, truth).item() == pytest.approx(20 * math.log10(255 / 5), rel=1e-6)
+
+
+def test_ssim_of_flat_frames_is_its_luminance_term() -> None:
+    a, b, c1 = 80.0, 120.0, (0.01 * 255) ** 2
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    found = image.ssim(grey(80, 33), grey(120, 33))
+    assert found[0].item() == pytest.approx(expected, rel=1e-4)
+    assert found[1].item() == pytest.approx(1, abs=1e-6)
+
+
+def test_ssim_of_a_negative_is_negative() -> None:
+    noise = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert (image.ssim(255 - noise, noise) < -0.5).all()
+
+
+@pytest.mark.parametrize("measure", [image.psnr, image.ssim])
+def test_frames_do_not_affect_each_other(measure) -> None:
+    frames = torch.randint(0, 256, (6, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    one_by_one = torch.cat([measure(frames[i : i + 1], frames[5:]) for i in range(5)])
+    assert torch.allclose(measure(frames[:5], frames[5:].expand(5, -1, -1, -1)), one_by_one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("measure", [image.psnr, image.ssim])
+def test_wrong_frames_are_named(measure) -> None:
+    good = grey(1, 2)
+    for bad, text in ((good.float(), "float32"), (good[0], r"\[16, 20, 3\]"), (good[:1], "one shape"), (good[:0], "N > 0")):
+        with pytest.raises(ValueError, match=text):
+            measure(bad, good)
+
+
+def test_lpips_never_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert not image.lpips_available()
+    with pytest.raises((ImportError, ValueError), match="LPIPS needs"):
+        image.lpips(grey(1), grey(1))
+
+
+def test_the_interval_of_a_mean_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert found == bootstrap_interval(values) and found != bootstrap_interval(values, seed=1)
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(3)
+    trials = [bootstrap_interval(rng.normal(0, 1, 40), confidence=0.8, samples=500) for _ in range(400)]
+    assert np.mean([t.low <= 0 <= t.high for t in trials]) == pytest.approx(0.8, abs=0.06)
+
+
+def test_equal_values_leave_no_doubt_and_one_value_leaves_all() -> None:
+    assert (bootstrap_interval([2.0] * 5).low, bootstrap_interval([2.0] * 5).high) == (2, 2)
+    assert math.isnan(bootstrap_interval([2.0]).low)
+
+
+def test_pairs_cancel_what_both_share() -> None:
+    shared = np.random.default_rng(0).normal(0, 100, 30)
+    found = paired_difference(shared + 1.5, shared)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    with pytest.raises(ValueError, match="3 and 2"):
+        paired_difference([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_what_has_no_mean_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_interval(values)

@@ -1,0 +1,1 @@
+"""How good a dream is: per-frame image metrics and honest intervals."""
