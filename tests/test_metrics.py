@@ -55,6 +55,20 @@ def test_wrong_frames_are_named(measure) -> None:
             measure(bad, good)
 
 
+def test_torchmetrics_agrees() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.randint(0, 256, (4, 8, 6, 3), generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    scale = torch.tensor([0, 3, 20, 90])[:, None, None, None]
+    frames = (truth + scale * torch.randn(truth.shape, generator=generator)).clamp(0, 255)
+    a, b = frames.to(torch.uint8), truth.to(torch.uint8)
+    a_planes, b_planes = a.movedim(-1, 1).double(), b.movedim(-1, 1).double()
+    theirs = functional.structural_similarity_index_measure(a_planes, b_planes, data_range=255.0, reduction="none")
+    assert torch.allclose(image.ssim(a, b).double(), theirs, atol=1e-6)
+    theirs = functional.peak_signal_noise_ratio(a_planes, b_planes, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    assert torch.allclose(image.psnr(a, b).double(), theirs, rtol=1e-6)
+
+
 def test_lpips_never_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert not image.lpips_available()
