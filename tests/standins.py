@@ -181,3 +181,17 @@ def vector(num_envs: int, world: StandInWorld | None = None, **keywords: Any) ->
 def _defaults(keywords: dict[str, Any]) -> dict[str, Any]:
     live = {} if "context" in keywords else {"twin": TRUTH}
     return {"task": "navigate", "setting": "minecraft", **live, **keywords}
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal to the last bit, all the way down."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)) or (isinstance(a, np.ndarray) and a.dtype == object):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        np.testing.assert_array_equal(a, b)

@@ -192,6 +192,7 @@ class Shell:
             opening = self.check_context(options["context"])
         elif self.openings is not None:
             opening = self.openings.draw(generator, seed)
+            self.check_context(vars(opening), "the opening's")
         else:
             raise ValueError("this env has nothing to open with: give reset(options={'context': {frames, actions, poses}})")
         if options.get("goal") is not None:
@@ -280,7 +281,11 @@ class Shell:
 
     def decode(self, actions: Any, lanes: int) -> Tensor:
         """One action of the env per lane -> what the world is told: int64 [N, F] or float32 [N, F, A]."""
-        given = actions if isinstance(actions, Tensor) else torch.from_numpy(np.asarray(actions))
+        if not isinstance(actions, Tensor):
+            actions = np.asarray(actions)
+            if actions.dtype.kind not in "biuf":
+                raise ValueError(f"actions must be numbers, got {actions!r}")
+        given = torch.as_tensor(actions)
         space, size = self.frame_actions, self.frame_actions.shape or ()
         held = self.chunk == 1 or self.hold_action
         shape = (lanes, *size) if held else (lanes, self.chunk, *size)

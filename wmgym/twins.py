@@ -29,13 +29,13 @@ def twin(id: str, **keywords: Any) -> tuple[gym.Env, gym.Env]:
     module, _, name = id.rpartition(":")
     if module:
         importlib.import_module(module)
-    truth_id = keywords.get("twin", gym.spec(name).kwargs.get("twin"))
+    known = gym.spec(name).kwargs
+    truth_id = keywords.get("twin", known.get("twin"))
     if truth_id is None:
         raise ValueError(f"{id} has no twin: it is a ground truth itself, or there is none of its world")
     for_truth = {key: keywords.pop(key) for key in TRUTH_ONLY if key in keywords}
-    for_walk = {key: value for key, value in for_truth.items() if key != "render_size"}
-    if for_walk:
-        keywords["twin_kwargs"] = for_walk
+    for_truth = {**known.get("twin_kwargs", {}), **keywords.get("twin_kwargs", {}), **for_truth}
+    keywords["twin_kwargs"] = {key: value for key, value in for_truth.items() if key != "render_size"}
     imagined = gym.make(name, **keywords)
     dream = imagined.unwrapped
     assert isinstance(dream, WorldModelEnv)
