@@ -61,7 +61,8 @@ def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uniform numbers in (0, 1), float32 [B, *shape]."""
     n = math.prod(shape)
     words = bits(keys, -(-n // 2)).flatten(1)[:, :n]
-    return ((words >> 8).float() + 0.5).mul_(2.0**-24).view(-1, *shape)
+    # the largest word rounds to 1 in float32, which is outside
+    return ((words >> 8).float() + 0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
 
 
 def noise(keys: Tensor, shape: tuple[int, ...]) -> Tensor:

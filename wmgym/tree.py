@@ -106,7 +106,7 @@ def where(mask: Tensor, new: T, old: T) -> T:
 def _where_shared(mask: Tensor, new: Shared, old: Shared) -> Shared:
     if new.data is old.data:
         return Shared(old.data, torch.where(mask, new.rows, old.rows))
-    if len(old.data) == len(mask):  # nothing is shared between lanes: keep the store at one row per lane
+    if len(old.data) + len(new.data) > len(mask):  # joined stores would be larger than one row per lane
         rows = old.dense() if not _is_identity(old.rows) else old.data
         shape = (-1, *[1] * (rows.ndim - 1))
         return Shared.own(torch.where(mask.view(shape), new.dense(), rows))
