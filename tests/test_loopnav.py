@@ -1,0 +1,224 @@
+"""The protocol, on worlds whose answers are known: one that dreams the truth, and one with noise and memory that is exact in each lane."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from standins import StandInWorld, draw, to_pixels
+from torch import Tensor
+
+from wmgym.benchmarks import loopnav, loopnav_table
+from wmgym.benchmarks.loopnav import BEST_PSNR, Course, Settings
+from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames
+from wmgym.core import Frames, WorldState
+from wmgym.data.episode import Episode, Metadata, Segment, save_episode
+from wmgym.geometry import compose
+from wmgym.kinematics import MINECRAFT
+
+SIZE = 16
+COURSE = Course("ABA", 5)
+
+
+class Oracle(StandInWorld):
+    """Dreams what the truth shows."""
+
+    def step(self, state: WorldState, actions: Tensor) -> tuple[WorldState, Frames]:
+        state, shown = super().step(state, actions)
+        return state, replace(shown, pixels=to_pixels(draw(shown.poses, SIZE)))
+
+
+def episode(out: int, back: int, seed: int = 0, wait: int = 3) -> Episode:
+    """Walk and turn for `out` steps, undo it for `back`, stand still for `wait`: frames are a plain function of the pose."""
+    rng = np.random.default_rng(seed)
+    actions = np.concatenate([[0], rng.choice([1, 3, 6], out), rng.choice([2, 4, 7], back), np.zeros(wait, int)])
+    pose = torch.tensor([[*rng.uniform(-2, 2, 2), 0, 0.3, 0]], dtype=torch.float32)
+    poses = []
+    for action in actions:
+        pose = compose(pose, MINECRAFT.motion(torch.tensor([action])))
+        poses.append(pose)
+    path = torch.cat(poses)
+    none = np.zeros(len(actions))
+    segments = (Segment("look", 0), Segment("return", out + 1), *([Segment("end", out + 1 + back)] if wait else []))
+    meta = Metadata("Fake-v0", seed, "loop-ABA-5", segments=segments)
+    frames = to_pixels(draw(path, SIZE)).numpy()
+    return Episode(frames, actions, path.numpy(), none.astype(np.float32), none > 0, none > 0, meta)
+
+
+def loops(count: int = 4) -> list[Loop]:
+    return [loop_of(episode(4 + 3 * i, 9 - 2 * i, seed=i)) for i in range(count)]
+
+
+def same(a: Dream, b: Dream) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "poses", "recalled"))
+
+
+# -- courses and loops --
+
+
+def test_terminal_frames_are_a_quarter_of_the_papers_rounded_up() -> None:
+    assert [course.terminal for course in loopnav.courses(("ABA",))] == [6, 8, 16, 26]
+    assert Course("turn", None).terminal is None
+
+
+def test_courses_are_tasks_times_ranges() -> None:
+    names = [course.name for course in loopnav.courses(("turn", "ABCA"), (5, 30))]
+    assert names == ["turn", "ABCA-5", "ABCA-30"]
+    for tasks, ranges in ((("ABBA",), (5,)), (("ABA",), (7,))):
+        with pytest.raises(ValueError, match=r"ABBA|7"):
+            loopnav.courses(tasks, ranges)
+
+
+def test_a_loop_is_cut_where_the_way_back_begins_and_where_it_ends() -> None:
+    walk = episode(out=5, back=3, wait=4)
+    loop = loop_of(walk)
+    assert (loop.split, loop.leg, len(walk)) == (6, 3, 13)
+    assert loop_of(episode(out=5, back=3, wait=0)).leg == 3
+    with pytest.raises(ValueError, match="is no loop"):
+        loop_of(replace(walk, meta=replace(walk.meta, segments=(Segment("explore", 0),))))
+
+
+def test_loops_are_found_by_walker_in_a_folder_and_below(tmp_path: Path) -> None:
+    save_episode(tmp_path / "a.safetensors", episode(4, 3))
+    save_episode(tmp_path / "more" / "b.safetensors", episode(4, 5, seed=1))
+    failed = episode(4, 3)
+    save_episode(tmp_path / "c.safetensors", replace(failed, meta=replace(failed.meta, outcome="aborted: stuck")))
+    found = loopnav.find_loops(tmp_path, [COURSE], 2)[COURSE]
+    assert [loop.leg for loop in loopnav.read_loops(found)] == [3, 5]
+    with pytest.raises(ValueError, match="2 loops of ABA-5, 3 are asked for"):
+        loopnav.find_loops(tmp_path, [COURSE], 3)
+
+
+# -- dreaming --
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_lanes_and_single_loops_agree(chunk: int) -> None:
+    world = StandInWorld(SIZE, chunk)
+    walks, seeds = loops(), [10, 11, 12, 13]
+    alone = [dream_legs(world, [loop], [seed])[0] for loop, seed in zip(walks, seeds, strict=True)]
+    assert [len(dream.frames) for dream in alone] == [loop.leg for loop in walks]
+    for lanes in (2, 3, 32):
+        assert all(map(same, dream_legs(world, walks, seeds, lanes), alone))
+    assert not same(dream_legs(world, walks[:1], [99])[0], alone[0])
+
+
+def test_lanes_share_a_forward() -> None:
+    world = StandInWorld(SIZE)
+    dream_legs(world, loops(), [0] * 4)
+    assert world.steps == max(loop.leg for loop in loops())
+
+
+def test_next_frames_are_made_from_true_history() -> None:
+    """Each agrees with a dream that begins right there, for a world whose frame depends on noise and all that was seen."""
+    world, walks = StandInWorld(SIZE, noise=0), loops()
+    singles = next_frames(world, walks, [0] * 4, every=2)
+    for loop, single in zip(walks, singles, strict=True):
+        assert single.steps.tolist() == list(range(0, loop.leg, 2))
+        for step, frame in zip(single.steps, single.frames, strict=True):
+            begun = replace(loop, split=loop.split + int(step))
+            assert np.array_equal(dream_legs(world, [begun], [0])[0].frames[0], frame)
+
+
+# -- judging --
+
+
+def cells_of(world: StandInWorld) -> dict[str, dict[str, Any]]:
+    cells = {"worldpack": loopnav.world_cell(world, COURSE, "worldpack", loops(), Settings())[0]}
+    for mode in loopnav.BASELINES:
+        cells[mode] = loopnav.baseline_cell(COURSE, mode, loops(), Settings(), lambda frames: frames)
+    return {f"{COURSE.name} {mode}": cell for mode, cell in cells.items()}
+
+
+def test_the_truth_scores_best_on_the_whole_leg() -> None:
+    cells = cells_of(Oracle(SIZE))
+    for mode in ("worldpack", "ceiling"):
+        for row in cells[f"ABA-5 {mode}"]["loops"]:
+            assert row["steps"]["psnr"] == [BEST_PSNR] * row["leg"]
+            assert row["steps"]["ssim"] == pytest.approx([1] * row["leg"])
+            assert set(row["next"]["psnr"]) == {BEST_PSNR}
+    for row in cells["ABA-5 worldpack"]["loops"]:
+        assert row["steps"]["drift"] == pytest.approx([0] * row["leg"], abs=1e-5)
+    table = loopnav_table.summarise(cells, [COURSE], ["worldpack"])
+    top = next(row for row in table["cells"] if row["mode"] == "worldpack")
+    assert (top["psnr"], top["psnr_low"], top["terminal_psnr"], top["loops"], top["terminal_frames"]) == (60, 60, 60, 4, 6)
+
+
+def test_copying_is_its_closed_form() -> None:
+    for loop, row in zip(loops(), cells_of(Oracle(SIZE))["ABA-5 copy"]["loops"], strict=True):
+        frames = loop.frames.astype(np.float64)
+        held = 10 * np.log10(255**2 / np.square(frames[loop.split :] - frames[loop.split - 1]).mean((1, 2, 3)))
+        assert row["steps"]["psnr"] == pytest.approx(np.minimum(held, BEST_PSNR), abs=1e-3)
+        with np.errstate(divide="ignore"):
+            before = 10 * np.log10(255**2 / np.square(frames[loop.split :] - frames[loop.split - 1 : -1]).mean((1, 2, 3)))
+        assert row["next"]["psnr"] == pytest.approx(np.minimum(before, BEST_PSNR)[::4], abs=1e-3)
+
+
+def test_drift_is_how_far_the_dreamed_path_ends_from_the_true_one() -> None:
+    loop = loops()[0]
+    poses = loop.poses[loop.split :].copy()
+    poses[-1, :2] += [3, 4]
+    assert loopnav.drift(Dream(loop.frames, poses, np.zeros((1, 0))), loop)[-1] == pytest.approx(5)
+
+
+def test_standing_still_is_told_from_moving() -> None:
+    loop = loops()[0]
+    poses = np.zeros((4, 5), np.float32)
+    poses[2:, 3] = 3.1
+    poses[3, 3] = -3.1  # a small turn across the cut at pi
+    assert loopnav.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, True]
+    poses[3, 3] = 3.1 + 1e-4 - 2 * np.pi
+    assert loopnav.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, False]
+
+
+def test_means_are_over_the_leg_and_then_over_loops() -> None:
+    rows = [{"steps": {"psnr": [10, 20]}}, {"steps": {"psnr": [30, 30, 30, 50]}}]
+    assert loopnav_table.leg_means(rows, "psnr") == [15, 35]
+    assert loopnav_table.leg_means(rows, "psnr", 1) == [20, 50]
+    assert loopnav_table.curve(rows, "psnr", share=1).tolist() == [20, 25]
+    assert loopnav_table.curve(rows, "psnr").tolist() == [20, 25, 30, 50]
+
+
+# -- the folder --
+
+
+def run(out: Path, worlds: dict[str, StandInWorld]) -> dict[str, dict[str, Any]]:
+    return loopnav.evaluate([COURSE], list(worlds), lambda _: loops(), worlds.__getitem__, lambda frames: frames, out, Settings())
+
+
+def test_a_killed_run_keeps_its_cells(tmp_path: Path) -> None:
+    first = run(tmp_path, {"none": StandInWorld(SIZE)})
+    fresh = StandInWorld(SIZE)
+    both = run(tmp_path, {"none": fresh, "worldpack": Oracle(SIZE)})
+    assert fresh.steps == 0 and both["ABA-5 none"] == first["ABA-5 none"]
+    file = loopnav.cell_file(tmp_path, COURSE, "none")
+    file.write_text(file.read_text()[:-5])  # cut short
+    assert run(tmp_path, {"none": fresh}) == first and fresh.steps > 0
+    assert json.loads(file.read_text()) == first["ABA-5 none"]
+
+
+def test_pairs_are_compared_loop_by_loop(tmp_path: Path) -> None:
+    cells = run(tmp_path, {"none": StandInWorld(SIZE), "worldpack": Oracle(SIZE)})
+    summary = loopnav_table.summarise(cells, [COURSE], ["none", "worldpack"])
+    (line,) = summary["differences"]
+    worse = loopnav_table.leg_means(cells["ABA-5 none"]["loops"], "psnr")
+    assert line["difference"] == "worldpack - none"
+    assert line["psnr"] == pytest.approx(60 - np.mean(worse)) and 0 < line["psnr_low"] <= line["psnr"] <= line["psnr_high"]
+    text = loopnav_table.markdown(summary)
+    assert "worldpack - none" in text and "60.00 [60.00, 60.00]" in text
+    assert json.loads(loopnav_table.report_json({"x": [float("nan")]})) == {"x": [None]}
+
+
+def test_strips_show_the_leg(tmp_path: Path) -> None:
+    import cv2
+
+    run(tmp_path, {"worldpack": Oracle(SIZE)})
+    truth, dream = (cv2.imread(str(loopnav.strip_file(tmp_path, COURSE, row)))[..., ::-1] for row in ("truth", "worldpack"))
+    loop = loops()[0]
+    assert np.array_equal(truth, dream) and truth.shape == (SIZE, 10 * SIZE, 3)
+    assert np.array_equal(truth[:, -SIZE:], loop.frames[-1]) and np.array_equal(truth[:, :SIZE], loop.frames[loop.split])
