@@ -238,7 +238,8 @@ def test_a_world_without_any_opening_asks_for_a_context() -> None:
 
 
 def test_a_chunk_is_its_frames_one_by_one() -> None:
-    one, three = single(StandInWorld(noise=0), task="free"), single(StandInWorld(chunk=3, noise=0), task="free", render_mode="rgb_array_list")
+    one = single(StandInWorld(noise=0), task="free")
+    three = single(StandInWorld(chunk=3, noise=0), task="free", render_mode="rgb_array_list")
     one.reset(seed=1)
     three.reset(seed=1)
     assert three.action_space == spaces.MultiDiscrete([10] * 3)

@@ -44,7 +44,8 @@ def test_a_single_env_is_recorded_frame_by_frame(tmp_path: Path) -> None:
 
 
 def test_a_list_of_a_chunks_frames_can_be_recorded_too(tmp_path: Path) -> None:
-    env = RecordVideo(single(**world(chunk=3), render_mode="rgb_array_list"), str(tmp_path / "videos"), episode_trigger=lambda episode: True)
+    made = single(**world(chunk=3), render_mode="rgb_array_list")
+    env = RecordVideo(made, str(tmp_path / "videos"), episode_trigger=lambda episode: True)
     env.reset(seed=0)
     while not env.step([6, 6, 6])[3]:
         pass

@@ -88,6 +88,25 @@ def test_same_step_lanes_are_single_envs_across_resets() -> None:
     assert ends >= 2 * LANES
 
 
+@pytest.mark.parametrize("task", ["navigate", "free"])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_it_says_all_that_gymnasiums_own_vector_env_says(mode: AutoresetMode, task: str) -> None:
+    """Observations, rewards, flags and infos with their masks, final ones included."""
+    keywords = {"task": task, "horizon": 3}
+    vec = vector(LANES, autoreset_mode=mode, **keywords)
+    theirs = gym.vector.SyncVectorEnv([lambda: single(**keywords)] * LANES, autoreset_mode=mode)
+    assert vec.observation_space == theirs.observation_space
+    assert vec.action_space == theirs.action_space
+    assert_same(vec.reset(seed=SEED), theirs.reset(seed=SEED))
+    goals = np.array([[3.0, 0], [0.0, 3], [-3.0, 0]])  # so that lanes end at different times
+    per_lane = [{"goal": goals[lane], "context": clip(1)} for lane in range(LANES)]
+    vec.reset(seed=SEED, options=per_lane)
+    for lane, env in enumerate(theirs.envs):
+        env.reset(seed=SEED + lane, options=per_lane[lane])
+    for actions in np.ones((STEPS, LANES), np.int64):
+        assert_same(vec.step(actions), theirs.step(actions))
+
+
 def test_disabled_lanes_rest_until_they_are_reset_by_mask() -> None:
     vec = vector(LANES, horizon=3, autoreset_mode="disabled")
     envs = singles(horizon=3)
@@ -103,7 +122,7 @@ def test_disabled_lanes_rest_until_they_are_reset_by_mask() -> None:
         assert not cut
     assert truncated.tolist() == [True, False, True]
 
-    seen, rewards, _, truncated, info = vec.step(plans()[3])
+    seen, _, _, truncated, info = vec.step(plans()[3])
     resting, at_rest_rewards, _, still, resting_info = vec.step(plans()[4])
     assert truncated.tolist() == still.tolist() == [True, True, True]
     assert at_rest_rewards.tolist() == [0, 0, 0]

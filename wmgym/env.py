@@ -22,7 +22,7 @@ from wmgym.vector_env import WorldModelVectorEnv, branched, check_options, check
 
 
 class WorldModelEnv(gym.Env):
-    """A dream of one world. `contract.md` in the docs says what each keyword does.
+    """A dream of one world.
 
     checkpoint     bundled name, path or hub name; or a `core.World` of your own, and then `setting`, `num_actions` or `action_space`
     setting        where it plays, which says what actions, tasks and opening there are ("minecraft")

@@ -29,7 +29,7 @@ OBS_TYPES = ("numpy", "torch")
 
 
 class WorldModelVectorEnv(VectorEnv):
-    """N dreams of one world behind Gymnasium's vector API. `contract.md` in the docs says what each keyword does.
+    """N dreams of one world behind Gymnasium's vector API.
 
     autoreset_mode  "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset)
     obs_type        "numpy", or "torch": observations are tensors that stay on the device

@@ -1,0 +1,63 @@
+"""The shells round the real world model (untrained, tiny): its memories branch, reset and travel as the stand-in's do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from standins import TRUTH, assert_same
+
+import wmgym
+from wmgym.systems import worldpack
+from wmgym.world_model import WorldModel
+
+KEYWORDS = {"setting": "minecraft", "task": "navigate", "twin": TRUTH, "twin_kwargs": {"size": 64}, "horizon": 3}
+
+
+@pytest.fixture(scope="module", params=["none", "worldpack"])
+def world(request: pytest.FixtureRequest) -> WorldModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = worldpack.build(worldpack.WorldPackConfig(memory=request.param)).eval()
+        for weight in model.parameters():
+            if not weight.detach().any():  # gates that begin at zero would hide the memory
+                torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def test_lanes_dream_what_single_envs_dream_across_resets(world: WorldModel) -> None:
+    vec: Any = wmgym.make_env(world, num_envs=2, **KEYWORDS)
+    envs: list[Any] = [wmgym.make_env(world, **KEYWORDS) for _ in range(2)]
+    vec.reset(seed=5)
+    for lane, env in enumerate(envs):
+        env.reset(seed=5 + lane)
+    over = np.zeros(2, bool)
+    for actions in ([6, 1], [7, 1], [1, 7], [0, 0], [1, 6], [2, 3]):
+        seen, _, terminated, truncated, info = vec.step(actions)
+        for lane, env in enumerate(envs):
+            alone, alone_info = env.reset() if over[lane] else env.step(actions[lane])[::4]
+            assert np.abs(seen["pov"][lane].astype(int) - alone["pov"]).max() <= 1
+            np.testing.assert_allclose(info["pose"][lane], alone_info["pose"], atol=1e-4)
+            np.testing.assert_array_equal(info["memory"]["retrieved"][lane], alone_info["memory"]["retrieved"])
+            np.testing.assert_array_equal(info["memory"]["bytes"][lane], alone_info["memory"]["bytes"])
+        over = terminated | truncated
+    assert truncated.shape == (2,)
+
+
+def test_a_state_from_disk_and_a_branch_go_on_as_the_env_does(world: WorldModel, tmp_path: Path) -> None:
+    env: Any = wmgym.make_env(world, **KEYWORDS)
+    other: Any = wmgym.make_env(world, **KEYWORDS)
+    env.reset(seed=1)
+    other.reset(seed=2)
+    env.step(6)
+    wmgym.save_state_file(env.save_state(), tmp_path / "state")
+    branches = env.branch(2)
+    expected = env.step(1)
+    other.load_state(wmgym.load_state_file(tmp_path / "state", other))
+    assert_same(other.step(1), expected)
+    futures = branches.step([1, 1])
+    for lane in range(2):
+        assert np.abs(futures[0]["pov"][lane].astype(int) - expected[0]["pov"]).max() <= 1
