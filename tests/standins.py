@@ -116,7 +116,10 @@ class StandInTruth(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
-    def __init__(self, task: str = "navigate", size: int = 16, horizon: int | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self, task: str = "navigate", backend: str = "near", size: int = 16, horizon: int | None = None, render_mode: str | None = None
+    ) -> None:
+        self.shift = {"near": 0, "far": 100}[backend]
         setting = tasks.SETTINGS["minecraft"]
         self.task, self.size, self.render_mode = setting.tasks[task], size, render_mode
         self.horizon = horizon or self.task.horizon
@@ -128,7 +131,7 @@ class StandInTruth(gym.Env):
         super().reset(seed=seed)
         self.opened += 1
         x, y, yaw = self.np_random.uniform(-3, 3, 3)
-        self.pose = np.array([x, y, 0, yaw, 0], np.float32)
+        self.pose = np.array([x + self.shift, y, 0, yaw, 0], np.float32)
         given = (options or {}).get("goal")
         self.goal = tasks.sample_goal(self.np_random, self.pose) if given is None else np.array(given, np.float32)
         self.elapsed = 0

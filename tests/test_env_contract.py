@@ -26,7 +26,7 @@ from wmgym.registration import TABLE
 
 DREAM = "StandInDream-v0"
 SIZE = 36  # the smallest that Stable-Baselines3's network for images takes
-DREAM_KEYWORDS = {"checkpoint": "standin", "setting": "minecraft", "context": "live", "twin": TRUTH, "twin_kwargs": {"size": SIZE}}
+DREAM_KEYWORDS = {"checkpoint": "standin", "setting": "minecraft", "context": "live", "twin": TRUTH}
 gym.register(DREAM, "wmgym.env:WorldModelEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv", kwargs=DREAM_KEYWORDS)
 gym.register(
     "StandInChunks-v0", "wmgym.env:WorldModelChunkEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
@@ -339,6 +339,14 @@ def test_a_twins_chunk_repeats_its_last_frame_after_an_end_as_the_dream_does() -
         np.testing.assert_array_equal(env.render(), info["frames"])
 
 
+def test_the_dream_opens_in_the_backend_that_its_twin_is_given() -> None:
+    imagined, truth = wmgym.twin(DREAM, backend="far")
+    (seen, info), (real, _) = imagined.reset(seed=3), truth.reset(seed=3)
+    assert_same(seen, real)
+    assert info["pose"][0] > 50
+    assert imagined.spec.kwargs["twin_kwargs"] == {"backend": "far"}
+
+
 def test_what_has_no_twin_says_so() -> None:
     with pytest.raises(ValueError, match="no twin"):
         wmgym.twin(TRUTH)
@@ -367,6 +375,7 @@ def test_what_has_no_twin_says_so() -> None:
         {"memory": "worldpack"},
         {"memory_budget": -1},
         {"denoise_steps": "4"},
+        {"twin_kwargs": {"size": 64}},
     ],
     ids=str,
 )

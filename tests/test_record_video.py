@@ -25,7 +25,7 @@ def frames_in(path: Path) -> list[np.ndarray]:
 
 
 def world(chunk: int = 1) -> dict[str, Any]:
-    return {"world": StandInWorld(SIZE, chunk, noise=0), "twin_kwargs": {"size": SIZE}, "task": "free", "horizon": 6}
+    return {"world": StandInWorld(SIZE, chunk, noise=0), "task": "free", "horizon": 6}
 
 
 def test_a_single_env_is_recorded_frame_by_frame(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_another_way_to_reset_is_refused() -> None:
 def test_ppo_runs_a_thousand_steps_and_counts_the_episodes() -> None:
     from stable_baselines3 import PPO
 
-    env = sb3.adapt(vector(4, StandInWorld(size=36), twin_kwargs={"size": 36}, horizon=50, autoreset_mode="same_step"))
+    env = sb3.adapt(vector(4, StandInWorld(size=36), horizon=50, autoreset_mode="same_step"))
     model = PPO("MultiInputPolicy", env, n_steps=125, batch_size=125, n_epochs=1, seed=0, device="cpu")
     model.learn(1000)
     assert model.num_timesteps == 1000

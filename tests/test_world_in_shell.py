@@ -14,7 +14,7 @@ import wmgym
 from wmgym.systems import worldpack
 from wmgym.world_model import WorldModel
 
-KEYWORDS = {"setting": "minecraft", "task": "navigate", "twin": TRUTH, "twin_kwargs": {"size": 64}, "horizon": 3}
+KEYWORDS = {"setting": "minecraft", "task": "navigate", "twin": TRUTH, "horizon": 3}
 
 
 @pytest.fixture(scope="module", params=["none", "worldpack"])

@@ -335,6 +335,10 @@ class Shell:
         info["memory"] = {name: (to_numpy(values), every) for name, values in remembered.items()}
         return info
 
+    def truth_keywords(self) -> dict[str, Any]:
+        """What a ground truth must be made with to show this world's frames; a task of one's own is unknown to it."""
+        return {"task": self.task.name if self.task.name in self.setting.tasks else "free", "size": self.world.frame_shape[0]}
+
     def close(self) -> None:
         if self.openings is not None:
             self.openings.close()
@@ -414,6 +418,9 @@ def make_shell(
         raise ValueError(f"hold_action must be True or False, got {hold_action!r}")
     if isinstance(context, str) and context not in ("live", "bundled"):
         raise ValueError(f"context must be 'live', 'bundled' or frames, got {context!r}")
+    taken = sorted({"task", "size"} & set(twin_kwargs or {}))
+    if taken:
+        raise ValueError(f"twin_kwargs must not hold {taken}: they follow from the task and the checkpoint")
     if context == "live" and twin is None:
         raise ValueError("context='live' walks the ground truth, and this env has none: use 'bundled' or give a context")
     loaded = _world(
@@ -478,7 +485,7 @@ def _openings(shell: Shell, context: Any, twin: str | None, twin_kwargs: dict[st
     if isinstance(context, str):
         if context == "live":
             assert twin is not None
-            return LiveOpenings(twin, shell.setting.opening, task=shell.task.name, **twin_kwargs)
+            return LiveOpenings(twin, shell.setting.opening, **shell.truth_keywords(), **twin_kwargs)
         return read_clips(_clips_of(shell))
     clips = [context] if isinstance(context, Mapping) else list(context)
     return ClipOpenings([shell.check_context(clip) for clip in clips])

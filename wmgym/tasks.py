@@ -43,7 +43,7 @@ def navigate_arrived(pose: Floats, goal: Floats) -> NDArray[np.bool_]:
 def navigate_reward(before: Floats, after: Floats, goal: Floats) -> Floats:
     """Blocks gained towards the goal by one step from `before` to `after`, and a bonus on arrival: [...]."""
     gained = horizontal_distance(before, goal) - horizontal_distance(after, goal)
-    return gained + np.float32(ARRIVAL_REWARD) * navigate_arrived(after, goal)
+    return gained + np.float32(ARRIVAL_REWARD) * navigate_arrived(after, goal).astype(np.float32)
 
 
 def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: float = 32.0) -> Floats:

@@ -17,14 +17,14 @@ from wmgym.env import WorldModelEnv
 from wmgym.openings import Openings, frame_of, walk
 from wmgym.shell import chunk_space, lane_key
 
-TRUTH_ONLY = ("backend", "size", "render_size")
+TRUTH_ONLY = ("backend", "render_size")
 
 
 def twin(id: str, **keywords: Any) -> tuple[gym.Env, gym.Env]:
     """The imagined env of this id, and its ground truth, with the same spaces, tasks and openings.
 
-    `task`, `horizon` and `render_mode` go to both; `backend`, `size` and `render_size` to the ground truth (which the dream
-    walks for its opening); the rest to the dream.
+    `task`, `horizon` and `render_mode` go to both; `backend` and `render_size` to the ground truth (the dream walks that
+    backend for its opening); the rest to the dream. The truth's frames have the size of the dream's.
     """
     module, _, name = id.rpartition(":")
     if module:
@@ -42,7 +42,8 @@ def twin(id: str, **keywords: Any) -> tuple[gym.Env, gym.Env]:
     shell = dream.shell
     if shell.openings is None:
         raise ValueError(f"{id} has nothing to open with, so its truth cannot either")
-    truth: gym.Env = gym.make(truth_id, task=shell.task.name, render_mode=dream.render_mode and "rgb_array", **for_truth)
+    render_mode = dream.render_mode and "rgb_array"
+    truth: gym.Env = gym.make(truth_id, render_mode=render_mode, **shell.truth_keywords(), **for_truth)
     truth = Opened(truth, shell.openings, shell.horizon)
     if shell.chunk > 1:
         truth = Chunked(truth, shell.chunk, hold_action=shell.hold_action, render_mode=dream.render_mode)
