@@ -2,7 +2,8 @@
 
 What was seen long ago lies in an archive whose rows lanes may share (branches of one moment hold one copy of their past); what was
 seen since lies in a short tail of each lane's own. Only the tail is copied when a frame is written; when it is full, the newest
-frames of both become the new archive. Slots are in no particular order: a slot is known by its time, -1 marks an empty one.
+frames of both become the new archive. A lane remembers as many frames as the archive has room for, the newest. Slots are in no
+particular order: a slot is known by its time, -1 marks an empty one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def write(bank: Bank, seen: Seen) -> Bank:
     own = slice(s + at.start, s + at.stop)
     tail, all_poses, all_times = bank.tail.clone(), bank.poses.clone(), bank.times.clone()
     tail[:, at], all_poses[:, own], all_times[:, own] = latents, seen.poses, times
+    # forget what is beyond the capacity now, not when the archive is rewritten: that moment depends on the other lanes
+    all_times = torch.where(all_times > all_times.amax(1, keepdim=True) - s, all_times, -1)
     return replace(bank, tail=tail, poses=all_poses, times=all_times, used=at.stop)
 
 

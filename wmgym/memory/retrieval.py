@@ -74,11 +74,11 @@ def choose(scores: Tensor, times: Tensor, allowed: Tensor, n: int, suppression: 
     scores, times, allowed: [B, S]. Returns slots int64 [B, n], their scores, and which of them exist (fewer may be left over).
     Of equal scores the newer frame wins. One pass of tensor operations per pick, for all rows.
     """
-    rank = (scores.double() * _GRID).round() * 2.0**32 + times  # exact: ties in score fall to the time
-    rank = torch.where(allowed & torch.isfinite(scores), rank, -math.inf)
+    rank = torch.where(allowed & torch.isfinite(scores), (scores.double() * _GRID).round(), -math.inf)
     slots, kept, exists = [], [], []
     for _ in range(n):
-        best, slot = rank.max(1, keepdim=True)
+        best = rank.amax(1, keepdim=True)
+        slot = torch.where(rank == best, times, -1).argmax(1, keepdim=True)
         slots.append(slot)
         exists.append(best > -math.inf)
         kept.append(scores.gather(1, slot))

@@ -30,14 +30,15 @@ class TrajectoryMemory:
     layout: Layout
     retrieval: RetrievalConfig
     latent_shape: tuple[int, int, int]
-    budget: int = 512  # frames remembered, at least
+    budget: int = 512  # frames remembered
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     needs_kv: bool = False
 
     def __post_init__(self) -> None:
         if self.budget < self.layout.num_frames:
-            raise ValueError(f"memory_budget must be at least the {self.layout.num_frames} frames that the network is shown, got {self.budget}")
+            shown = self.layout.num_frames
+            raise ValueError(f"memory_budget must be at least the {shown} frames that the network is shown, got {self.budget}")
 
     @property
     def slots(self) -> int:
