@@ -256,10 +256,9 @@ class _Watch:
         model = self.model
         was = model.memories
         model.eval()
-        frames = min(self.FRAMES, *(len(e) for e in self.episodes)) if len(self.episodes) > 1 else min(self.FRAMES, len(self.episodes[0]))
+        frames = min([self.FRAMES, *(len(e) for e in self.episodes)])
         split = frames - frames // 4
-        part = slice(len(self.episodes[0]) * 0, frames)
-        clip = Clip(*(torch.from_numpy(np.stack([getattr(e, name)[part] for e in self.episodes])).to(self.device) for name in ("frames", "actions", "poses")), torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device))
+        clip = Clip(*(torch.from_numpy(np.stack([getattr(e, name)[:frames] for e in self.episodes])).to(self.device) for name in ("frames", "actions", "poses")), torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device))
         seen = Clip(clip.frames[:, :split], clip.actions[:, :split], clip.poses[:, :split], clip.valid[:, :split])
         figures = {}
         films = [clip.frames[:, split:]]
@@ -286,12 +285,17 @@ class _Watch:
         """Truth above the modes, as a strip and a film."""
         import cv2
 
+        folder = self.out / "samples"
+        folder.mkdir(exist_ok=True)
         strip = torch.cat([torch.cat(list(film[0, ::3]), 1) for film in films], 0).cpu().numpy()
-        (self.out / "samples").mkdir(exist_ok=True)
-        cv2.imwrite(str(self.out / "samples" / f"{step:06d}.png"), strip[..., ::-1])
+        cv2.imwrite(str(folder / f"{step:06d}.png"), strip[..., ::-1])
+        moving = torch.cat([torch.cat(list(film[:6]), 2) for film in films], 1).cpu().numpy()  # [T, rows * H, lanes * W, 3]
+        video = cv2.VideoWriter(str(folder / f"{step:06d}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (moving.shape[2], moving.shape[1]))
+        for frame in moving:
+            video.write(frame[..., ::-1])
+        video.release()
         if self.writer is not None:
-            video = torch.cat(films, 2)[:4].movedim(-1, 2)  # [N, T, 3, H * rows, W]
-            self.writer.add_video("truth above dreams", video.cpu(), step, fps=5)
+            self.writer.add_image("truth above dreams", strip, step, dataformats="HWC")
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

@@ -105,10 +105,10 @@ def fit(
         while step < config.steps:
             losses, batch = step_losses(draw(config.seed, step, device))
             total = losses["total"]
-            if not math.isfinite(float(total)):
+            if not math.isfinite(float(total.detach())):
                 bad = out / f"{name}-bad-batch.safetensors"
                 write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
-                raise ValueError(f"the loss became {float(total)} at step {step}; the batch is in {bad}, the last good state in {state_file}")
+                raise ValueError(f"the loss became {float(total.detach())} at step {step}; the batch is in {bad}, the last good state in {state_file}")
             total.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
             rate = config.rate(step)
@@ -119,7 +119,7 @@ def fit(
                 optimiser.zero_grad(set_to_none=True)
             average.update(module, step)
             for key, value in {**losses, "gradient_norm": norm}.items():
-                recent[key] = float(value) if key not in recent else 0.98 * recent[key] + 0.02 * float(value)
+                recent[key] = float(value.detach()) if key not in recent else 0.98 * recent[key] + 0.02 * float(value.detach())
             step += 1
             bar.update()
             if step % config.log_every == 0:
