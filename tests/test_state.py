@@ -52,8 +52,10 @@ def test_a_vector_env_too(mode: str, chunk: int) -> None:
     walk(vec, actions[:3])
     state = vec.save_state()
     expected = walk(vec, actions[3:12])
-    vec.load_state(state)
-    assert_same(walk(vec, actions[3:12]), expected)
+    other = vector(2, StandInWorld(chunk=chunk), autoreset_mode=mode, hold_action=True)
+    other.load_state(state)
+    assert other.np_random_seed == vec.np_random_seed == (1, 2)
+    assert_same(walk(other, actions[3:12]), expected)
 
 
 def test_a_saved_state_is_not_touched_by_what_follows() -> None:

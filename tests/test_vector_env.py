@@ -180,7 +180,9 @@ def test_torch_observations_hold_the_same_and_are_the_callers_own() -> None:
     a, _ = arrays.reset(seed=3)
     b, _ = tensors.reset(seed=3)
     assert b["pov"].dtype == torch.uint8
-    b["pov"].zero_()  # must not reach the world
+    frames = tensors.save_state().moment.frames.clone()
+    b["pov"].zero_()
+    assert_same(tensors.save_state().moment.frames, frames)
     for actions in plans()[:, :2]:
         a, *_ = arrays.step(actions)
         b, *_ = tensors.step(torch.from_numpy(actions))
