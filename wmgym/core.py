@@ -167,7 +167,11 @@ class World(Protocol):
 
     chunk: int  # frames per step
     frame_shape: tuple[int, int, int]  # H, W, 3
-    device: Any
+
+    @property
+    def device(self) -> Any:
+        """Where its tensors live."""
+        ...
 
     def start(self, context: Clip, keys: Tensor) -> WorldState:
         """A new world of B rows that remembers `context`; `keys` int64 [B, 2] seed each row's noise."""
