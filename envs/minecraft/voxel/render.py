@@ -4,6 +4,10 @@ A ray reads one byte per cell. Air tells how far the nearest block is, so open s
 direction of its face, by the light baked into the cells before it (blended between cells, which also darkens corners), and fades
 into the sky with distance. Textures are read from the mip level whose texels are as large as the pixel, blended with the next
 coarser one, so that far surfaces do not flicker. Axes: x, y horizontal, z up; yaw 0 looks along +x, counter-clockwise positive.
+
+A ray is the eye plus s times a direction whose part along the view is 1; `norm`, the length of that direction, turns s into blocks.
+What a row of pixels shares is worked out beforehand, and cells are addressed by one number, because most rays end after about five
+cells: setting up and colouring a pixel costs more than walking does.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from wmgym.envs.minecraft.voxel.blocks import AIR, NUMBER, WATER
+from wmgym.envs.minecraft.voxel.textures import LEVEL_START
 
 FIELD_OF_VIEW = math.radians(75)  # vertical
 VIEW_DISTANCE = 60.0  # blocks; everything further is sky
@@ -25,166 +30,166 @@ _LAMP = NUMBER["lamp"]
 _HORIZON = (198.0, 220.0, 240.0)
 _ZENITH = (96.0, 152.0, 232.0)
 _DEEP = (34.0, 82.0, 158.0)  # what water fades to
+_TEXELS = 341  # per face, all mip levels
+_STARTS = np.array(LEVEL_START)
+# by 2 * axis + (1 if the ray goes up that axis): a ray going up x meets the face that looks down x, away from the sun
+_SHADES = np.array([0.90, 0.70, 0.82, 0.62, 1.0, 0.55])
+_FACES = np.array([0, 0, 0, 0, 1, 2]) * _TEXELS  # side, top, bottom
 
 
-@njit(fastmath=True, cache=True)
-def _ray(grid, light, atlas, x0, y0, z0, dx, dy, dz, texels_per_block):
-    """Colour (r, g, b) seen from (x0, y0, z0) along the unit vector (dx, dy, dz)."""
-    up = max(0.0, dz)
-    fade = 1.0 - (1.0 - up) * (1.0 - up)
-    sky_r = _HORIZON[0] + (_ZENITH[0] - _HORIZON[0]) * fade
-    sky_g = _HORIZON[1] + (_ZENITH[1] - _HORIZON[1]) * fade
-    sky_b = _HORIZON[2] + (_ZENITH[2] - _HORIZON[2]) * fade
+@njit(fastmath=True, inline="always")
+def _sky(up):
+    """Colour of the sky along a unit vector that rises by `up`."""
+    rest = 1.0 - max(0.0, up)
+    fade = 1.0 - rest * rest
+    return (
+        _HORIZON[0] + (_ZENITH[0] - _HORIZON[0]) * fade,
+        _HORIZON[1] + (_ZENITH[1] - _HORIZON[1]) * fade,
+        _HORIZON[2] + (_ZENITH[2] - _HORIZON[2]) * fade,
+    )
 
-    size_x, size_y, size_z = grid.shape
-    step_x = 1 if dx > 0 else -1
-    step_y = 1 if dy > 0 else -1
-    step_z = 1 if dz > 0 else -1
-    inv_x = 1.0 / dx if abs(dx) > 1e-9 else 1e9 * step_x
-    inv_y = 1.0 / dy if abs(dy) > 1e-9 else 1e9 * step_y
-    inv_z = 1.0 / dz if abs(dz) > 1e-9 else 1e9 * step_z
-    side_x = 1 if dx > 0 else 0
-    side_y = 1 if dy > 0 else 0
-    side_z = 1 if dz > 0 else 0
+
+@njit(fastmath=True, inline="always")
+def _lit(light, before, first, second, along_first, along_second, size_first, size_second):
+    """Light, 0 to 1, blended between the four cells around a hit, in the plane before its face; `before` is the cell it is in there."""
+    at_first, at_second = int(first), int(second)
+    low_first = at_first - 1 if first - at_first < 0.5 else at_first
+    low_second = at_second - 1 if second - at_second < 0.5 else at_second
+    part_first, part_second = first - 0.5 - low_first, second - 0.5 - low_second
+    a = (max(low_first, 0) - at_first) * along_first
+    b = (min(low_first + 1, size_first - 1) - at_first) * along_first
+    c = before + (max(low_second, 0) - at_second) * along_second
+    d = before + (min(low_second + 1, size_second - 1) - at_second) * along_second
+    low = (1.0 - part_first) * light[a + c] + part_first * light[b + c]
+    high = (1.0 - part_first) * light[a + d] + part_first * light[b + d]
+    return (low + part_second * (high - low)) * (1.0 / 255.0)
+
+
+@njit(fastmath=True, inline="always")
+def _texel(atlas, face, level, across, down):
+    """Where the texel of a mip level at (across, down) in [0, 1) of a face begins in the atlas."""
+    width = 16 >> level
+    return 3 * (face + _STARTS[level] + int(down * width) * width + int(across * width))
+
+
+@njit(fastmath=True, inline="always")
+def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end, norm, texels_per_block):
+    """Colour (r, g, b) seen from (x0, y0, z0) along (dx, dy, dz), of length `norm`, as far as `end` times that vector.
+
+    inv_*: their reciprocals. cells, light: all cells in one row, z fastest; atlas: all bytes in one row.
+    """
+    along_x, along_y = size_y * size_z, size_z
+    ahead_x, ahead_y, ahead_z = int(inv_x > 0), int(inv_y > 0), int(inv_z > 0)
+    step_x = along_x if inv_x > 0 else -along_x
+    step_y = along_y if inv_y > 0 else -along_y
+    step_z = 1 if inv_z > 0 else -1
     abs_x, abs_y, abs_z = abs(inv_x), abs(inv_y), abs(inv_z)
-    stride = min(abs_x, min(abs_y, abs_z))  # length of the ray per cell along its main axis
-
-    # the ray ends where it leaves the box of the world
-    end = min(((size_x if side_x else 0) - x0) * inv_x, ((size_y if side_y else 0) - y0) * inv_y)
-    end = min(min(end, ((size_z if side_z else 0) - z0) * inv_z), VIEW_DISTANCE) - 1e-4
+    stride = min(abs_x, min(abs_y, abs_z))  # of s, per cell along the main axis
 
     x, y, z = int(x0), int(y0), int(z0)
-    next_x = (x + side_x - x0) * inv_x
-    next_y = (y + side_y - y0) * inv_y
-    next_z = (z + side_z - z0) * inv_z
-    t = 0.0
+    cell_at = x * along_x + y * along_y + z
+    next_x = (x + ahead_x - x0) * inv_x
+    next_y = (y + ahead_y - y0) * inv_y
+    next_z = (z + ahead_z - z0) * inv_z
+    s = 0.0
     axis = 2
     block = 0
     wet_from = -1.0  # where the ray entered the water it is in
     wet = 0.0  # length of the way through water
     surface = False
-    while t < end:
-        cell = grid[x, y, z]
+    while s < end:
+        cell = cells[cell_at]
         if cell >= AIR:
             if wet_from >= 0.0:
-                wet += t - wet_from
+                wet += s - wet_from
                 wet_from = -1.0
-            free = cell - AIR
-            if free > 2:
-                t += (free - 1) * stride
-                if t >= end:
+            if cell > AIR + 2:
+                s += (cell - (AIR + 1)) * stride
+                if s >= end:
                     break
-                x, y, z = int(x0 + t * dx), int(y0 + t * dy), int(z0 + t * dz)
-                next_x = (x + side_x - x0) * inv_x
-                next_y = (y + side_y - y0) * inv_y
-                next_z = (z + side_z - z0) * inv_z
+                x, y, z = int(x0 + s * dx), int(y0 + s * dy), int(z0 + s * dz)
+                cell_at = x * along_x + y * along_y + z
+                next_x = (x + ahead_x - x0) * inv_x
+                next_y = (y + ahead_y - y0) * inv_y
+                next_z = (z + ahead_z - z0) * inv_z
                 continue
         elif cell == WATER:
             if wet_from < 0.0:
-                wet_from = t
-                surface = surface or t > 0.0
-        elif t > 0.0:
+                wet_from = s
+                surface = surface or s > 0.0
+        elif s > 0.0:
             block = cell
             break
         if next_x < next_y and next_x < next_z:
-            t = next_x
+            s = next_x
             next_x += abs_x
-            x += step_x
+            cell_at += step_x
             axis = 0
         elif next_y < next_z:
-            t = next_y
+            s = next_y
             next_y += abs_y
-            y += step_y
+            cell_at += step_y
             axis = 1
         else:
-            t = next_z
+            s = next_z
             next_z += abs_z
-            z += step_z
+            cell_at += step_z
             axis = 2
-    t = min(t, end)
+    s = min(s, end)
+    t = s * norm
     if wet_from >= 0.0:
-        wet += t - wet_from
+        wet += s - wet_from
 
-    red, green, blue = sky_r, sky_g, sky_b
     if block:
-        px, py, pz = x0 + t * dx, y0 + t * dy, z0 + t * dz
-        face = 0
-        if axis == 0:
-            across, down, slope = py - y, 1.0 - (pz - z), abs(dx)
-            shade = 0.70 if step_x > 0 else 0.90  # a ray going up x meets the face that looks down x, away from the sun
-            fx, u, w = x - step_x, py - 0.5, pz - 0.5
-        elif axis == 1:
-            across, down, slope = px - x, 1.0 - (pz - z), abs(dy)
-            shade = 0.62 if step_y > 0 else 0.82
-            fx, u, w = y - step_y, px - 0.5, pz - 0.5
-        else:
-            across, down, slope = px - x, 1.0 - (py - y), abs(dz)
-            shade = 0.55 if step_z > 0 else 1.0
-            face = 2 if step_z > 0 else 1
-            fx, u, w = z - step_z, px - 0.5, py - 0.5
-
-        # light of the four cells around the hit, in the plane before the face
-        lu, lw = int(math.floor(u)), int(math.floor(w))
-        part_u, part_w = u - lu, w - lw
-        glow = 0.0
-        for i in range(2):
-            for j in range(2):
-                share = (part_u if i else 1.0 - part_u) * (part_w if j else 1.0 - part_w)
-                if axis == 0:
-                    a, b, c = fx, lu + i, lw + j
-                elif axis == 1:
-                    a, b, c = lu + i, fx, lw + j
-                else:
-                    a, b, c = lu + i, lw + j, fx
-                a = min(max(a, 0), size_x - 1)
-                b = min(max(b, 0), size_y - 1)
-                c = min(max(c, 0), size_z - 1)
-                glow += share * light[a, b, c]
-        shade *= glow / 255.0
+        # where on the face it is: `first` and `second` are the two coordinates along the face, row 0 of a texture is `second` high
+        px, py, pz = x0 + s * dx, y0 + s * dy, z0 + s * dz
+        is_x, is_z = axis == 0, axis == 2
+        first, along_first, size_first = (py, along_y, size_y) if is_x else (px, along_x, size_x)
+        second, along_second, size_second = (py, along_y, size_y) if is_z else (pz, 1, size_z)
+        before = cell_at - (step_x if is_x else step_z if is_z else step_y)
+        turn = ahead_x if is_x else 4 + ahead_z if is_z else 2 + ahead_y
+        slope = (abs(dx) if is_x else abs(dz) if is_z else abs(dy)) / norm
+        shade = _lit(light, before, first, second, along_first, along_second, size_first, size_second)
+        shade *= _SHADES[turn]
         if block == _LAMP:
             shade = 1.0
 
         # texels under this pixel -> two neighbouring mip levels and the share of the coarser
         under = t * texels_per_block / math.sqrt(max(slope, 0.04))
-        level, start, width = 0, 0, 16
-        while under > 1.0 and level < 4:
-            under *= 0.5
-            level += 1
-            start += width * width
-            width //= 2
-        across, down = min(max(across, 0.0), 0.9999), min(max(down, 0.0), 0.9999)
-        coarse = start + int(down * width) * width + int(across * width)
-        red, green, blue = float(atlas[block, face, coarse, 0]), float(atlas[block, face, coarse, 1]), float(atlas[block, face, coarse, 2])
+        level = 0 if under <= 1.0 else 1 if under <= 2.0 else 2 if under <= 4.0 else 3 if under <= 8.0 else 4
+        across, down = min(first - int(first), 0.9999), min(1.0 - (second - int(second)), 0.9999)
+        face = 3 * _TEXELS * block + _FACES[turn]
+        n = _texel(atlas, face, level, across, down)
+        red, green, blue = float(atlas[n]), float(atlas[n + 1]), float(atlas[n + 2])
         if level > 0:
-            start -= 4 * width * width
-            width *= 2
-            fine = start + int(down * width) * width + int(across * width)
-            share = max(0.0, 2.0 - 2.0 * under)
-            red += share * (atlas[block, face, fine, 0] - red)
-            green += share * (atlas[block, face, fine, 1] - green)
-            blue += share * (atlas[block, face, fine, 2] - blue)
+            share = 2.0 - 2.0 * under / (1 << level)
+            if share > 0.0:
+                n = _texel(atlas, face, level - 1, across, down)
+                red += share * (atlas[n] - red)
+                green += share * (atlas[n + 1] - green)
+                blue += share * (atlas[n + 2] - blue)
         red, green, blue = red * shade, green * shade, blue * shade
     else:
-        towards = dx * _SUN_X + dy * _SUN_Y + dz * _SUN_Z
+        red, green, blue = _sky(dz / norm)
+        towards = (dx * _SUN_X + dy * _SUN_Y + dz * _SUN_Z) / norm
         if towards > 0.98:  # the sun, and a halo round it
             disc = 1.0 if towards > 0.9955 else 0.35 * (towards - 0.98) / 0.0155
             red, green, blue = red + (255.0 - red) * disc, green + (250.0 - green) * disc, blue + (214.0 - blue) * disc
 
     if wet > 0.0:
-        share = 1.0 - math.exp(-0.22 * wet)
+        share = 1.0 - math.exp(-0.22 * wet * norm)
         if surface:
             share = 0.42 + 0.58 * share
         red += share * (_DEEP[0] - red)
         green += share * (_DEEP[1] - green)
         blue += share * (_DEEP[2] - blue)
-    if block or wet > 0.0:
-        far = (t - FOG_START) / (VIEW_DISTANCE - FOG_START)
-        if far > 0.0:
-            far = min(far, 1.0)
-            far = far * far * (3.0 - 2.0 * far)
-            red += far * (sky_r - red)
-            green += far * (sky_g - green)
-            blue += far * (sky_b - blue)
+    if t > FOG_START and (block or wet > 0.0):
+        far = min((t - FOG_START) / (VIEW_DISTANCE - FOG_START), 1.0)
+        far = far * far * (3.0 - 2.0 * far)
+        sky_r, sky_g, sky_b = _sky(dz / norm)
+        red += far * (sky_r - red)
+        green += far * (sky_g - green)
+        blue += far * (sky_b - blue)
     return red, green, blue
 
 
@@ -192,19 +197,39 @@ def _ray(grid, light, atlas, x0, y0, z0, dx, dy, dz, texels_per_block):
 def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
     """Fill `out`, uint8 [H, W, 3], with the view from the eye at (x, y, z)."""
     height, width = out.shape[0], out.shape[1]
+    size_x, size_y, size_z = grid.shape
+    grid, above, light, atlas = grid.reshape(-1), above.reshape(-1), light.reshape(-1), atlas.reshape(-1)
     cos_yaw, sin_yaw, cos_pitch, sin_pitch = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     half = math.tan(FIELD_OF_VIEW / 2)
     texels_per_block = 16 * 2 * half / height
+    right = np.empty(width)
+    row_dx, row_dy, row_inv_x, row_inv_y, row_end, row_norm = np.empty((6, width))
+    for column in range(width):
+        right[column] = ((2 * column + 1) / width - 1) * half * width / height
     for row in range(height):
+        # directions are ahead + u * right + v * up; the smallest parts are kept off 0
         v = (1 - (2 * row + 1) / height) * half
+        dz = sin_pitch + v * cos_pitch
+        inv_z = 1.0 / dz if abs(dz) > 1e-9 else math.copysign(1e9, dz)
+        end_z = ((size_z if dz > 0 else 0) - z) * inv_z
+        level_x, level_y = (cos_pitch - v * sin_pitch) * cos_yaw, (cos_pitch - v * sin_pitch) * sin_yaw
         for column in range(width):
-            u = ((2 * column + 1) / width - 1) * half * width / height
-            # ahead + u * right + v * up
-            dx = cos_pitch * cos_yaw + u * sin_yaw - v * sin_pitch * cos_yaw
-            dy = cos_pitch * sin_yaw - u * cos_yaw - v * sin_pitch * sin_yaw
-            dz = sin_pitch + v * cos_pitch
-            unit = 1 / math.sqrt(1 + u * u + v * v)
-            red, green, blue = _ray(above if dz >= 0.0 else grid, light, atlas, x, y, z, dx * unit, dy * unit, dz * unit, texels_per_block)
+            u = right[column]
+            dx, dy = level_x + u * sin_yaw, level_y - u * cos_yaw
+            inv_x = 1.0 / (dx if abs(dx) > 1e-9 else 1e-9)
+            inv_y = 1.0 / (dy if abs(dy) > 1e-9 else 1e-9)
+            norm = math.sqrt(1.0 + u * u + v * v)
+            # the ray ends where it leaves the box of the world, or where nothing is seen any more
+            end = min(((size_x if inv_x > 0 else 0) - x) * inv_x, ((size_y if inv_y > 0 else 0) - y) * inv_y)
+            row_dx[column], row_dy[column], row_inv_x[column], row_inv_y[column] = dx, dy, inv_x, inv_y
+            row_end[column] = min(min(end, end_z), VIEW_DISTANCE / norm) - 1e-4
+            row_norm[column] = norm
+        cells = above if dz >= 0.0 else grid
+        for column in range(width):
+            red, green, blue = _ray(
+                cells, light, atlas, size_x, size_y, size_z, x, y, z, row_dx[column], row_dy[column], dz,
+                row_inv_x[column], row_inv_y[column], inv_z, row_end[column], row_norm[column], texels_per_block,
+            )  # fmt: skip
             out[row, column, 0] = np.uint8(red + 0.5)
             out[row, column, 1] = np.uint8(green + 0.5)
             out[row, column, 2] = np.uint8(blue + 0.5)
