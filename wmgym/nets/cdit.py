@@ -216,13 +216,14 @@ class CDiT(nn.Module):
 
     def bind(self, condition: Condition, context: Context) -> Bound:
         """Compute all that stays the same while the noise level falls."""
-        embedded = self.action_embed(condition.actions) + self.motion_embed(_motion_features(condition.egomotion, condition.pitch))
+        motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
+        embedded = self.action_embed(condition.actions) + self.motion_embed(motion)
         position = self.position.flatten(2).transpose(1, 2)[:, None]  # [1, 1, N, D]
         if self.config.pose_condition == "rays":
             position = position + self._rays(condition.relative, condition.pitch, self.config.grid)
         tokens, offsets, mask = self._context_tokens(condition, context.frames)
         cos, sin = rotation(-offsets, self.config.rope_width)  # [B, M, r]
-        past, self_mask = _past(context.kv, self.config, condition)
+        past, self_mask = _past(context.kv, self.config, condition, self.position.dtype)
         layers = []
         for i, block in enumerate(self.blocks):
             k, v = block.cross_attention.keys_values(block.context_norm(tokens))  # type: ignore[union-attr, operator]
@@ -238,6 +239,10 @@ class CDiT(nn.Module):
 
     def _context_tokens(self, condition: Condition, groups: tuple[ContextFrames, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
         """All context frames as tokens [B, M, D], how many steps ago each was [B, M], and which exist [B, M] (None: all)."""
+        if not groups:  # a memory may hand over keys and values alone
+            b = len(condition.pitch)
+            nothing = self.position.new_zeros(b, 0, self.config.width)
+            return nothing, condition.actions.new_zeros(b, 0), None
         tokens, offsets, masks = [], [], []
         for group in groups:
             b, n = group.valid.shape
@@ -307,14 +312,14 @@ def _block(
 
 
 def _past(
-    kv: ContextKV | None, config: CDiTConfig, condition: Condition
+    kv: ContextKV | None, config: CDiTConfig, condition: Condition, dtype: torch.dtype
 ) -> tuple[list[tuple[Tensor, Tensor]] | None, Tensor | None]:
     """Remembered keys rotated to their positions, and the mask over (remembered + own) keys."""
     if kv is None:
         return None, None
     count = kv.layers[0].keys.shape[2]
-    cos, sin = rotation(-kv.offsets, config.rope_width)
-    turned = [(rotate(layer.keys, cos[:, :, None, None], sin[:, :, None, None]).flatten(1, 2), layer.values.flatten(1, 2)) for layer in kv.layers]
+    cos, sin = (r[:, :, None, None] for r in rotation(-kv.offsets, config.rope_width))
+    turned = [(rotate(layer.keys.to(dtype), cos, sin).flatten(1, 2), layer.values.to(dtype).flatten(1, 2)) for layer in kv.layers]
     b, frames = condition.actions.shape
     own = kv.valid.new_ones(b, frames * config.grid[0] * config.grid[1])
     return turned, torch.cat([kv.valid.repeat_interleave(count, 1), own], 1)
