@@ -111,6 +111,13 @@ def test_where_of_branches_of_one_moment_stays_shared() -> None:
     assert mixed.parts[0].store.data is branches.parts[0].store.data
 
 
+def test_where_on_some_lanes_of_a_larger_store() -> None:
+    few = tree.select(make(8), torch.tensor([0, 1]))
+    assert len(few.parts[0].store.data) == 8
+    assert rows_of(tree.where(torch.tensor([False, True]), make(2, 20), few)) == told(0, 21)
+    assert rows_of(tree.where(torch.tensor([False, True]), few, make(2, 20))) == told(20, 1)
+
+
 @pytest.mark.parametrize("fresh_rows", [1, 4])
 def test_resetting_lanes_again_and_again_does_not_pile_up_stores(fresh_rows: int) -> None:
     """A vector env's lanes end at different times; a store must not grow with every reset."""

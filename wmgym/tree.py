@@ -107,14 +107,8 @@ def _where_shared(mask: Tensor, new: Shared, old: Shared) -> Shared:
     if new.data is old.data:
         return Shared(old.data, torch.where(mask, new.rows, old.rows))
     if len(old.data) + len(new.data) > len(mask):  # joined stores would be larger than one row per lane
-        rows = old.dense() if not _is_identity(old.rows) else old.data
-        shape = (-1, *[1] * (rows.ndim - 1))
-        return Shared.own(torch.where(mask.view(shape), new.dense(), rows))
+        return Shared.own(torch.where(mask.view(-1, *[1] * (old.data.ndim - 1)), new.dense(), old.dense()))
     return Shared(torch.cat([old.data, new.data]), torch.where(mask, new.rows + len(old.data), old.rows))
-
-
-def _is_identity(rows: Tensor) -> bool:
-    return bool((rows == torch.arange(len(rows), device=rows.device)).all())
 
 
 def concat(trees: Sequence[T]) -> T:
