@@ -1,5 +1,6 @@
-"""Minecraft-like ground truth: `MinecraftEnv`, over one of several engines (see backend.py)."""
+"""Minecraft-like ground truth: `MinecraftEnv` and, for many lanes, `MinecraftVectorEnv`, over one of several engines (backend.py)."""
 
 from wmgym.envs.minecraft.env import MinecraftEnv
+from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
-__all__ = ["MinecraftEnv"]
+__all__ = ["MinecraftEnv", "MinecraftVectorEnv"]

@@ -6,6 +6,7 @@ in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -46,18 +47,46 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-BACKENDS = {"voxel": "wmgym.envs.minecraft.voxel.engine:VoxelBackend"}
+class Lanes(Protocol):
+    """Many engines of one kind, moved and drawn by one call each; all else is asked of the engine of a lane."""
+
+    engines: Sequence[Backend]
+
+    def step(self, actions: NDArray[np.int64]) -> Pose:
+        """One action per lane, [N]; a lane with a negative one stays as it is. Poses [N, 5]."""
+        ...
+
+    def render(self, height: int, width: int, lanes: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """What the eyes see, in some lanes or in all: [n, height, width, 3]."""
+        ...
+
+
+_VOXEL = "wmgym.envs.minecraft.voxel.engine"
+BACKENDS = {"voxel": (f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes")}  # one engine, and lanes of it
 _PLANNED = ("prismarine", "minerl", "server")
 
 
 def make_backend(name: str) -> Backend:
     """The engine called `name`."""
+    return _load(_paths(name)[0])()
+
+
+def make_lanes(name: str, num_lanes: int) -> Lanes:
+    """Lanes of the engine called `name`."""
+    return _load(_paths(name)[1])(num_lanes)
+
+
+def _paths(name: str) -> tuple[str, str]:
     if name in _PLANNED:
         raise ValueError(f"backend {name!r} is not in this version; available: {', '.join(map(repr, BACKENDS))}")
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; available: {', '.join(map(repr, BACKENDS))}")
-    module, _, cls = BACKENDS[name].partition(":")
-    return getattr(import_module(module), cls)()
+    return BACKENDS[name]
+
+
+def _load(path: str) -> Any:
+    module, _, cls = path.partition(":")
+    return getattr(import_module(module), cls)
 
 
 def check_pose(name: str, value: Any, lengths: tuple[int, ...] = (5,)) -> Pose:

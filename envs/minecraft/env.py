@@ -8,8 +8,8 @@ alone, no reward. The engine is chosen by `backend`; the task is in wmgym/tasks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wmgym import tasks
-from wmgym.envs.minecraft.backend import Pose, check_pose, make_backend
+from wmgym.envs.minecraft.backend import Backend, Pose, check_pose, make_backend
+
+if TYPE_CHECKING:
+    from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
 TASKS = ("navigate", "free")
 RESET_OPTIONS = ("goal", "start")
@@ -30,7 +33,7 @@ class MinecraftEnv(gym.Env):
     horizon: steps after which an episode is cut off; default 500 ("navigate") or 10,000 ("free").
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
 
     def __init__(
         self,
@@ -42,10 +45,11 @@ class MinecraftEnv(gym.Env):
         render_mode: str | None = None,
     ) -> None:
         self.task, self.horizon = task, check_horizon(task, horizon)
-        self.size, self.render_size = check_size("size", size)[0], check_size("render_size", size if render_size is None else render_size)
+        self.size, self.render_size = check_size(size), check_render_size(render_size, size)
         self.render_mode = check_render_mode(render_mode)
-        self._backend = make_backend(backend)
-        self.field_of_view = self._backend.field_of_view
+        self.backend = backend
+        self._engine = make_backend(backend)
+        self.field_of_view = self._engine.field_of_view
         self.observation_space = observation_space(task, self.size)
         self.action_space = spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
         self._pose: Pose | None = None
@@ -53,86 +57,86 @@ class MinecraftEnv(gym.Env):
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        options = check_options(options)
-        goal = None if options.get("goal") is None else check_goal(options["goal"], self.task, self._backend.bounds)
-        start = None if options.get("start") is None else check_pose("start", options["start"])
+        start, goal = check_options(options, self.task, self._engine.bounds)
         super().reset(seed=seed)
-        self._pose = self._backend.reset(int(self.np_random.integers(2**31)), start)
-        self._goal = None
-        if self.task == "navigate":
-            self._goal = choose_goal(self.np_random, self._pose, self._backend.reachable) if goal is None else full_goal(goal, self._pose)
+        self._pose, self._goal = open_episode(self._engine, self.np_random, self.task, start, goal)
         self._elapsed = 0
-        return self._observe(), self._info()
+        return self._observe(self._pose), self._info(self._pose)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before = self._running()
         if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {self.action_space.n - 1}, got {action!r}")
-        self._pose = self._backend.step(int(action))
+            raise ValueError(f"action must be an integer from 0 to {len(tasks.MINECRAFT_ACTIONS) - 1}, got {action!r}")
+        self._pose = pose = self._engine.step(int(action))
         self._elapsed += 1
         reward, arrived = 0.0, False
         if self._goal is not None:
-            reward = float(tasks.navigate_reward(before, self._pose, self._goal))
-            arrived = bool(tasks.navigate_arrived(self._pose, self._goal))
-        return self._observe(), reward, arrived, self._elapsed >= self.horizon, self._info()
+            reward = float(tasks.navigate_reward(before, pose, self._goal))
+            arrived = bool(tasks.navigate_arrived(pose, self._goal))
+        return self._observe(pose), reward, arrived, self._elapsed >= self.horizon, self._info(pose)
 
-    def render(self) -> NDArray[np.uint8] | None:
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]  # Gymnasium's own has a type variable here
         self._running()
-        return self._backend.render(*self.render_size) if self.render_mode == "rgb_array" else None
+        return self._engine.render(*self.render_size) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        self._backend.close()
+        self._engine.close()
         self._pose = None
 
     def save_state(self) -> dict[str, Any]:
         """Everything that the rest of the episode, and the episodes after it, depend on."""
         self._running()
-        return {
-            "task": self.task,
-            "horizon": self.horizon,
-            "elapsed": self._elapsed,
-            "goal": None if self._goal is None else self._goal.copy(),
-            "backend": self._backend.save(),
-            "np_random": copy.deepcopy(self.np_random.bit_generator.state),
-        }
+        return state_of(self.task, self.horizon, self._elapsed, self._goal, self._engine, self.np_random, self._np_random_seed)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a value of `save_state`, bit for bit."""
-        if state["task"] != self.task:
-            raise ValueError(f"state is of task {state['task']!r}, this env has task {self.task!r}")
-        self.horizon, self._elapsed = state["horizon"], state["elapsed"]
+        check_state(state, self.task)
+        self.horizon, self._elapsed = int(state["horizon"]), int(state["elapsed"])
         self._goal = None if state["goal"] is None else np.array(state["goal"], np.float32)
-        self._pose = self._backend.load(state["backend"])
+        self._pose = self._engine.load(state["backend"])
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
+        self._np_random_seed = state["seed"]
+
+    def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MinecraftVectorEnv:
+        """n futures of this moment, as a vector env that never resets by itself; this env is untouched.
+
+        They share the world, and keep this env's generator or get new ones from `seeds` (one number, to which the branch's number
+        is added, or one per branch). Nothing in an episode is random, so the seeds matter only to a later reset.
+        """
+        from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv  # here, because that one is built on this file
+
+        here = MinecraftVectorEnv(1, self.task, self.backend, self.size, self.render_size, render_mode=self.render_mode)
+        here.load_state({"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]})
+        return here.branch(n, seeds)
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
         """Which cells of the box from `low` up to, not including, `high` stop a body: [X, Y, Z], z up."""
         self._running()
-        return self._backend.solid(low, high)
+        return self._engine.solid(low, high)
 
     def get_action_meanings(self) -> list[str]:
         return list(tasks.MINECRAFT_ACTIONS)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        return dict(KEYS)
+        return dict(tasks.MINECRAFT_KEYS)
 
     def _running(self) -> Pose:
         if self._pose is None:
             raise gym.error.ResetNeeded("reset() must be called first")
         return self._pose
 
-    def _observe(self) -> Any:
-        frame = self._backend.render(self.size, self.size)
-        return frame if self._goal is None else {"pov": frame, "compass": tasks.compass(self._pose, self._goal)}
+    def _observe(self, pose: Pose) -> Any:
+        frame = self._engine.render(self.size, self.size)
+        return frame if self._goal is None else {"pov": frame, "compass": tasks.compass(pose, self._goal)}
 
-    def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {"pose": self._pose.copy()}
+    def _info(self, pose: Pose) -> dict[str, Any]:
+        info: dict[str, Any] = {"pose": pose.copy()}
         if self._goal is not None:
-            info |= {"goal": self._goal.copy(), "goal_distance": float(tasks.horizontal_distance(self._pose, self._goal))}
+            info |= {"goal": self._goal.copy(), "goal_distance": float(tasks.horizontal_distance(pose, self._goal))}
         return info
 
 
-KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
+# what the vector env uses too
 
 
 def observation_space(task: str, size: int) -> spaces.Space:
@@ -140,7 +144,17 @@ def observation_space(task: str, size: int) -> spaces.Space:
     return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32)) if task == "navigate" else frame
 
 
-def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Any) -> Pose:
+def open_episode(
+    engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None
+) -> tuple[Pose, Pose | None]:
+    """Enter the next world of `rng`: the first pose, and the goal of a task that has one."""
+    pose = engine.reset(int(rng.integers(2**31)), start)
+    if task != "navigate":
+        return pose, None
+    return pose, choose_goal(rng, pose, engine.reachable) if goal is None else full_goal(goal, pose)
+
+
+def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Callable[[float, float], bool]) -> Pose:
     """A goal that a walker can get to; the last one tried, if none of 64 is."""
     for _ in range(64):
         goal = tasks.sample_goal(rng, pose)
@@ -154,7 +168,32 @@ def full_goal(goal: Pose, pose: Pose) -> Pose:
     return goal if len(goal) == 5 else np.array([*goal, pose[2], 0, 0], np.float32)
 
 
+def state_of(
+    task: str, horizon: int, elapsed: int, goal: Pose | None, engine: Backend, rng: np.random.Generator, seed: int | None
+) -> dict[str, Any]:
+    """A running episode as a value."""
+    return {
+        "task": task,
+        "horizon": horizon,
+        "elapsed": elapsed,
+        "goal": goal.copy() if task == "navigate" and goal is not None else None,
+        "backend": engine.save(),
+        "np_random": copy.deepcopy(rng.bit_generator.state),
+        "seed": seed,
+    }
+
+
 # what a user may give
+
+
+def check_state(state: Any, task: str) -> None:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
+    missing = [key for key in ("task", "horizon", "elapsed", "goal", "backend", "np_random", "seed") if key not in state]
+    if missing:
+        raise ValueError(f"load_state takes what save_state gave; this has no {missing[0]!r}")
+    if state["task"] != task:
+        raise ValueError(f"state is of task {state['task']!r}, this env has task {task!r}")
 
 
 def check_horizon(task: str, horizon: int | None) -> int:
@@ -167,12 +206,23 @@ def check_horizon(task: str, horizon: int | None) -> int:
     return int(horizon)
 
 
-def check_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from a side or a pair."""
-    pair = (size, size) if isinstance(size, (int, np.integer)) else tuple(size) if isinstance(size, (list, tuple)) and name == "render_size" else ()
-    if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 8 <= n <= 2048 for n in pair):
-        raise ValueError(f"{name} must be {'a side or (height, width)' if name == 'render_size' else 'a side'} from 8 to 2048 pixels, got {size!r}")
+def check_size(size: Any) -> int:
+    if not _is_side(size):
+        raise ValueError(f"size must be a side from 8 to 2048 pixels, got {size!r}")
+    return int(size)
+
+
+def check_render_size(render_size: Any, size: int) -> tuple[int, int]:
+    """(height, width) from a side or a pair, or from the size of the frames observed."""
+    given = size if render_size is None else render_size
+    pair = given if isinstance(given, (list, tuple)) else (given, given)
+    if len(pair) != 2 or not all(_is_side(side) for side in pair):
+        raise ValueError(f"render_size must be a side or (height, width) from 8 to 2048 pixels, got {render_size!r}")
     return int(pair[0]), int(pair[1])
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and 8 <= side <= 2048
 
 
 def check_render_mode(render_mode: str | None) -> str | None:
@@ -181,11 +231,16 @@ def check_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
-def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    unknown = [key for key in options or {} if key not in RESET_OPTIONS]
+def check_options(options: Any, task: str, bounds: Any) -> tuple[Pose | None, Pose | None]:
+    """Where to start and where to go, as far as `reset` was told."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options must be a dict, got {type(options).__name__}")
+    given = dict(options or {})
+    unknown = [key for key in given if key not in RESET_OPTIONS]
     if unknown:
         raise ValueError(f"unknown reset option {unknown[0]!r}; available: {', '.join(map(repr, RESET_OPTIONS))}")
-    return dict(options or {})
+    start, goal = given.get("start"), given.get("goal")
+    return None if start is None else check_pose("start", start), None if goal is None else check_goal(goal, task, bounds)
 
 
 def check_goal(goal: Any, task: str, bounds: Any) -> Pose:

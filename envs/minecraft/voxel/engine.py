@@ -1,10 +1,12 @@
-"""The voxel world as a Minecraft engine (see ../backend.py): one body in the world of one seed."""
+"""The voxel world as a Minecraft engine (see ../backend.py): one body in the world of one seed, or many lanes of that."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,16 @@ from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
 from wmgym.envs.minecraft.voxel.textures import atlas
 from wmgym.envs.minecraft.voxel.world import DEPTH, WIDTH, VoxelWorld, generate
 
+_in_use: WeakValueDictionary[int, VoxelWorld] = WeakValueDictionary()
+
 
 @lru_cache(maxsize=8)
 def world_of(seed: int) -> VoxelWorld:
-    """The world of a seed; the last few are kept (12 MB each), so that going back to one is quick."""
-    return generate(seed)
+    """The world of a seed, 12 MB. Those in use are shared, and the last few are kept, so that going back to one is quick."""
+    world = _in_use.get(seed)
+    if world is None:
+        world = _in_use[seed] = generate(seed)
+    return world
 
 
 def start_of(world: VoxelWorld, seed: int) -> Pose:
@@ -50,30 +57,34 @@ def pose_of(body: NDArray[np.float64]) -> Pose:
     return pose
 
 
+_FIRST = np.zeros(1, np.int64)
+
+
 class VoxelBackend:
     field_of_view = render.FIELD_OF_VIEW
     bounds = ((0, 0, 0), (WIDTH, WIDTH, DEPTH))
 
-    def __init__(self) -> None:
+    def __init__(self, body: NDArray[np.float64] | None = None) -> None:
+        """body: where its state is kept, float64 [7]."""
         self._seed = -1
         self._world: VoxelWorld | None = None
-        self._body = np.zeros(7)
+        self._body = np.zeros(7) if body is None else body
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
         world = world_of(seed)
         pose = start_of(world, seed) if start is None else check_start(world, start)
-        self._seed, self._world, self._body = seed, world, physics.body_at(pose)
+        self._seed, self._world = seed, world
+        self._body[:] = physics.body_at(pose)
         return pose_of(self._body)
 
     def step(self, action: int) -> Pose:
-        physics.step(self.world.grid, self._body, action)
+        physics.step_lanes(self.world.addresses, self.world.grid.shape, self._body[None], np.array([action]))
         return pose_of(self._body)
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        frame = np.empty((height, width, 3), np.uint8)
-        x, y, z, yaw, pitch = self._body[:5]
-        render.draw(self.world.grid, self.world.above, self.world.light, atlas(), x, y, z + physics.EYES, yaw, pitch, frame)
-        return frame
+        frames = np.empty((1, height, width, 3), np.uint8)
+        render.draw_lanes(self.world.addresses, self.world.grid.shape, atlas(), self._body[None], physics.EYES, _FIRST, frames)
+        return frames[0]
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
         low, high = np.asarray(low, int), np.asarray(high, int)
@@ -91,7 +102,8 @@ class VoxelBackend:
         return {"seed": self._seed, "body": self._body.copy()}
 
     def load(self, state: dict[str, Any]) -> Pose:
-        self._seed, self._world, self._body = state["seed"], world_of(state["seed"]), np.array(state["body"], np.float64)
+        self._seed, self._world = state["seed"], world_of(state["seed"])
+        self._body[:] = state["body"]
         return pose_of(self._body)
 
     def close(self) -> None:
@@ -102,3 +114,27 @@ class VoxelBackend:
         if self._world is None:
             raise RuntimeError("the engine has no world before reset")
         return self._world
+
+
+class VoxelLanes:
+    """Many voxel worlds, each with its body; one call moves all bodies, one draws all views."""
+
+    def __init__(self, num_lanes: int) -> None:
+        self._bodies = np.zeros((num_lanes, 7))
+        self.engines = [VoxelBackend(body) for body in self._bodies]
+
+    def step(self, actions: NDArray[np.int64]) -> Pose:
+        worlds = [engine.world for engine in self.engines]
+        physics.step_lanes(_addresses(worlds), worlds[0].grid.shape, self._bodies, actions)
+        return pose_of(self._bodies)
+
+    def render(self, height: int, width: int, lanes: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        worlds = [engine.world for engine in self.engines]
+        rows = np.arange(len(worlds)) if lanes is None else np.asarray(lanes, np.int64)
+        frames = np.empty((len(rows), height, width, 3), np.uint8)
+        render.draw_lanes(_addresses(worlds), worlds[0].grid.shape, atlas(), self._bodies, physics.EYES, rows, frames)
+        return frames
+
+
+def _addresses(worlds: Sequence[VoxelWorld]) -> NDArray[np.int64]:
+    return np.concatenate([world.addresses for world in worlds])

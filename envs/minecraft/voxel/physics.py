@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numba import njit
 
+from wmgym.envs.minecraft.voxel.addresses import cells_at
 from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
 
 TICKS = 4  # per env step: 0.2 s
@@ -128,6 +129,17 @@ def step(grid, body, action):
     left = 1.0 if action == 3 else -1.0 if action == 4 else 0.0
     for _ in range(TICKS):
         _tick(grid, body, ahead, left, action == 5)
+
+
+@njit(cache=True)
+def step_lanes(worlds, shape, bodies, actions):
+    """One action in every lane, bodies [N, 7] in place; a negative one leaves its body as it is.
+
+    worlds: int64 [N, 3], the addresses of each lane's `grid`, `above` and `light`; shape: theirs.
+    """
+    for lane in range(len(actions)):
+        if actions[lane] >= 0:
+            step(cells_at(worlds[lane, 0], shape), bodies[lane], actions[lane])
 
 
 def body_at(pose: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import math
 import numpy as np
 from numba import njit
 
+from wmgym.envs.minecraft.voxel.addresses import cells_at
 from wmgym.envs.minecraft.voxel.blocks import AIR, NUMBER, WATER
 from wmgym.envs.minecraft.voxel.textures import LEVEL_START
 
@@ -193,7 +194,7 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
     return red, green, blue
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True)
 def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
     """Fill `out`, uint8 [H, W, 3], with the view from the eye at (x, y, z)."""
     height, width = out.shape[0], out.shape[1]
@@ -233,3 +234,16 @@ def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
             out[row, column, 0] = np.uint8(red + 0.5)
             out[row, column, 1] = np.uint8(green + 0.5)
             out[row, column, 2] = np.uint8(blue + 0.5)
+
+
+@njit(cache=True)
+def draw_lanes(worlds, shape, atlas, bodies, eyes, lanes, out):
+    """Fill `out`, uint8 [n, H, W, 3], with what is seen in `lanes`, int64 [n], from `eyes` above the feet of bodies [N, 7].
+
+    worlds: int64 [N, 3], the addresses of each lane's `grid`, `above` and `light`; shape: theirs.
+    """
+    for n in range(len(lanes)):
+        lane = lanes[n]
+        grid, above, light = cells_at(worlds[lane, 0], shape), cells_at(worlds[lane, 1], shape), cells_at(worlds[lane, 2], shape)
+        x, y, z, yaw, pitch = bodies[lane, 0], bodies[lane, 1], bodies[lane, 2], bodies[lane, 3], bodies[lane, 4]
+        draw(grid, above, light, atlas, x, y, z + eyes, yaw, pitch, out[n])

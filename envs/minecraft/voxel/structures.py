@@ -28,8 +28,14 @@ class Site:
 
 COLOURS = ("red", "orange", "yellow", "lime", "cyan", "blue", "purple", "magenta", "white", "black")
 STONES = ("cobble", "mossy_cobble", "stone_bricks", "dark_bricks", "red_bricks", "sandstone", "plaster", "stone")
-WALLS = ("oak_planks", "birch_planks", "dark_planks", "red_planks", "cobble", "stone_bricks", "red_bricks", "sandstone", "plaster", "plaster", "clay_white", "yellow", "cyan", "orange")
-ROOFS = ("dark_planks", "red_planks", "blue_tiles", "green_tiles", "thatch", "red_bricks", "dark_bricks", "purple", "copper", "birch_planks")
+WALLS = (
+    *("oak_planks", "birch_planks", "dark_planks", "red_planks", "cobble", "stone_bricks", "red_bricks", "sandstone"),
+    *("plaster", "plaster", "clay_white", "yellow", "cyan", "orange"),
+)
+ROOFS = (
+    *("dark_planks", "red_planks", "blue_tiles", "green_tiles", "thatch", "red_bricks", "dark_bricks", "purple", "copper"),
+    "birch_planks",
+)
 POSTS = ("oak_log", "spruce_log", "birch_log", "dark_bricks", "stone_bricks", "acacia_log")
 METALS = ("gold", "copper", "lamp", "iron")
 
@@ -219,7 +225,7 @@ def _arch(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) -> Non
     along_x = rng.random() < 0.5
     inner = 4.0
     for du in range(-10, 11):
-        for dz in range(0, 11):
+        for dz in range(11):
             away = np.hypot(du, dz)
             ring = int((inner + len(blocks) - away) if coloured else (away - inner) / 1.2)
             if inner <= away < inner + (len(blocks) if coloured else 2.4) and 0 <= ring < len(blocks) + 1:
@@ -244,7 +250,8 @@ def _ruin(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) -> Non
 
 
 def _pyramid(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) -> None:
-    block, tip = _pick(rng, ("sandstone", "red_bricks", "stone_bricks", "clay_white", "dark_bricks", "green_tiles", "blue_tiles")), _pick(rng, METALS)
+    block = _pick(rng, ("sandstone", "red_bricks", "stone_bricks", "clay_white", "dark_bricks", "green_tiles", "blue_tiles"))
+    tip = _pick(rng, METALS)
     half = int(rng.integers(4, 7))
     for k in range(half):
         r = half - k
@@ -430,7 +437,8 @@ def _ball(grid: np.ndarray, x: int, y: int, z: int, radius: float, leaves: int, 
 
 def tree(grid: np.ndarray, rng: np.random.Generator, x: int, y: int, z: int, biome: int, wood: int) -> None:
     """One tree (or cactus, or bush) as it grows in `biome` (world.PLAINS ...), its foot in the free cell (x, y, z)."""
-    kind = {0: ("oak", "birch", "blossom")[wood], 1: ("oak", "birch", "autumn")[rng.integers(3)] if rng.random() < 0.45 else ("oak", "birch", "autumn")[wood], 2: "cactus", 3: "spruce", 4: "acacia", 5: "dead"}[biome]
+    in_forest = ("oak", "birch", "autumn")[rng.integers(3) if rng.random() < 0.45 else wood]  # drawn in every biome
+    kind = (("oak", "birch", "blossom")[wood], in_forest, "cactus", "spruce", "acacia", "dead")[biome]
     tall = int(rng.integers(4, 7))
     if kind == "cactus":
         grid[x, y, z : z + int(rng.integers(2, 5))] = B["cactus"]
@@ -453,7 +461,12 @@ def tree(grid: np.ndarray, rng: np.random.Generator, x: int, y: int, z: int, bio
         _crown(grid, x + lean, y, z + tall, 3.2, B["acacia_leaves"])
         _crown(grid, x + lean, y, z + tall + 1, 1.6, B["acacia_leaves"])
     else:
-        log, leaves = {"oak": ("oak_log", "oak_leaves"), "birch": ("birch_log", "birch_leaves"), "blossom": ("spruce_log", "blossom"), "autumn": ("oak_log", "autumn_leaves")}[kind]
+        log, leaves = {
+            "oak": ("oak_log", "oak_leaves"),
+            "birch": ("birch_log", "birch_leaves"),
+            "blossom": ("spruce_log", "blossom"),
+            "autumn": ("oak_log", "autumn_leaves"),
+        }[kind]
         tall += 1
         _ball(grid, x, y, z + tall, rng.uniform(2.0, 2.7), B[leaves])
         grid[x, y, z : z + tall] = B[log]

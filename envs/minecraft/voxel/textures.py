@@ -86,7 +86,8 @@ def _paint(rng: np.random.Generator, pattern: str, colour: np.ndarray, second: n
         shade = np.where((row % 4 == 3) | joint, 0.72, rng.uniform(0.94, 1.06, 4)[board])
     elif pattern == "bricks":
         course = row // 4
-        shade = np.where((row % 4 == 3) | ((column + 4 * (course % 2)) % 8 == 7), 0.72, rng.uniform(0.93, 1.07, (4, 2))[course, ((column + 4 * (course % 2)) // 8) % 2])
+        along = column + 4 * (course % 2)
+        shade = np.where((row % 4 == 3) | (along % 8 == 7), 0.72, rng.uniform(0.93, 1.07, (4, 2))[course, (along // 8) % 2])
     elif pattern == "layers":
         shade = np.where((row == 4) | (row == 11), 0.82, np.where(row < 4, 1.04, 0.97))
     elif pattern == "straw":
@@ -97,7 +98,8 @@ def _paint(rng: np.random.Generator, pattern: str, colour: np.ndarray, second: n
     elif pattern == "lamp":
         shade = 1.04 - 0.2 * (np.maximum(abs(row - 7.5), abs(column - 7.5)) > 6.5)
     elif pattern == "metal":
-        shade = np.where((row == 0) | (column == 0), 1.12, np.where((row == 15) | (column == 15), 0.76, 1 + 0.05 * np.sin((row + column) / 4)))
+        edge = np.where((row == 15) | (column == 15), 0.76, 1 + 0.05 * np.sin((row + column) / 4))
+        shade = np.where((row == 0) | (column == 0), 1.12, edge)
     elif pattern == "spots":
         for y, x, radius in ((4, 4, 3.2), (11, 11, 3.6), (12, 3, 1.8), (3, 12, 2.2)):
             image = np.where((np.hypot(row - y, column - x) < radius)[..., None], second, image)

@@ -40,6 +40,11 @@ class VoxelWorld:
     starts: np.ndarray  # int32 [n, 3]: cells on dry open ground that belong together, best first half near buildings
     walkable: np.ndarray  # bool [X, Y]: open ground that can be reached from every start
 
+    @property
+    def addresses(self) -> np.ndarray:
+        """Where `grid`, `above` and `light` are in memory, int64 [1, 3], for compiled code (addresses.py). Not kept: a copy's differ."""
+        return np.array([[self.grid.ctypes.data, self.above.ctypes.data, self.light.ctypes.data]], np.int64)
+
 
 def generate(seed: int) -> VoxelWorld:
     """The world of `seed`. About a third of a second, once numba has compiled."""
@@ -72,7 +77,7 @@ def generate(seed: int) -> VoxelWorld:
     distance(above, FAR, False)
     light = np.empty_like(grid)
     bake_light(grid, light, SUN)
-    walkable, starts = _starts(rng, grid, solid_top, ground, sites)
+    walkable, starts = _starts(rng, solid_top, ground, sites)
     for array in (grid, above, light, starts, walkable):
         array.setflags(write=False)
     return VoxelWorld(seed, grid, above, light, starts, walkable)
@@ -390,15 +395,18 @@ def _regions(height, allowed):
                 x, y = stack[top, 0], stack[top, 1]
                 for n in range(4):
                     i, j = x + (n == 0) - (n == 1), y + (n == 2) - (n == 3)
-                    if 0 <= i < height.shape[0] and 0 <= j < height.shape[1] and allowed[i, j] and not label[i, j]:
-                        if abs(height[i, j] - height[x, y]) <= 1:
-                            label[i, j] = count
-                            stack[top, 0], stack[top, 1] = i, j
-                            top += 1
+                    if not (0 <= i < height.shape[0] and 0 <= j < height.shape[1]) or label[i, j]:
+                        continue
+                    if allowed[i, j] and abs(height[i, j] - height[x, y]) <= 1:
+                        label[i, j] = count
+                        stack[top, 0], stack[top, 1] = i, j
+                        top += 1
     return label
 
 
-def _starts(rng: np.random.Generator, grid: np.ndarray, tops: np.ndarray, ground: np.ndarray, sites: list[structures.Site]) -> tuple[np.ndarray, np.ndarray]:
+def _starts(
+    rng: np.random.Generator, tops: np.ndarray, ground: np.ndarray, sites: list[structures.Site]
+) -> tuple[np.ndarray, np.ndarray]:
     """Open ground that hangs together [X, Y], and cells to start on [n, 3], shuffled; those near buildings come first."""
     open_ground = tops == np.maximum(ground, SEA)  # nothing built or grown here, bridges and water's surface included
     label = _regions(tops, open_ground)

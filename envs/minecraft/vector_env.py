@@ -1,0 +1,335 @@
+"""Many block worlds behind Gymnasium's vector API: one call moves all bodies, one draws all views.
+
+Lane i of an env that was reset with seed s is the single env that was reset with seed s + i, bit for bit, across autoresets too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from wmgym import tasks
+from wmgym.envs.minecraft import env as single
+from wmgym.envs.minecraft.backend import Pose, make_lanes
+
+AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+OBS_TYPES = ("numpy", "torch")
+
+Mask = NDArray[np.bool_]  # [N], one per lane
+
+
+class MinecraftVectorEnv(VectorEnv):
+    """N Minecraft-like worlds.
+
+    autoreset_mode: "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset).
+    obs_type: "numpy", or "torch": observations are tensors, on the CPU as these worlds are.
+    max_episode_steps: another name of `horizon`, as `gymnasium.make_vec` gives it. The rest is as in `MinecraftEnv`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: str = "navigate",
+        backend: str = "voxel",
+        size: int = 64,
+        render_size: int | Sequence[int] | None = None,
+        horizon: int | None = None,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = "next_step",
+        obs_type: str = "numpy",
+    ) -> None:
+        if horizon is not None and max_episode_steps is not None:
+            raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
+        if obs_type not in OBS_TYPES:
+            raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
+        self.num_envs = check_count("num_envs", num_envs)
+        self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
+        self.task, self.horizon = task, single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps)
+        self.size, self.render_size = single.check_size(size), single.check_render_size(render_size, size)
+        self.render_mode = single.check_render_mode(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = single.observation_space(task, self.size)
+        self.single_action_space = spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.backend = backend
+        self._lanes = make_lanes(backend, self.num_envs)
+        self._generators: list[np.random.Generator] | None = None
+        self._seeds: list[int | None] = []
+        self._is_running = False
+        self._poses = np.zeros((self.num_envs, 5), np.float32)
+        self._goals = np.zeros((self.num_envs, 5), np.float32)
+        self._elapsed = np.zeros(self.num_envs, np.int64)
+        self._terminated, self._truncated = np.zeros((2, self.num_envs), bool)
+
+    # ---- Gymnasium ----
+
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Begin new episodes in all lanes, or in those of `options["reset_mask"]`.
+
+        `options` is a dict for all lanes, in which `start` and `goal` may have a row per lane, or a list of dicts, one per lane.
+        If a lane cannot be reset as wished, no lane is.
+        """
+        seeds, per_lane, mask = self._seeds_of(seed), self._options_of(options), self._reset_mask(options)
+        if not self._is_running and not mask.all():
+            raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
+        bounds = self._lanes.engines[0].bounds
+        wishes = [single.check_options(each, self.task, bounds) for each in per_lane]
+        before = self.save_state() if self._is_running else None
+        try:
+            for lane in np.flatnonzero(mask):
+                self._open(lane, seeds[lane], *wishes[lane])
+        except BaseException:
+            if before is not None:
+                self.load_state(before)
+            raise
+        self._is_running = True
+        return self._observe(self._frames()), self._info(mask)
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
+        """One step in every lane; a lane that has ended is reset, or rests."""
+        self._check_running()
+        told, before, over = self._check_actions(actions), self._poses, self._terminated | self._truncated
+        moving = ~over
+        self._poses = self._lanes.step(np.where(moving, told, -1))
+        self._elapsed[moving] += 1
+        rewards = np.zeros(self.num_envs)
+        self._truncated[moving] = self._elapsed[moving] >= self.horizon
+        if self.task == "navigate":
+            rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
+            self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._reopen(over)
+        terminated, truncated = self._terminated.copy(), self._truncated.copy()
+        frames, final = self._frames(), {}
+        over = terminated | truncated
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
+            final = self._final(frames, over)
+            self._reopen(over)
+            frames[over] = self._frames(np.flatnonzero(over))
+        return self._observe(frames), rewards, terminated, truncated, final | self._info(np.ones(self.num_envs, bool))
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """One frame per lane."""
+        self._check_running()
+        return tuple(self._lanes.render(*self.render_size)) if self.render_mode == "rgb_array" else None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for engine in self._lanes.engines:
+            engine.close()
+        self._is_running = False
+
+    @property
+    def spec(self) -> Any:
+        """How this env was made; JSON-able."""
+        return self.__dict__.get("spec")
+
+    @spec.setter
+    def spec(self, spec: Any) -> None:
+        if spec is not None and "autoreset_mode" in spec.kwargs:
+            spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
+        self.__dict__["spec"] = spec
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]  # one per lane, as in SyncVectorEnv
+        """The random number generator of each lane."""
+        if self._generators is None:
+            pairs = [seeding.np_random() for _ in range(self.num_envs)]
+            self._generators, self._seeds = [generator for generator, _ in pairs], [seed for _, seed in pairs]
+        return tuple(self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
+        """What each lane's generator was seeded with."""
+        _ = self.np_random
+        return tuple(self._seeds)
+
+    # ---- more than Gymnasium asks ----
+
+    def save_state(self) -> dict[str, Any]:
+        """All that the future depends on. `state["lanes"][i]` is what the single env's `load_state` takes."""
+        self._check_running()
+        lanes = tuple(
+            single.state_of(
+                self.task, self.horizon, int(self._elapsed[i]), self._goals[i], engine, self.np_random[i], self.np_random_seed[i]
+            )
+            for i, engine in enumerate(self._lanes.engines)
+        )
+        return {"lanes": lanes, "terminated": self._terminated.copy(), "truncated": self._truncated.copy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a value of `save_state`, bit for bit."""
+        if not isinstance(state, Mapping) or "lanes" not in state:
+            raise ValueError("load_state takes what the save_state of a vector env gave")
+        if len(state["lanes"]) != self.num_envs:
+            raise ValueError(f"the saved state has {len(state['lanes'])} lanes, this env has {self.num_envs}")
+        for lane in state["lanes"]:
+            single.check_state(lane, self.task)
+        self._generators, self._seeds = [], []
+        for i, lane in enumerate(state["lanes"]):
+            self._poses[i] = self._lanes.engines[i].load(lane["backend"])
+            self._goals[i] = 0 if lane["goal"] is None else lane["goal"]
+            self._elapsed[i] = lane["elapsed"]
+            self._generators.append(generator_at(lane["np_random"]))
+            self._seeds.append(lane["seed"])
+        self.horizon = int(state["lanes"][0]["horizon"])
+        self._terminated, self._truncated = np.array(state["terminated"], bool), np.array(state["truncated"], bool)
+        self._is_running = True
+
+    def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MinecraftVectorEnv:
+        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched.
+
+        They keep the generators of their lanes, or get new ones from `seeds`: one number, to which the branch's number is added,
+        or one per branch.
+        """
+        state = self.save_state()
+        lanes = tuple(lane for lane in state["lanes"] for _ in range(check_count("n", n)))
+        flags = {key: state[key].repeat(n) for key in ("terminated", "truncated")}
+        branches = MinecraftVectorEnv(
+            len(lanes),
+            self.task,
+            self.backend,
+            self.size,
+            self.render_size,
+            render_mode=self.render_mode,
+            autoreset_mode="disabled",
+            obs_type=self.obs_type,
+        )
+        branches.load_state({"lanes": lanes, **flags})
+        for lane, seed in enumerate(branches._seeds_of(seeds)):
+            branches._seed(lane, seed)
+        return branches
+
+    def get_action_meanings(self) -> list[str]:
+        """What each action does, in words."""
+        return list(tasks.MINECRAFT_ACTIONS)
+
+    # ---- parts ----
+
+    def _check_running(self) -> None:
+        if not self._is_running:
+            raise gym.error.ResetNeeded("reset() must be called first")
+
+    def _seed(self, lane: int, seed: int | None) -> None:
+        generators = list(self.np_random)
+        if seed is not None:
+            generators[lane], self._seeds[lane] = seeding.np_random(seed)
+        self._generators = generators
+
+    def _open(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
+        """Begin an episode in one lane, as the single env's reset does."""
+        self._seed(lane, seed)
+        pose, aim = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
+        self._poses[lane], self._goals[lane] = pose, 0 if aim is None else aim
+        self._elapsed[lane] = 0
+        self._terminated[lane] = self._truncated[lane] = False
+
+    def _reopen(self, over: Mask) -> None:
+        for lane in np.flatnonzero(over):
+            self._open(lane, None, None, None)
+
+    def _frames(self, lanes: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        return self._lanes.render(self.size, self.size, lanes)
+
+    def _observe(self, frames: NDArray[np.uint8]) -> Any:
+        compass = tasks.compass(self._poses, self._goals) if self.task == "navigate" else None
+        if self.obs_type == "torch":
+            import torch  # here, so that a ground truth alone loads none
+
+            return torch.from_numpy(frames) if compass is None else {"pov": torch.from_numpy(frames), "compass": torch.from_numpy(compass)}
+        return frames if compass is None else {"pov": frames, "compass": compass}
+
+    def _info(self, lanes: Mask) -> dict[str, Any]:
+        """Gymnasium's batched info: each key beside a mask `_key` of the lanes that are told."""
+        values = {"pose": self._poses}
+        if self.task == "navigate":
+            values |= {"goal": self._goals, "goal_distance": tasks.horizontal_distance(self._poses, self._goals).astype(np.float64)}
+        info: dict[str, Any] = {}
+        for key, value in values.items():
+            info[key] = np.where(lanes.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
+            info[f"_{key}"] = lanes.copy()
+        return info
+
+    def _final(self, frames: NDArray[np.uint8], over: Mask) -> dict[str, Any]:
+        """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
+        batch, last = self._observe(frames.copy()), np.full(self.num_envs, None, object)
+        for lane in np.flatnonzero(over):
+            last[lane] = {key: value[lane] for key, value in batch.items()} if self.task == "navigate" else batch[lane]
+        return {"final_obs": last, "_final_obs": over.copy(), "final_info": self._info(over), "_final_info": over.copy()}
+
+    def _check_actions(self, actions: Any) -> NDArray[np.int64]:
+        told = np.asarray(actions)
+        if told.shape != (self.num_envs,):
+            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(told.shape)}")
+        count = len(tasks.MINECRAFT_ACTIONS)
+        if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
+            raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
+        return told.astype(np.int64)
+
+    def _seeds_of(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None or isinstance(seed, (int, np.integer)):
+            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"{len(seed)} seeds were given for {self.num_envs} lanes")
+        return [None if s is None else int(s) for s in seed]
+
+    def _reset_mask(self, options: Any) -> Mask:
+        mask = options.get("reset_mask") if isinstance(options, Mapping) else None
+        if mask is None:
+            return np.ones(self.num_envs, bool)
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must be a numpy bool array [{self.num_envs}], got {mask!r}")
+        if not mask.any():
+            raise ValueError("reset_mask chooses no lane")
+        return mask.copy()
+
+    def _options_of(self, options: Any) -> list[Any]:
+        """The options of each lane."""
+        if options is None:
+            return [None] * self.num_envs
+        if isinstance(options, Mapping):
+            shared = {key: value for key, value in options.items() if key != "reset_mask"}
+            return [{key: self._of_lane(key, value, lane) for key, value in shared.items()} for lane in range(self.num_envs)]
+        if not isinstance(options, (list, tuple)) or len(options) != self.num_envs:
+            raise ValueError(f"options must be a dict, or a list with one dict for each of {self.num_envs} lanes")
+        return list(options)
+
+    def _of_lane(self, key: str, value: Any, lane: int) -> Any:
+        if key not in single.RESET_OPTIONS or np.ndim(value) != 2:
+            return value
+        if len(value) != self.num_envs:
+            raise ValueError(f"{key} must have one row for each of {self.num_envs} lanes, got {len(value)}")
+        return value[lane]
+
+
+def autoreset_name(mode: str | AutoresetMode) -> str:
+    """The mode as the string that is stored."""
+    for name, member in AUTORESET.items():
+        if mode in (name, member):
+            return name
+    raise ValueError(f"autoreset_mode must be one of {list(AUTORESET)}, got {mode!r}")
+
+
+def generator_at(state: Mapping[str, Any]) -> np.random.Generator:
+    """A new generator that goes on where a saved one stood."""
+    generator, _ = seeding.np_random(0)
+    generator.bit_generator.state = copy.deepcopy(dict(state))
+    return generator
+
+
+def check_count(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+    return int(count)
