@@ -39,9 +39,9 @@ COMMANDS = (
     Command("collect", "wmgym.agents.collect:CollectArgs:collect", "walk a ground truth and store the episodes"),
     Command("train worldpack", "wmgym.train.fit:TrainArgs:train", "fit a WorldPack world model on stored episodes"),
     Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
-    Command("eval loopnav", "wmgym.benchmarks.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
-    Command("bench truth", "wmgym.benchmarks.speed:TruthArgs:bench_truth", "frames per second of a ground truth"),
-    Command("bench model", "wmgym.benchmarks.speed:ModelArgs:bench_model", "milliseconds per dreamed step"),
+    Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
+    Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
+    Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
 )
 

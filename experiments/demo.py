@@ -1,0 +1,202 @@
+"""`wmgym demo`: walk a loop in the truth, dream the way back with memory and without, and show all three.
+
+Two loops: A -> B -> A at a range of 5 blocks, and one that only turns. Writes films, strips, a map and `result.json` into one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from wmgym.agents.collect import ATTEMPTS, WORLDS_PER_SEED, record
+from wmgym.benchmarks.loopnav import judge, strip_steps
+from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
+from wmgym.checkpoint import load_world
+from wmgym.cli import plain
+from wmgym.data.episode import as_json, write_atomically
+
+WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
+DREAMS = {"with memory": "worldpack", "without": "none"}  # label -> memory mode
+RATE = 8  # frames per second of the films; the world's own rate is 5
+ZOOM = 4  # screen pixels per pixel
+MARGIN = 8  # blocks of map around the path
+
+
+@dataclass(frozen=True)
+class DemoArgs:
+    """One loop, truth beside dream: film, strip and map."""
+
+    out: Path = Path("demo")
+    """Folder for the pictures."""
+    seed: int = 100
+    """Which worlds; from 100 on, none of those trained on."""
+    checkpoint: str = "worldpack-minecraft"
+    """Bundled name, path, or hub name."""
+    denoise_steps: int | None = None
+    """By default the checkpoint's."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+
+
+def demo(args: DemoArgs, progress: bool = True) -> dict[str, Any]:
+    """The report: mean PSNR of the way back, and where the files are."""
+    settings = {"device": args.device, "denoise_steps": args.denoise_steps}
+    worlds = {label: load_world(args.checkpoint, memory=mode, **settings) for label, mode in DREAMS.items()}  # type: ignore[arg-type]
+    env = gym.make("Minecraft-v0", task="free", disable_env_checker=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, files = [], []
+    with tqdm(WALKS.items(), disable=not progress, unit="loop") as bar:
+        for name, walker in bar:
+            bar.set_description(f"{name}: walking")
+            loop = walk(env, walker, args.seed)
+            bar.set_description(f"{name}: dreaming")
+            dreams = {label: dream_legs(world, [loop], [args.seed])[0] for label, world in worlds.items()}
+            bar.set_description(f"{name}: drawing")
+            rows += [{"walk": name, **row} for row in numbers(loop, dreams)]
+            files += [film(args.out / f"{name}.mp4", loop, dreams), strip(args.out / f"{name}.png", loop, dreams)]
+            if name == "loop":
+                files.append(draw_map(args.out / "map.png", env, loop, dreams))
+    env.close()
+    report = {"seed": args.seed, "way_back": rows, "files": [str(file) for file in files]}
+    write_atomically(args.out / "result.json", as_json(plain(report)))
+    return report
+
+
+def walk(env: gym.Env, walker: str, seed: int) -> Loop:
+    """The first walk of this seed that succeeds; `env` stays in its world."""
+    for attempt in range(ATTEMPTS):
+        world = seed * WORLDS_PER_SEED + attempt
+        episode = record(env, walker, world, np.random.default_rng(world), 0)
+        if episode.meta.outcome == "done":
+            return loop_of(episode)
+    raise ValueError(f"{ATTEMPTS} walks of {walker} in a row failed, the last with {episode.meta.outcome!r}; try another --seed")
+
+
+def numbers(loop: Loop, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
+    truth = loop.frames[loop.split :]
+    shown = {label: dream.frames for label, dream in dreams.items()}
+    shown["last seen frame"] = np.repeat(loop.frames[loop.split - 1 : loop.split], loop.leg, 0)
+    rows = []
+    for label, frames in shown.items():
+        scores = judge(frames, truth)
+        drift = np.linalg.norm(dreams[label].poses[-1, :3] - loop.poses[-1, :3]) if label in dreams else None
+        found = {"psnr_db": float(scores["psnr"].mean()), "ssim": float(scores["ssim"].mean())}
+        rows.append({"dream": label, "steps": loop.leg, **found, "drift_blocks": drift})
+    return rows
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------------------------
+
+
+def film(file: Path, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
+    """Truth and dreams side by side; while exploring, all see the truth."""
+    pages = []
+    for t, true_frame in enumerate(loop.frames):
+        back = t - loop.split
+        panels = {"truth": true_frame, **{label: dream.frames[back] if back >= 0 else true_frame for label, dream in dreams.items()}}
+        note = "" if back >= 0 else " (seen)"
+        pages.append(np.concatenate([_panel(frame, label + (note if label != "truth" else "")) for label, frame in panels.items()], 1))
+    pages += [pages[-1]] * RATE
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError:
+        return _film_by_opencv(file, pages)
+    ImageSequenceClip(pages, fps=RATE).write_videofile(str(file), codec="libx264", audio=False, logger=None)
+    return file
+
+
+def _film_by_opencv(file: Path, pages: list[np.ndarray]) -> Path:
+    """MPEG-4 part 2: larger, and some browsers will not show it, but OpenCV always has it."""
+    import cv2
+
+    height, width = pages[0].shape[:2]
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (width, height))
+    if not writer.isOpened():
+        raise OSError(f"OpenCV cannot write {file}; pip install 'wmgym[train]' brings an encoder")
+    for page in pages:
+        writer.write(np.ascontiguousarray(page[..., ::-1]))
+    writer.release()
+    return file
+
+
+def _panel(frame: np.ndarray, label: str) -> np.ndarray:
+    """A frame, enlarged, under its label; even sides, as the codec wants."""
+    import cv2
+
+    large = frame.repeat(ZOOM, 0).repeat(ZOOM, 1)
+    page = np.full((large.shape[0] + 32, large.shape[1] + 8, 3), 24, np.uint8)
+    page[28:-4, 4:-4] = large
+    cv2.putText(page, label, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (235, 235, 235), 1, cv2.LINE_AA)
+    return page
+
+
+def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8) -> Path:
+    """Steps of the way back, evenly spaced: truth, and each dream below it."""
+    plt = _pyplot()
+    steps = strip_steps(loop.leg, columns)
+    rows = {"truth": loop.frames[loop.split :], **{label: dream.frames for label, dream in dreams.items()}}
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.35 * columns + 1, 1.4 * len(rows)), layout="constrained")
+    for line, (label, frames) in zip(axes, rows.items(), strict=True):
+        for ax, step in zip(line, steps, strict=True):
+            ax.imshow(frames[step], interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            if label == "truth":
+                ax.set_title(f"step {step + 1}", fontsize="small")
+        line[0].set_ylabel(label)
+    return _save(figure, file)
+
+
+def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
+    """The ground from above, the true path, the dreamed ones, and what memory looked at again."""
+    plt = _pyplot()
+    paths = np.concatenate([loop.poses, *(dream.poses for dream in dreams.values())])
+    low, high = np.floor(paths.min(0)[:3]).astype(int), np.ceil(paths.max(0)[:3]).astype(int)
+    box = (int(low[0]) - MARGIN, int(low[1]) - MARGIN, int(low[2]) - 8), (int(high[0]) + MARGIN, int(high[1]) + MARGIN, int(high[2]) + 12)
+    relief = _relief(env.unwrapped.solid(*box))  # type: ignore[attr-defined]
+    figure, ax = plt.subplots(figsize=(8, 7), layout="constrained")
+    ax.imshow(relief.T, origin="lower", extent=(box[0][0], box[1][0], box[0][1], box[1][1]), cmap="gray", alpha=0.75)
+    ax.plot(*loop.poses[: loop.split, :2].T, color="white", lw=4, label="true way out")
+    ax.plot(*loop.poses[loop.split - 1 :, :2].T, color="black", lw=2, ls="--", label="true way back")
+    for (label, dream), colour in zip(dreams.items(), ("C0", "C3"), strict=False):
+        dreamed = np.concatenate([loop.poses[loop.split - 1 : loop.split], dream.poses])
+        ax.plot(*dreamed[:, :2].T, color=colour, lw=2, marker=".", label=f"dreamed, {label}")
+        known = np.concatenate([loop.poses[: loop.split], dream.poses])
+        again = np.unique(dream.recalled[dream.recalled >= 0])
+        if len(again):
+            x, y, _, yaw, _ = known[again].T
+            ax.quiver(x, y, np.cos(yaw), np.sin(yaw), color="C1", scale=25, width=0.004, label="retrieved frames, and where they look")
+    ax.plot(*loop.poses[0, :2], "o", color="C2", ms=10, label="A")
+    ax.plot(*loop.poses[loop.split - 1, :2], "s", color="C2", ms=10, label="B")
+    ax.set(xlabel="x, blocks", ylabel="y, blocks", aspect="equal")
+    ax.legend(fontsize="small", facecolor="0.85")
+    return _save(figure, file)
+
+
+def _relief(solid: np.ndarray) -> np.ndarray:
+    """Columns of blocks [X, Y, Z] -> brightness [X, Y]: higher is brighter, and slopes are lit from one side."""
+    height = np.where(solid.any(-1), solid.shape[-1] - np.argmax(solid[..., ::-1], -1), 0).astype(np.float32)
+    slope_x, slope_y = np.gradient(height)
+    return height / max(1.0, height.max()) + 0.15 * np.clip(slope_x - slope_y, -2, 2)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("the demo draws with matplotlib: pip install 'wmgym[eval]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, file: Path) -> Path:
+    figure.savefig(file, dpi=120)
+    _pyplot().close(figure)
+    return file

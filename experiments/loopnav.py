@@ -1,0 +1,252 @@
+"""`wmgym eval loopnav`: the LoopNav table of one checkpoint in its memory modes.
+
+Writes one folder: `args.json`, `result.json`, `table.md`, `curves.png` (error against step), `strips.png` (truth and dreams), and a
+file per finished cell in `cells/`, so that a killed run goes on where it was. Loops are walked in the ground truth unless `--data`
+gives them. Worlds: seed 100 and above, as collecting has it, so none of those trained on (0 to 99).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
+from wmgym.benchmarks import loopnav, loopnav_table
+from wmgym.benchmarks.loopnav import BASELINES, Course
+from wmgym.checkpoint import load_world
+from wmgym.data.episode import as_json, write_atomically
+from wmgym.memory.packing import layout
+from wmgym.metrics.image import lpips_available
+from wmgym.nets.autoencoder import to_uint8
+from wmgym.systems.worldpack import MODES
+from wmgym.world_model import WorldModel
+
+STEPS_GUESS = {None: 40, 5: 60, 15: 110, 30: 200, 50: 320}  # of a loop, by range: only how many to ask for first
+PAPER_LAYOUT = (28, 2)  # latent side and patch of the paper: 2.81 frames by our count, 2.84 in print
+COLOURS = {"worldpack": "C0", "retrieval": "C2", "packing": "C1", "none": "C3", "copy": "0.6", "ceiling": "0.2"}
+
+
+@dataclass(frozen=True)
+class LoopNavArgs:
+    """Walk loops in a ground truth, dream the way back, and compare it with the truth."""
+
+    checkpoint: str = "worldpack-minecraft"
+    """Bundled name, path, or hub name."""
+    tasks: tuple[str, ...] = loopnav.TASKS
+    """Of turn (loops that only turn), ABA, ABCA."""
+    ranges: tuple[int, ...] = loopnav.RANGES
+    """Of 5, 15, 30, 50 blocks."""
+    modes: tuple[str, ...] = MODES
+    """Memory modes, all with the same weights, loops and noise."""
+    loops: int = 30
+    """Loops of each task and range."""
+    data: Path | None = None
+    """Folder of loops already collected (and its subfolders); by default they are walked, and kept in OUT/loops."""
+    env_id: str = "Minecraft-v0"
+    """Ground truth to walk in."""
+    env_kwargs: str = "{}"
+    """Keywords for it, as JSON."""
+    seed: int = 100
+    """Of worlds, walks and noise. Training has 0 to 99, evaluation 100 and above: they never share a world."""
+    denoise_steps: int | None = None
+    """By default the checkpoint's."""
+    pose_source: str | None = None
+    """learned or actions; by default the checkpoint's."""
+    memory_budget: int | None = None
+    """Frames remembered; by default the checkpoint's."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+    dtype: str = "auto"
+    """float32 or bfloat16; auto: float32 on a CPU, bfloat16 on a GPU."""
+    lanes: int = 32
+    """Loops dreamed in one batch."""
+    out: Path = Path("runs/loopnav")
+    """Folder for the results."""
+
+    def __post_init__(self) -> None:
+        loopnav.courses(self.tasks, self.ranges)
+        for mode in self.modes:
+            layout(mode)
+        if not (self.tasks and self.ranges and self.modes):
+            raise ValueError("tasks, ranges and modes must each name at least one")
+        for name in ("loops", "lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        parse_kwargs(self.env_kwargs)
+
+
+def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
+    """All cells that are not there yet, then the report (also in `result.json`)."""
+    out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
+    modes = tuple(dict.fromkeys(args.modes))
+
+    @cache
+    def world_of(mode: str) -> WorldModel:
+        settings = {name: getattr(args, name) for name in ("device", "dtype", "memory_budget", "denoise_steps", "pose_source")}
+        return load_world(args.checkpoint, memory=mode, **settings)
+
+    _claim(args, fingerprint(world_of(modes[0])))
+    loops_of = _from_data(args, wanted) if args.data else lambda course: loopnav.read_loops(_walk(args, course, progress))
+    settings = loopnav.Settings(args.seed, args.lanes, lpips_available())
+    through = partial(reconstruct, world_of(modes[0]))
+    with tqdm(disable=not progress, unit="frame") as bar:
+        cells = loopnav.evaluate(wanted, modes, loops_of, world_of, through, out, settings, _show_in(bar))
+    summary = loopnav_table.summarise(cells, wanted, modes)
+    plot_curves(cells, wanted, modes, out / "curves.png")
+    plot_strips(wanted, modes, out)
+    report = {
+        "checkpoint": args.checkpoint,
+        "loops": args.loops,
+        "worlds": f"{args.env_id}, seeds from {args.seed * 1_000_000}" if args.data is None else str(args.data),
+        "lpips": "measured" if settings.with_lpips else "left out: its weights are not here",
+        "context": context_lengths(world_of(modes[0]), modes),
+        **summary,
+        "out": str(out),
+    }
+    write_atomically(out / "result.json", loopnav_table.report_json(report))
+    write_atomically(out / "table.md", loopnav_table.markdown(summary).encode())
+    return report
+
+
+def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] through the autoencoder and back: the best that this latent space can show."""
+    with torch.inference_mode():
+        latents = world.encode(torch.from_numpy(frames)[None].to(world.device))
+        parts = [to_uint8(world.autoencoder.decode(part)) for part in latents[0].split(256)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def context_lengths(world: WorldModel, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """Frames shown in each mode, and what they cost in whole frames: here, and at the paper's size."""
+    side, patch = world.net.config.latent_shape[1], world.net.config.patch
+    return [
+        {
+            "mode": mode,
+            "frames": layout(mode).num_frames,
+            "effective_frames": round(layout(mode).effective_frames(side, patch), 2),
+            "at_28x28_patch_2": round(layout(mode).effective_frames(*PAPER_LAYOUT), 2),
+            "in_the_paper": {"none": 4.0, "worldpack": 2.84}.get(mode),
+        }
+        for mode in modes
+    ]
+
+
+# -- where loops come from --------------------------------------------------------------------------------------------------------------
+
+
+def _from_data(args: LoopNavArgs, wanted: Sequence[Course]) -> Callable[[Course], list[loopnav.Loop]]:
+    assert args.data is not None
+    found = loopnav.find_loops(args.data, wanted, args.loops)
+    return lambda course: loopnav.read_loops(found[course])
+
+
+def _walk(args: LoopNavArgs, course: Course, progress: bool) -> list[Path]:
+    """Collect until there are enough loops; how many steps that takes is known only afterwards."""
+    folder = args.out / "loops" / course.walker
+    steps, episodes = args.loops * STEPS_GUESS[course.range], 0
+    while episodes < args.loops:
+        wanted = CollectArgs(args.env_id, walker=course.walker, steps=steps, out=folder, seed=args.seed, env_kwargs=args.env_kwargs)
+        report = collect(wanted, progress=progress)
+        episodes = report["episodes"]
+        steps = math.ceil(1.1 * report["steps"] * args.loops / episodes) + 1
+    return loopnav.find_loops(folder, [course], args.loops)[course]
+
+
+def fingerprint(world: WorldModel) -> str:
+    """Which weights these are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(world.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _claim(args: LoopNavArgs, weights: str) -> None:
+    """Make the folder ours, or see that its cells were made with the same arguments and weights."""
+    free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+    values = {**json.loads(json.dumps(asdict(args), default=str)), "weights": weights}
+    file = args.out / "args.json"
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); use another folder") from error
+        for key in values.keys() - free:
+            if found.get(key) != values[key]:
+                raise ValueError(f"{args.out} holds results with {key}={found.get(key)!r}, not {values[key]!r}; use another folder")
+    write_atomically(file, as_json(values))
+
+
+def _show_in(bar: tqdm) -> loopnav.Progress:
+    def show(what: str, done: int, total: int) -> None:
+        if bar.desc != f"{what}: ":
+            bar.reset(total)
+            bar.set_description(what)
+        bar.update(done - bar.n)
+
+    return show
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------------------------
+
+
+def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str], file: Path) -> None:
+    """PSNR (left) and drift of the pose (right) against the step of the leg: one row per course."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(len(wanted), 2, figsize=(11, 2.6 * len(wanted)), squeeze=False, layout="constrained")
+    for (left, right), course in zip(axes, wanted, strict=True):
+        for mode in (*modes, *BASELINES):
+            rows = cells[f"{course.name} {mode}"]["loops"]
+            dashed = {"color": COLOURS.get(mode), "ls": "--" if mode in BASELINES else "-"}
+            values = loopnav_table.curve(rows, "psnr")
+            left.plot(np.arange(1, len(values) + 1), values, label=mode, **dashed)
+            if mode in modes:
+                right.plot(np.arange(1, len(values) + 1), loopnav_table.curve(rows, "drift"), label=mode, **dashed)
+        left.set(title=f"{course.name}, {len(rows)} loops", ylabel="PSNR, dB", xlabel="step of the way back")
+        right.set(title=course.name, ylabel="pose drift, blocks", xlabel="step of the way back")
+        right.set_ylim(bottom=0)
+    axes[0, 0].legend(fontsize="small", ncols=2)
+    _save(figure, file)
+
+
+def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> None:
+    """The first loop of each course: truth, and each mode's dream, evenly spaced along the way back."""
+    plt = _pyplot()
+    rows = ["truth", *(mode for mode in ("worldpack", "none") if mode in modes)]
+    rows += [] if len(rows) == 3 else [mode for mode in modes if mode not in rows]
+    figure, axes = plt.subplots(len(wanted) * len(rows), figsize=(10, 1.12 * len(wanted) * len(rows)), squeeze=False, layout="constrained")
+    for i, course in enumerate(wanted):
+        for j, row in enumerate(rows):
+            ax = axes[i * len(rows) + j, 0]
+            ax.imshow(plt.imread(loopnav.strip_file(out, course, row)), interpolation="nearest", aspect="auto")
+            ax.set(xticks=[], yticks=[], title=course.name if j == 0 else "")
+            ax.set_ylabel(row, rotation=0, ha="right", va="center")
+    _save(figure, out / "strips.png")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'wmgym[eval]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    _pyplot().close(figure)

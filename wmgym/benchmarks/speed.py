@@ -1,0 +1,202 @@
+"""How fast truths and dreams are.
+
+Wall-clock times are medians after a warm-up; what is compared takes turns within one run, so that a busy machine slows all of it
+alike: trust the ratios more than the milliseconds. Truths also tell frames per second of processor time, which a busy machine
+hardly changes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from wmgym import rng
+from wmgym.core import Clip, Context, Query, Seen, WorldState
+from wmgym.diffusion.flow import levels
+from wmgym.diffusion.samplers import SAMPLERS
+from wmgym.nets.autoencoder import to_uint8
+from wmgym.nets.cdit import Condition
+from wmgym.world_model import SamplerConfig, WorldModel, condition
+
+FORWARD, TURN_LEFT = 1, 6  # of Minecraft's actions
+OPENING = 64  # frames remembered before a dreamed step is timed
+LEAST = 3  # rounds, however long they take
+
+
+def take_turns(functions: Mapping[str, Callable[[], object]], seconds: float, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Median seconds of each function. All are called once to warm up, then in turn until `seconds` per function are spent."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    spent: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    begun = time.perf_counter()
+    while len(next(iter(spent.values()))) < LEAST or time.perf_counter() - begun < seconds * len(functions):
+        for name, function in functions.items():
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            spent[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+# -- dreams -----------------------------------------------------------------------------------------------------------------------------
+
+
+def opened(world: WorldModel, lanes: int, frames: int = OPENING) -> WorldState:
+    """Lanes that have seen noise while walking in a circle: as much to remember and to retrieve as in earnest."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (lanes, frames, *world.frame_shape), generator=generator, dtype=torch.uint8)
+    angle = torch.arange(frames) * 0.2617994 - torch.pi
+    poses = torch.stack([3 * angle.cos(), 3 * angle.sin(), 0 * angle, torch.remainder(angle, 6.2831853) - torch.pi, 0 * angle], -1)
+    clip = Clip(
+        pixels.to(world.device),
+        torch.full((lanes, frames), TURN_LEFT, device=world.device),
+        poses.expand(lanes, -1, -1).contiguous().to(world.device),
+        torch.ones(lanes, frames, dtype=torch.bool, device=world.device),
+    )
+    return world.start(clip, rng.make_keys(list(range(lanes)), world.device))
+
+
+def forward(world: WorldModel, lanes: int) -> torch.Tensor:
+    return torch.full((lanes, world.chunk), FORWARD, device=world.device)
+
+
+def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> list[dict[str, Any]]:
+    """One row per world: a whole env step, decoding included, of so many lanes."""
+    states = {name: opened(world, lanes) for name, world in worlds.items()}
+    calls = {name: (lambda w=world, s=states[name]: w.step(s, forward(w, lanes))) for name, world in worlds.items()}
+    device = next(iter(worlds.values())).device
+    found = take_turns(calls, seconds, device)
+    rows = []
+    for name, t in found.items():
+        frames = lanes * worlds[name].chunk
+        times = {"ms_per_step": 1e3 * t, "ms_per_frame": 1e3 * t / frames, "frames_per_second": frames / t}
+        rows.append({"world": name, "lanes": lanes, **times})
+    return rows
+
+
+def bound_parts(world: WorldModel, state: WorldState) -> tuple[Query, Condition, Context]:
+    """What a step forward from `state` binds the network to."""
+    actions = forward(world, len(state.times))
+    egomotion = world.kinematics.motion(actions)
+    query = world.query(state.poses, egomotion, state.times)
+    return query, condition(query, actions, egomotion), world.recall(state.memories, query)
+
+
+@torch.inference_mode()
+def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
+    """Share of each part in a whole step; "rest" is the motion head, noise and bookkeeping."""
+    state, actions = opened(world, lanes), forward(world, lanes)
+    query, told, context = bound_parts(world, state)
+    bound = world.net.bind(told, context)
+    noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
+    marks = levels(world.sampler.denoise_steps, world.sampler.shift)
+    seen = Seen(state.latents, query.poses, query.times, actions, torch.ones_like(query.times, dtype=torch.bool))
+    found = take_turns(
+        {
+            "step": lambda: world.step(state, actions),
+            "memory read": lambda: world.recall(state.memories, query),
+            "context binding": lambda: world.net.bind(told, context),
+            "denoising": lambda: SAMPLERS[world.sampler.name](bound, noise, marks),
+            "memory write": lambda: [m.write(value, seen) for m, value in zip(world.memories, state.memories, strict=True)],
+            "decode": lambda: to_uint8(world.autoencoder.decode(state.latents)),
+        },
+        seconds,
+        world.device,
+    )
+    whole = found.pop("step")
+    parts = {name: t / whole for name, t in found.items()}
+    return {**parts, "rest": max(0.0, 1 - sum(parts.values()))}
+
+
+@torch.inference_mode()
+def caching(world: WorldModel, lanes: int, steps: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    """What it saves to bind the context once per env step and not once per denoising step.
+
+    The context is not modulated by the noise level, so both give the same latents.
+    """
+    state = opened(world, lanes)
+    _, told, context = bound_parts(world, state)
+    noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
+    sample = SAMPLERS[world.sampler.name]
+    rows = []
+    for count in steps:
+        marks = levels(count, world.sampler.shift)
+        found = take_turns(
+            {
+                "cached": lambda marks=marks: sample(world.net.bind(told, context), noise, marks),
+                "recomputed": lambda marks=marks: sample(lambda x, level: world.net.bind(told, context)(x, level), noise, marks),
+            },
+            seconds,
+            world.device,
+        )
+        times = {f"{name}_ms": 1e3 * t for name, t in found.items()}
+        rows.append({"lanes": lanes, "denoise_steps": count, **times, "ratio": found["recomputed"] / found["cached"]})
+    return rows
+
+
+def with_steps(world: WorldModel, denoise_steps: int) -> WorldModel:
+    """The same weights and memories with another number of denoising steps."""
+    sampler: SamplerConfig = replace(world.sampler, denoise_steps=denoise_steps)
+    view = WorldModel(
+        world.autoencoder,
+        world.net,
+        world.motion_head,
+        world.kinematics,
+        world.memories,
+        sampler,
+        reward_head=world.reward_head,
+        pose_source=world.pose_source,
+    )
+    return view.eval()
+
+
+# -- truths -----------------------------------------------------------------------------------------------------------------------------
+
+
+def truth_times(env_id: str, seconds: float, **kwargs: Any) -> dict[str, float]:
+    """One env, random actions: steps per second of wall clock and of processor time, and seconds for a new world."""
+    env = gym.make(env_id, disable_env_checker=True, **kwargs)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())  # compiles
+    begun = time.perf_counter()
+    resets = []
+    while len(resets) < LEAST or time.perf_counter() - begun < seconds / 2:
+        start = time.perf_counter()
+        env.reset(seed=1 + len(resets))
+        resets.append(time.perf_counter() - start)
+    env.action_space.seed(0)
+    rates = _rates(env, seconds, 1, env.action_space.sample)
+    env.close()
+    return {"lanes": 1, **rates, "new_world_seconds": statistics.median(resets)}
+
+
+def vector_truth_times(env_id: str, lanes: int, seconds: float, **kwargs: Any) -> dict[str, float]:
+    """The batched env, if it has one of its own: the same numbers over all lanes."""
+    env = gym.make_vec(env_id, num_envs=lanes, vectorization_mode="vector_entry_point", **kwargs)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    rates = _rates(env, seconds, lanes, env.action_space.sample)
+    env.close()
+    return {"lanes": lanes, **rates}
+
+
+def _rates(env: Any, seconds: float, lanes: int, sample: Callable[[], Any]) -> dict[str, float]:
+    actions = [sample() for _ in range(64)]
+    env.step(actions[0])
+    steps, begun, processor = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - begun < seconds or steps < 10:
+        _, _, terminated, truncated, _ = env.step(actions[steps % len(actions)])
+        steps += 1
+        if lanes == 1 and (terminated or truncated):
+            env.reset()
+    wall, processor = time.perf_counter() - begun, time.process_time() - processor
+    return {"frames_per_second": steps * lanes / wall, "frames_per_cpu_second": steps * lanes / max(processor, np.finfo(float).eps)}
