@@ -159,10 +159,10 @@ def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) 
     low, high = np.floor(paths.min(0)[:3]).astype(int), np.ceil(paths.max(0)[:3]).astype(int)
     box = (int(low[0]) - MARGIN, int(low[1]) - MARGIN, int(low[2]) - 8), (int(high[0]) + MARGIN, int(high[1]) + MARGIN, int(high[2]) + 12)
     relief = _relief(env.unwrapped.solid(*box))  # type: ignore[attr-defined]
-    figure, ax = plt.subplots(figsize=(8, 7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 6), layout="constrained")
     ax.imshow(relief.T, origin="lower", extent=(box[0][0], box[1][0], box[0][1], box[1][1]), cmap="gray", alpha=0.75)
-    ax.plot(*loop.poses[: loop.split, :2].T, color="white", lw=4, label="true way out")
-    ax.plot(*loop.poses[loop.split - 1 :, :2].T, color="black", lw=2, ls="--", label="true way back")
+    ax.plot(*loop.poses[: loop.split, :2].T, color="white", lw=5, label="true way out")
+    ax.plot(*loop.poses[loop.split - 1 :, :2].T, color="black", lw=5, label="true way back")
     for (label, dream), colour in zip(dreams.items(), ("C0", "C3"), strict=False):
         dreamed = np.concatenate([loop.poses[loop.split - 1 : loop.split], dream.poses])
         ax.plot(*dreamed[:, :2].T, color=colour, lw=2, marker=".", label=f"dreamed, {label}")
@@ -170,11 +170,11 @@ def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) 
         again = np.unique(dream.recalled[dream.recalled >= 0])
         if len(again):
             x, y, _, yaw, _ = known[again].T
-            ax.quiver(x, y, np.cos(yaw), np.sin(yaw), color="C1", scale=25, width=0.004, label="retrieved frames, and where they look")
+            ax.quiver(x, y, np.cos(yaw), np.sin(yaw), color="C1", scale=18, width=0.005, label="retrieved frames\n(where they look)")
     ax.plot(*loop.poses[0, :2], "o", color="C2", ms=10, label="A")
     ax.plot(*loop.poses[loop.split - 1, :2], "s", color="C2", ms=10, label="B")
     ax.set(xlabel="x, blocks", ylabel="y, blocks", aspect="equal")
-    ax.legend(fontsize="small", facecolor="0.85")
+    figure.legend(loc="outside right upper", facecolor="0.85")
     return _save(figure, file)
 
 

@@ -216,6 +216,8 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course]
         left.set(title=f"{course.name}, {len(rows)} loops", ylabel="PSNR, dB", xlabel="step of the way back")
         right.set(title=course.name, ylabel="pose drift, blocks", xlabel="step of the way back")
         right.set_ylim(bottom=0)
+        for ax in (left, right):
+            ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend(fontsize="small", ncols=2)
     _save(figure, file)
 
@@ -229,7 +231,10 @@ def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> No
     for i, course in enumerate(wanted):
         for j, row in enumerate(rows):
             ax = axes[i * len(rows) + j, 0]
-            ax.imshow(plt.imread(loopnav.strip_file(out, course, row)), interpolation="nearest", aspect="auto")
+            picture = plt.imread(loopnav.strip_file(out, course, row))
+            ax.imshow(picture, interpolation="nearest", aspect="auto")
+            for edge in range(1, loopnav.COLUMNS):
+                ax.axvline(edge * picture.shape[1] / loopnav.COLUMNS - 0.5, color="white", lw=2)
             ax.set(xticks=[], yticks=[], title=course.name if j == 0 else "")
             ax.set_ylabel(row, rotation=0, ha="right", va="center")
     _save(figure, out / "strips.png")
