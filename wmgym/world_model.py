@@ -182,7 +182,8 @@ class WorldModel(nn.Module):
         """Write observed frames. A memory of keys and values wants them as the network computes them, one chunk after the other."""
         if not self._needs_kv:
             return self._write(state, seen)
-        for first in range(seen.times.shape[1] % self.chunk, seen.times.shape[1], self.chunk):
+        seen = _whole_chunks(seen, self.chunk)
+        for first in range(0, seen.times.shape[1], self.chunk):
             part = slice(first, first + self.chunk)
             query = Query(seen.poses[:, part], seen.times[:, part])
             actions = seen.actions[:, part]
@@ -232,6 +233,16 @@ class WorldModel(nn.Module):
         before, after = pairs[:, :-1].flatten(0, 1), pairs[:, 1:].flatten(0, 1)
         mask = self.kinematics.mask(pairs.device)
         return self.motion_head.loss(before, after, batch.actions.flatten(), correction.flatten(0, 1), mask)
+
+
+def _whole_chunks(seen: Seen, chunk: int) -> Seen:
+    """The same frames in whole chunks: where a row begins later than a chunk does, its first frame is repeated and not valid."""
+    rows, frames = seen.valid.shape
+    at = torch.arange(-(-frames % chunk), frames, device=seen.valid.device)
+    index = torch.maximum(at, seen.valid.int().argmax(1, keepdim=True))  # [B, T]
+    row = torch.arange(rows, device=at.device)[:, None]
+    latents, poses, times, actions, valid = (x[row, index] for x in (seen.latents, seen.poses, seen.times, seen.actions, seen.valid))
+    return Seen(latents, poses, times - (index - at), actions, valid & (index == at))
 
 
 def condition(query: Query, actions: Tensor, egomotion: Tensor) -> Condition:
