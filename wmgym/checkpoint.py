@@ -38,7 +38,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: Any, data: dict[str, Any]) -> Any:
-    """Plain data as a frozen dataclass of type `kind`; unknown or missing fields raise `ValueError`."""
+    """Plain data as a frozen dataclass of type `kind`; an unknown field raises `ValueError`, a missing one has its default."""
     hints = get_type_hints(kind)
     unknown = set(data) - set(hints)
     if unknown:
@@ -57,18 +57,30 @@ def from_dict(kind: Any, data: dict[str, Any]) -> Any:
 # -- writing --------------------------------------------------------------------------------------------------------------------------
 
 
-def save(path: Path | str, model: WorldModel, config: Any, *, dtype: torch.dtype | None = None, max_bytes: int | None = None, notes: dict[str, Any] | None = None) -> list[Path]:
+def save(
+    path: Path | str,
+    model: WorldModel,
+    config: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    max_bytes: int | None = None,
+    notes: dict[str, Any] | None = None,
+) -> list[Path]:
     """Write a model to `path` (ends in .safetensors), in several files where one would exceed `max_bytes`. Returns the files."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a checkpoint's name ends in .safetensors, got {path.name!r}")
-    tensors = {k: v.detach().to("cpu", dtype if v.is_floating_point() and dtype else v.dtype).contiguous() for k, v in model.state_dict().items()}
+    kept = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().to("cpu", kept[k]).contiguous() for k, v in model.state_dict().items()}
     header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "notes": json.dumps(notes or {})}
     shards = _shards(tensors, max_bytes)
-    names = [path] if len(shards) == 1 else [path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))]
+    count = len(shards)
+    names = [path] if count == 1 else [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, shard in zip(names, shards, strict=True):
         write_atomically(name, shard, header)
+    for old in {path, *_siblings(path)} - set(names):  # of a save in more or fewer files: now they would be read instead
+        old.unlink(missing_ok=True)
     return names
 
 
@@ -111,18 +123,22 @@ def load(path: Path | str) -> tuple[WorldModel, Any, dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     header: dict[str, str] = {}
     for part in _parts(path):
-        found, header = read_file(part)
+        found, told = read_file(part)
+        if header and told != header:
+            raise ValueError(f"{part}: belongs to another save than the other parts of {path.name}")
         tensors.update(found)
+        header = told
     try:
         config_data = json.loads(header["config"])
         kind, build = SYSTEMS[config_data["system"]]
         config = from_dict(kind, config_data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a wmgym checkpoint that this version can read ({error})") from error
-    model = build(config)
+        notes = json.loads(header.get("notes", "{}"))
+        model = build(config)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a wmgym checkpoint that this version can read ({error!r})") from error
     _check_same(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), config, json.loads(header.get("notes", "{}"))
+    return model.eval().requires_grad_(False), config, notes
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -140,13 +156,19 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _parts(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    parts = sorted(path.parent.glob(f"{path.stem}-*-of-*.safetensors"))
+    parts = _siblings(path)
     if not parts:
         raise ValueError(f"{path}: no such checkpoint")
-    count = int(re.search(r"-of-(\d+)$", parts[0].stem)[1])  # type: ignore[index]
+    count = int(parts[0].stem.rsplit("-", 1)[1])
     if len(parts) != count:
         raise ValueError(f"{path}: {count} parts belong together, found {len(parts)}")
     return parts
+
+
+def _siblings(path: Path) -> list[Path]:
+    """The files of a checkpoint that was written in several."""
+    pattern = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}\.safetensors")
+    return sorted(p for p in path.parent.glob("*.safetensors") if pattern.fullmatch(p.name))
 
 
 def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -179,7 +201,9 @@ def resolve(checkpoint: str) -> Path:
     if path.suffix == ".safetensors":
         _parts(path)
         return path
-    raise ValueError(f"checkpoint must be a bundled name ({', '.join(bundled()) or 'none here'}), a .safetensors file, its folder, or 'hub:OWNER/NAME', got {checkpoint!r}")
+    names = ", ".join(bundled()) or "none here"
+    allowed = f"a bundled name ({names}), a .safetensors file, its folder, or 'hub:OWNER/NAME'"
+    raise ValueError(f"checkpoint must be {allowed}, got {checkpoint!r}")
 
 
 def _from_hub(name: str) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wmgym import rng
 from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
 from wmgym.core import Clip
-from wmgym.data.episode import list_episodes, load_episode, write_atomically as write_bytes
+from wmgym.data.episode import list_episodes, load_episode, read_header, write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
 from wmgym.memory.bank import recorded
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
@@ -97,10 +97,10 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     paths = [path for folder in args.data for path in list_episodes(folder)]
     held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
     training = training or held_out  # a single episode is both: enough for a test of the machinery
+    frame_size = _frame_size(paths)
     args.out.mkdir(parents=True, exist_ok=True)
     _claim(args)
     writer = _writer(args.out)
-    frame_size = load_episode(held_out[0], 0, 1).frames.shape[1]
     coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
     config = preset(args.size, args.world, coder_config)
     model = build(config, device)
@@ -114,6 +114,19 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
     write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
     return report
+
+
+def _frame_size(paths: list[Path]) -> int:
+    """Side of the frames, which must be square and of one size: known before anything is trained."""
+    headers = [read_header(path) for path in paths]
+    side = headers[0].frame_shape[0]
+    for path, header in zip(paths, headers, strict=True):
+        if header.frame_shape != (side, side, 3):
+            height, width, _ = header.frame_shape
+            raise ValueError(f"{path}: frames are {height} x {width}, expected {side} x {side} as in {paths[0].name}")
+    if max(header.length for header in headers) < 2:
+        raise ValueError(f"{paths[0].parent}: no episode has more than one frame: nothing to learn from")
+    return side
 
 
 # -- autoencoder ----------------------------------------------------------------------------------------------------------------------
@@ -250,14 +263,16 @@ class _Watch:
     def __init__(self, model: WorldModel, config: Any, paths: list[Path], memories: dict[str, Any], device: torch.device, out: Path, writer: Any) -> None:
         self.model, self.config, self.memories, self.device, self.out, self.writer = model, config, memories, device, out, writer
         episodes = [load_episode(p) for p in paths[:12]]
-        self.episodes = [e for e in episodes if len(e) >= self.FRAMES] or episodes[:1]
+        self.episodes = [e for e in episodes if len(e) >= self.FRAMES] or [max(episodes, key=len)]
 
     def __call__(self, step: int, trained: nn.Module) -> dict[str, float]:
+        frames = min([self.FRAMES, *(len(e) for e in self.episodes)])
+        if frames < 2:
+            return {}
         model = self.model
         was = model.memories
         model.eval()
-        frames = min([self.FRAMES, *(len(e) for e in self.episodes)])
-        split = frames - frames // 4
+        split = frames - max(1, frames // 4)
         clip = Clip(*(torch.from_numpy(np.stack([getattr(e, name)[:frames] for e in self.episodes])).to(self.device) for name in ("frames", "actions", "poses")), torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device))
         seen = Clip(clip.frames[:, :split], clip.actions[:, :split], clip.poses[:, :split], clip.valid[:, :split])
         figures = {}

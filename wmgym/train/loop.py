@@ -105,12 +105,13 @@ def fit(
         while step < config.steps:
             losses, batch = step_losses(draw(config.seed, step, device))
             total = losses["total"]
-            if not math.isfinite(float(total.detach())):
-                bad = out / f"{name}-bad-batch.safetensors"
-                write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
-                raise ValueError(f"the loss became {float(total.detach())} at step {step}; the batch is in {bad}, the last good state in {state_file}")
             total.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            for what, value in (("loss", float(total.detach())), ("gradient", float(norm))):
+                if not math.isfinite(value):
+                    bad = out / f"{name}-bad-batch.safetensors"
+                    write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
+                    raise ValueError(f"the {what} became {value} at step {step}; the batch is in {bad}, the last good state in {state_file}")
             rate = config.rate(step)
             for key, optimiser in optimisers.items():
                 for group, lr in zip(optimiser.param_groups, base[key], strict=True):

@@ -1,0 +1,319 @@
+"""Checkpoints come back bit for bit, damaged ones say what is wrong in one error, and nothing good is lost while writing."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wmgym import checkpoint, rng
+from wmgym.checkpoint import from_dict, load, load_world, resolve, save, to_dict
+from wmgym.core import Clip
+from wmgym.memory.retrieval import RetrievalConfig
+from wmgym.nets.autoencoder import AutoencoderConfig
+from wmgym.nets.cdit import CDiTConfig
+from wmgym.systems.worldpack import WorldPackConfig, build
+from wmgym.world_model import SamplerConfig, WorldModel
+
+CODER = AutoencoderConfig(widths=(8, 8), factor=4, channels=3, frame_size=16)
+CONFIG = WorldPackConfig(
+    memory="packing",
+    memory_budget=30,
+    pose_source="actions",
+    autoencoder=CODER,
+    net=CDiTConfig(latent_shape=CODER.latent_shape, width=16, depth=1, heads=2, pose_condition="frame"),
+    retrieval=RetrievalConfig(sigma_s=2.5),
+    sampler=SamplerConfig("heun", 3, 1.5),
+)
+
+
+def make(config: WorldPackConfig = CONFIG) -> WorldModel:
+    """A model none of whose numbers is a default."""
+    model = build(config)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(0.3 * torch.randn_like(tensor) + 0.1)
+    return model.eval().requires_grad_(False)
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+def rewritten(path: Path, tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None, **header: str) -> Path:
+    """The same file with other tensors or another header."""
+    with safe_open(str(path), "pt") as file:
+        held, told = {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    save_file(tensors(held) if tensors else held, path, metadata={**told, **header})
+    return path
+
+
+def fails(path: Path, *words: str) -> None:
+    """Loading raises one ValueError that names the file and says these words."""
+    with pytest.raises(ValueError) as raised:
+        load(path)
+    message = str(raised.value)
+    assert path.name in message or path.stem in message, message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save(tmp_path / "world.safetensors", make(), CONFIG)[0]
+
+
+# -- round trips ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_bytes", [None, 300_000])
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path, max_bytes: int | None) -> None:
+    model = make()
+    files = save(tmp_path / "world.safetensors", model, CONFIG, max_bytes=max_bytes, notes={"steps": 7, "words": ["a", "b"]})
+    assert sorted(os.listdir(tmp_path)) == sorted(f.name for f in files)
+    assert (len(files) > 2) == (max_bytes is not None)
+    assert max_bytes is None or all(f.stat().st_size <= max_bytes for f in files)
+    loaded, config, notes = load(tmp_path / "world.safetensors")
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert config == CONFIG and notes == {"steps": 7, "words": ["a", "b"]}
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_loaded_world_dreams_as_the_saved_one(tmp_path: Path) -> None:
+    model = make()
+    save(tmp_path / "world.safetensors", model, CONFIG)
+    loaded, _, _ = load(tmp_path / "world.safetensors")
+    pixels = torch.randint(0, 256, (1, 5, 16, 16, 3), dtype=torch.uint8)
+    seen = Clip(pixels, torch.ones(1, 5, dtype=torch.int64), torch.randn(1, 5, 5), torch.ones(1, 5, dtype=torch.bool))
+    for a, b in zip(_dream(model, seen), _dream(loaded, seen), strict=True):
+        assert torch.equal(a, b)
+
+
+def _dream(model: WorldModel, seen: Clip) -> list[Tensor]:
+    state, shown = model.start(seen, rng.make_keys([3])), []
+    for action in (1, 6, 1):
+        state, frames = model.step(state, torch.tensor([[action]]))
+        shown += [frames.pixels, frames.poses]
+    return shown
+
+
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    model = make()
+    (whole,) = save(tmp_path / "whole.safetensors", model, CONFIG)
+    (half,) = save(tmp_path / "half.safetensors", model, CONFIG, dtype=torch.bfloat16)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded, _, _ = load(half)
+    assert_same(loaded.state_dict(), {k: v.bfloat16().float() for k, v in model.state_dict().items()})
+    (again,) = save(tmp_path / "again.safetensors", loaded, CONFIG, dtype=torch.bfloat16)
+    assert_same(load(again)[0].state_dict(), loaded.state_dict())
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 300_000), (300_000, None), (300_000, 600_000), (600_000, 300_000)])
+def test_saving_again_in_other_pieces_replaces_what_was_there(tmp_path: Path, before: int | None, after: int | None) -> None:
+    save(tmp_path / "world.safetensors", make(), CONFIG, max_bytes=before)
+    keep = save(tmp_path / "world-two.safetensors", make(), CONFIG)[0]
+    model = make()
+    files = save(tmp_path / "world.safetensors", model, CONFIG, max_bytes=after)
+    assert set(tmp_path.iterdir()) == {*files, keep}
+    assert_same(load(tmp_path / "world.safetensors")[0].state_dict(), model.state_dict())
+
+
+def test_configs_survive_json() -> None:
+    assert from_dict(WorldPackConfig, json.loads(json.dumps(to_dict(CONFIG)))) == CONFIG
+    older = to_dict(CONFIG)
+    del older["net"]["rope_share"]  # as written before the field existed
+    assert from_dict(WorldPackConfig, older) == replace(CONFIG, net=replace(CONFIG.net, rope_share=CDiTConfig().rope_share))
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, 20_000, -1])
+def test_a_file_cut_short_is_named(saved: Path, keep: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+    fails(saved, "not a whole safetensors file")
+
+
+def test_foreign_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.zeros(3)}, path)
+    fails(path, "format is None")
+    save_file({"w": torch.zeros(3)}, path, metadata={"format": "pt"})
+    fails(path, "'pt'", "wmgym-1")
+    path.write_bytes(pickle.dumps({"w": 1}))
+    fails(path, "not a whole safetensors file")
+    path.unlink()
+    fails(path, "no such checkpoint")
+
+
+def test_other_tensors_than_the_config_asks_for_are_named(saved: Path) -> None:
+    good = saved.read_bytes()
+    name = "net.final.bias"
+    rewritten(saved, lambda held: {**held, name: torch.zeros(5)})
+    fails(saved, name, "(5,)", "(3,)")
+    saved.write_bytes(good)
+    rewritten(saved, lambda held: {k: v for k, v in held.items() if k != name})
+    fails(saved, "lacks 1 tensors", name)
+    saved.write_bytes(good)
+    rewritten(saved, lambda held: {**held, "net.tail": torch.zeros(1)})
+    fails(saved, "has not", "net.tail")
+
+
+def test_a_config_of_another_network_is_a_wrong_shape(saved: Path) -> None:
+    wider = replace(CONFIG, net=replace(CONFIG.net, width=32))
+    rewritten(saved, config=json.dumps(to_dict(wider)))
+    fails(saved, "has shape", "asks for")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"system": "crystal-ball"}, ["crystal-ball"]),
+        ({"colour": "red"}, ["WorldPackConfig", "'colour'"]),
+        ({"net": {**to_dict(CONFIG.net), "wings": 2}}, ["CDiTConfig", "'wings'"]),
+        ({"net": {**to_dict(CONFIG.net), "depth": "deep"}}, ["str"]),
+        ({"net": {**to_dict(CONFIG.net), "patch": 0}}, ["ZeroDivision"]),
+        ({"net": 3}, []),
+        ({"memory": "elephant"}, ["'elephant'"]),
+        ({"world": "mars"}, ["'mars'"]),
+    ],
+)
+def test_configs_that_make_no_sense_are_named(saved: Path, change: dict[str, Any], words: list[str]) -> None:
+    rewritten(saved, config=json.dumps({**to_dict(CONFIG), **change}))
+    fails(saved, *words)
+
+
+def test_headers_that_make_no_sense_are_named(saved: Path) -> None:
+    for header in ({"config": "{"}, {"config": "[]"}, {"notes": "{"}):
+        good = saved.read_bytes()
+        rewritten(saved, **header)
+        fails(saved, "not a wmgym checkpoint")
+        saved.write_bytes(good)
+
+
+def test_parts_must_all_be_there_and_of_one_save(tmp_path: Path) -> None:
+    path = tmp_path / "world.safetensors"
+    files = save(path, make(), CONFIG, max_bytes=300_000, notes={"run": 1})
+    others = save(tmp_path / "other" / "world.safetensors", make(), CONFIG, max_bytes=300_000, notes={"run": 2})
+    good = files[1].read_bytes()
+    files[1].unlink()
+    fails(path, f"{len(files)} parts", f"found {len(files) - 1}")
+    files[1].write_bytes(others[1].read_bytes())
+    fails(path, files[1].name, "another save")
+    files[1].write_bytes(good[:-5])
+    fails(path, files[1].name, "not a whole")
+    files[1].write_bytes(good)
+    load(path)
+    fails(files[0], "lacks")  # one part alone is not a checkpoint
+
+
+# -- writing --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_was_there_survives_a_write_that_fails(saved: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def fail(tensors: Any, name: str, **_: Any) -> None:
+        Path(name).write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(type(error)) as raised:
+        save(saved, make(), CONFIG)
+    if isinstance(error, OSError):
+        assert str(saved) in str(raised.value) and "No space left" in str(raised.value)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_write_in_parts_that_fails_leaves_the_whole_file_in_charge(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(saved)[0].state_dict()
+    write, count = checkpoint.save_file, []
+
+    def second_fails(tensors: Any, name: str, **keywords: Any) -> None:
+        count.append(name)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device")
+        write(tensors, name, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save_file", second_fails)
+    with pytest.raises(OSError, match="No space left"):
+        save(saved, make(), CONFIG, max_bytes=300_000)
+    assert_same(load(saved)[0].state_dict(), before)
+
+
+def test_a_checkpoint_is_called_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"world\.pt"):
+        save(tmp_path / "world.pt", make(), CONFIG)
+
+
+# -- worlds by name -------------------------------------------------------------------------------------------------------------------
+
+
+def test_views_of_a_checkpoint_share_its_weights(saved: Path) -> None:
+    one = load_world(str(saved))
+    other = load_world(str(saved), memory="worldpack", memory_budget=40, denoise_steps=7, pose_source="learned")
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert a.data_ptr() == b.data_ptr(), name
+    assert (one.memories[0].budget, one.memories[0].slots, one.sampler, one.pose_source) == (30, 0, CONFIG.sampler, "actions")
+    assert (other.memories[0].budget, other.memories[0].slots, other.pose_source) == (40, 8, "learned")
+    assert other.sampler == SamplerConfig("heun", 7, 1.5)
+    assert other.memories[0].retrieval == CONFIG.retrieval
+
+
+def test_other_precisions_have_weights_of_their_own(saved: Path) -> None:
+    whole, half = load_world(str(saved), device="cpu"), load_world(str(saved), device="cpu", dtype="bfloat16")
+    assert {p.dtype for p in whole.parameters()} == {torch.float32} and {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert torch.equal(whole.net.final.weight.bfloat16(), half.net.final.weight)
+
+
+def test_a_file_that_was_replaced_is_read_anew(saved: Path) -> None:
+    load_world(str(saved), device="cpu")
+    model = make()
+    save(saved, model, CONFIG)
+    os.utime(saved, ns=(1, 10**18))
+    assert_same(load_world(str(saved), device="cpu").state_dict(), model.state_dict())
+
+
+def test_a_checkpoint_may_be_named_by_its_folder(saved: Path) -> None:
+    path = saved.rename(saved.with_name("model.safetensors"))
+    assert resolve(str(path.parent)) == resolve(str(path)) == path
+    assert load_world(str(path.parent), device="cpu").memories[0].budget == 30
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"device": "abacus"}, "device.*'abacus'"),
+        ({"dtype": "int8"}, "dtype.*'int8'"),
+        ({"memory": "elephant"}, "memory.*worldpack.*'elephant'"),
+        ({"memory_budget": 3}, "memory_budget.*3"),
+        ({"denoise_steps": 0}, "denoise_steps.*0"),
+        ({"pose_source": "stars"}, "pose_source.*'stars'"),
+    ],
+)
+def test_wrong_settings_are_named(saved: Path, keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_world(str(saved), **keywords)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_a_gpu_that_is_not_there_is_named(saved: Path) -> None:
+    with pytest.raises(ValueError, match="'cuda'"):
+        load_world(str(saved), device="cuda")
+
+
+@pytest.mark.parametrize("name", ["no-such-world", "missing.safetensors", "somewhere/else"])
+def test_unknown_names_say_what_is_allowed(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        resolve(name)
