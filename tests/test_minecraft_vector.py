@@ -1,14 +1,23 @@
 """Lane i of the vector env is the single env of seed + i, bit for bit, whatever ends and is reset on the way."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
+import wmgym  # registers the id
 from wmgym.envs.minecraft import MinecraftEnv, MinecraftVectorEnv
 
+assert wmgym.__version__
+
 LANES, HORIZON, SIZE = 3, 4, 24
+NOOP = [0] * 3
 ACTIONS = np.random.default_rng(1).integers(0, 10, (11, LANES))
 
 
@@ -30,15 +39,15 @@ def lane_of(batch: Any, lane: int) -> Any:
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def envs() -> MinecraftVectorEnv:
     return MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON)
 
 
 @pytest.fixture(scope="module")
-def episodes() -> list[list[tuple]]:
+def episodes() -> Iterator[list[list[tuple]]]:
     """What single envs give when they are reset after each end: per lane, (observation, reward, terminated, truncated, info)."""
-    lanes = []
+    lanes, worlds = [], []
     for lane in range(LANES):
         env = MinecraftEnv(size=SIZE, horizon=HORIZON)
         told = [(*env.reset(seed=5 + lane), None)]
@@ -46,8 +55,10 @@ def episodes() -> list[list[tuple]]:
             told.append(env.step(action))
             if told[-1][2] or told[-1][3]:
                 told.append((*env.reset(), None))
+                worlds.append(env._engine.world)
         lanes.append(told)
-    return lanes
+    yield lanes
+    del worlds  # kept until here, so that they need not be made again
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step", AutoresetMode.DISABLED])
@@ -85,3 +96,148 @@ def test_each_lane_is_the_single_env_across_resets(mode: Any, episodes: list[lis
                 assert same(lane_of(observation, lane), told[0]) and same(lane_of(info, lane), told[4])
         ended = terminated | truncated
     assert (taken > HORIZON).all()
+
+
+def test_only_the_lanes_of_the_mask_are_reset(envs: MinecraftVectorEnv) -> None:
+    first, _ = envs.reset(seed=0)
+    envs.step([1, 1, 1])
+    options = {"reset_mask": np.array([True, False, True])}
+    observation, info = envs.reset(seed=[0, 0, 1], options=options)
+    assert list(options) == ["reset_mask"]  # the caller's dict is not touched
+    assert info["_pose"].tolist() == [True, False, True] and not info["pose"][1].any()
+    assert np.array_equal(observation["pov"][0], first["pov"][0]) and np.array_equal(observation["pov"][2], first["pov"][1])
+    assert not np.array_equal(observation["pov"][1], first["pov"][1])
+    assert [lane["elapsed"] for lane in envs.save_state()["lanes"]] == [0, 1, 0]
+    assert envs.np_random_seed == (0, 1, 1)
+
+
+def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
+    _, info = envs.reset(seed=0)
+    poses, goals = info["pose"] + np.float32([0, 0, 0, 0.5, 0.1]), info["pose"][:, :2] + [[5, 0], [0, 5], [-5, 0]]
+    _, one = envs.reset(seed=0, options=[{"start": poses[0]}, None, {"goal": goals[2]}])
+    assert np.array_equal(one["pose"], [poses[0], info["pose"][1], info["pose"][2]])
+    assert np.array_equal(one["goal"][2, :2], goals[2].astype(np.float32)) and np.array_equal(one["goal"][1], info["goal"][1])
+    _, rows = envs.reset(seed=0, options={"start": poses, "goal": goals})
+    assert np.array_equal(rows["pose"], poses) and np.array_equal(rows["goal"][:, :2], goals.astype(np.float32))
+    _, shared = envs.reset(seed=[0, 0, 0], options={"start": poses[0]})
+    assert np.array_equal(shared["pose"], [poses[0]] * LANES)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"options": [{}]}, "one dict for each of 3 lanes"),
+        ({"options": {"goal": np.zeros((2, 2))}}, "goal must have one row for each of 3 lanes"),
+        ({"options": {"reset_mask": [True, False, True]}}, "numpy bool array"),
+        ({"options": {"reset_mask": np.zeros(3, bool)}}, "chooses no lane"),
+        ({"options": {"begin": 1}}, "unknown reset option 'begin'"),
+        ({"seed": [1, 2]}, "2 seeds were given for 3 lanes"),
+        ({"seed": 1, "options": [{}, {}, {"start": [128, 128, 3, 0, 0]}]}, "room for a body"),
+    ],
+)
+def test_a_reset_that_fails_changes_nothing(envs: MinecraftVectorEnv, keywords: dict[str, Any], message: str) -> None:
+    envs.reset(seed=0)
+    before = envs.save_state()
+    with pytest.raises(ValueError, match=message):
+        envs.reset(**keywords)
+    after = envs.save_state()
+    assert after["lanes"][0]["np_random"] == before["lanes"][0]["np_random"] and envs.np_random_seed == (0, 1, 2)
+    assert all(np.array_equal(a["backend"]["body"], b["backend"]["body"]) for a, b in zip(after["lanes"], before["lanes"]))
+
+
+@pytest.mark.parametrize("actions", [[0, 0], [0, 0, 10], [0, 0, -1], [0.0, 0.0, 0.0], 1])
+def test_wrong_actions_are_named(envs: MinecraftVectorEnv, actions: Any) -> None:
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="actions must"):
+        envs.step(actions)
+
+
+def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
+    envs.reset(seed=0)
+    envs.step([1, 2, 3])
+    state = envs.save_state()
+    other = MinecraftVectorEnv(LANES, size=SIZE)
+    other.load_state(state)
+    for _ in range(HORIZON):  # the last one resets
+        (a, *rest_a, _), (b, *rest_b, _) = envs.step([5, 6, 8]), other.step([5, 6, 8])
+        assert same(a, b) and all(same(x, y) for x, y in zip(rest_a, rest_b))
+    lone = MinecraftEnv(size=SIZE)
+    lone.load_state(state["lanes"][1])
+    envs.load_state(state)
+    assert same(lone.step(2)[0], lane_of(envs.step([0, 2, 0])[0], 1))
+    with pytest.raises(ValueError, match="has 3 lanes, this env has 1"):
+        MinecraftVectorEnv(1).load_state(state)
+
+
+def test_an_ended_lane_rests_when_nobody_resets_it() -> None:
+    envs = MinecraftVectorEnv(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
+    envs.reset(seed=0)
+    last = envs.step([1, 6, 8])
+    again = envs.step([1, 1, 1])
+    assert same(last[0], again[0]) and last[3].all() and again[3].all() and not again[1].any()
+
+
+def test_observations_and_info_are_the_callers_own(envs: MinecraftVectorEnv) -> None:
+    observation, info = envs.reset(seed=0)
+    kept, pose = observation["pov"].copy(), info["pose"].copy()
+    envs.step([5, 5, 5])
+    assert np.array_equal(observation["pov"], kept) and np.array_equal(info["pose"], pose)
+    info["pose"][:] = 0
+    assert envs.step(NOOP)[-1]["pose"].all(0)[:3].all()
+
+
+def test_torch_observations_are_the_numpy_ones() -> None:
+    plain, tensors = (MinecraftVectorEnv(1, size=SIZE, obs_type=kind) for kind in ("numpy", "torch"))
+    (a, _), (b, _) = plain.reset(seed=0), tensors.reset(seed=0)
+    assert isinstance(b["pov"], torch.Tensor) and isinstance(b["compass"], torch.Tensor)
+    assert all(np.array_equal(a[key], b[key].numpy()) for key in a)
+
+
+def test_make_vec_makes_it_and_its_spec_is_json() -> None:
+    envs = gym.make_vec(
+        "Minecraft-v0",
+        num_envs=2,
+        max_episode_steps=2,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        render_mode="rgb_array",
+        render_size=[16, 24],
+    )
+    assert isinstance(envs, MinecraftVectorEnv) and envs.horizon == 2
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert json.loads(envs.spec.to_json())["kwargs"]["autoreset_mode"] == "same_step"
+    counted = RecordEpisodeStatistics(envs)
+    observation, _ = counted.reset(seed=0)
+    assert counted.observation_space.contains(observation)
+    frames = envs.render()
+    assert isinstance(frames, tuple) and [frame.shape for frame in frames] == [(16, 24, 3)] * 2
+    counted.step([1, 1])
+    *_, truncated, info = counted.step([1, 1])
+    assert truncated.all() and info["episode"]["l"].tolist() == [2, 2]
+    assert MinecraftVectorEnv(1).render_mode is None
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"autoreset_mode": "never"}, {"obs_type": "jax"}, {"num_envs": 0}, {"horizon": 5, "max_episode_steps": 7}, {"task": "fly"}],
+)
+def test_a_wrong_keyword_is_named(keywords: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as caught:
+        MinecraftVectorEnv(**keywords)
+    assert all(repr(value) in str(caught.value) for value in keywords.values())
+
+
+def test_it_must_be_reset_first() -> None:
+    envs = MinecraftVectorEnv(2)
+    for call in (lambda: envs.step([0, 0]), envs.save_state, envs.render):
+        with pytest.raises(gym.error.ResetNeeded):
+            call()
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+
+
+@pytest.mark.slow
+def test_the_benchmark_gives_a_figure_for_each_thing() -> None:
+    from wmgym.envs.minecraft.bench import LANES, SIZES, bench
+
+    result = bench(seconds=0.05)
+    assert len(result) == len(SIZES) + len(LANES) + 3 and all(value > 0 for value in result.values())

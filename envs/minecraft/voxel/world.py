@@ -303,34 +303,40 @@ def distance(grid, far, below):
     Distance counts steps to any of 26 neighbours. Two sweeps over the world, each looking back at half of the neighbours, are exact.
     """
     size_x, size_y, size_z = grid.shape
-    empty = np.empty(size_z, np.uint8)
+    near = np.empty(grid.shape, np.uint8)  # 0 in blocks
+    for x in range(size_x):
+        for y in range(size_y):
+            for z in range(size_z):
+                near[x, y, z] = far if grid[x, y, z] == 0 else 0
+    around = np.full(size_z + 2, 254, np.uint8)  # the least of the columns already passed, and a cell more at both ends
     for sweep in range(2):
         one = 1 if sweep == 0 else -1
         for a in range(size_x):
             x = a if sweep == 0 else size_x - 1 - a
             for b in range(size_y):
                 y = b if sweep == 0 else size_y - 1 - b
-                for z in range(size_z):
-                    cell = grid[x, y, z]
-                    empty[z] = far if cell == 0 else (cell - AIR if cell >= AIR else 0)
-                # columns already passed: 4 of them, each looked at z - 1, z, z + 1
+                column = near[x, y]
+                around[1:-1] = far
                 for n in range(4):
                     i, j = (x - one, y + (n - 1)) if n < 3 else (x, y - one)
-                    if i < 0 or i >= size_x or j < 0 or j >= size_y:
-                        continue
-                    for z in range(size_z):
-                        low = 255
-                        for k in range(max(z - 1, 0) if below else z, min(z + 2, size_z)):
-                            other = grid[i, j, k]
-                            low = min(low, other - AIR if other >= AIR else 0)
-                        empty[z] = min(empty[z], low + 1)
-                for z in range(1, size_z if below else 0):
-                    empty[z] = min(empty[z], empty[z - 1] + 1)
-                for z in range(size_z - 2, -1, -1):
-                    empty[z] = min(empty[z], empty[z + 1] + 1)
+                    if 0 <= i < size_x and 0 <= j < size_y:
+                        beside = near[i, j]
+                        for z in range(size_z):
+                            around[z + 1] = min(around[z + 1], beside[z])
                 for z in range(size_z):
-                    if grid[x, y, z] == 0 or grid[x, y, z] >= AIR:
-                        grid[x, y, z] = AIR + max(empty[z], 1)
+                    low = min(around[z + 1], around[z + 2])
+                    if below:
+                        low = min(low, around[z])
+                    column[z] = min(column[z], np.uint8(low + 1))
+                for z in range(1, size_z if below else 0):
+                    column[z] = min(column[z], np.uint8(column[z - 1] + 1))
+                for z in range(size_z - 2, -1, -1):
+                    column[z] = min(column[z], np.uint8(column[z + 1] + 1))
+    for x in range(size_x):
+        for y in range(size_y):
+            for z in range(size_z):
+                if near[x, y, z] > 0:
+                    grid[x, y, z] = AIR + near[x, y, z]
 
 
 @njit(fastmath=True, cache=True)
