@@ -75,7 +75,7 @@ class MinecraftEnv(gym.Env):
             arrived = bool(tasks.navigate_arrived(pose, self._goal))
         return self._observe(pose), reward, arrived, self._elapsed >= self.horizon, self._info(pose)
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]  # Gymnasium's own has a type variable here
+    def render(self) -> NDArray[np.uint8] | None:
         self._running()
         return self._engine.render(*self.render_size) if self.render_mode == "rgb_array" else None
 
@@ -222,7 +222,7 @@ def check_render_size(render_size: Any, size: int) -> tuple[int, int]:
 
 
 def _is_side(side: Any) -> bool:
-    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and 8 <= side <= 2048
+    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and bool(8 <= side <= 2048)
 
 
 def check_render_mode(render_mode: str | None) -> str | None:

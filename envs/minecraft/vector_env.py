@@ -89,7 +89,7 @@ class MinecraftVectorEnv(VectorEnv):
         wishes = [single.check_options(each, self.task, bounds) for each in per_lane]
         before = self.save_state() if self._is_running else None
         try:
-            for lane in np.flatnonzero(mask):
+            for lane in np.flatnonzero(mask).tolist():
                 self._open(lane, seeds[lane], *wishes[lane])
         except BaseException:
             if before is not None:
@@ -142,8 +142,8 @@ class MinecraftVectorEnv(VectorEnv):
             spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
         self.__dict__["spec"] = spec
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]  # one per lane, as in SyncVectorEnv
+    @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The random number generator of each lane."""
         if self._generators is None:
             pairs = [seeding.np_random() for _ in range(self.num_envs)]
@@ -237,7 +237,7 @@ class MinecraftVectorEnv(VectorEnv):
         self._terminated[lane] = self._truncated[lane] = False
 
     def _reopen(self, over: Mask) -> None:
-        for lane in np.flatnonzero(over):
+        for lane in np.flatnonzero(over).tolist():
             self._open(lane, None, None, None)
 
     def _frames(self, lanes: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:

@@ -19,4 +19,4 @@ def _pointer(typing_context, address):
 @njit(inline="always")
 def cells_at(address, shape):
     """The uint8 array of this shape, rows first, that begins at `address` (the array's `ctypes.data`)."""
-    return carray(_pointer(address), shape, np.uint8)
+    return carray(_pointer(address), shape, np.uint8)  # type: ignore[call-arg]  # numba adds the context

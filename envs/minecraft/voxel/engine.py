@@ -87,8 +87,7 @@ class VoxelBackend:
         return frames[0]
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
-        low, high = np.asarray(low, int), np.asarray(high, int)
-        box = np.ones(np.maximum(high - low, 0), np.bool_)
+        box = np.ones(np.maximum(np.subtract(high, low), 0), np.bool_)
         first, last = np.clip(low, 0, (WIDTH, WIDTH, DEPTH)), np.clip(high, 0, (WIDTH, WIDTH, DEPTH))
         if (last > first).all():
             cells = self.world.grid[tuple(slice(a, b) for a, b in zip(first, last))]

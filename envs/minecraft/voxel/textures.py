@@ -48,7 +48,8 @@ def _mottle(rng: np.random.Generator, amount: float, cells: int = 4) -> np.ndarr
     return (1 + amount * both + 0.35 * amount * fine)[..., None]
 
 
-def _paint(rng: np.random.Generator, pattern: str, colour: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+def _paint(rng: np.random.Generator, pattern: str, *colours: np.ndarray) -> np.ndarray:
+    colour, second = colours[0], colours[-1]
     row, column = np.mgrid[0:SIZE, 0:SIZE]
     shade = np.ones((SIZE, SIZE))
     image = colour * _mottle(rng, 0.09)
