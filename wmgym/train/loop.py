@@ -107,11 +107,11 @@ def fit(
             total = losses["total"]
             total.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            for what, value in (("loss", float(total.detach())), ("gradient", float(norm))):
-                if not math.isfinite(value):
+            for what, number in (("loss", float(total.detach())), ("gradient", float(norm))):
+                if not math.isfinite(number):
                     bad = out / f"{name}-bad-batch.safetensors"
                     write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
-                    raise ValueError(f"the {what} became {value} at step {step}; the batch is in {bad}, the last good state in {state_file}")
+                    raise ValueError(f"the {what} became {number} at step {step}; the batch is in {bad}, the last good state in {state_file}")
             rate = config.rate(step)
             for key, optimiser in optimisers.items():
                 for group, lr in zip(optimiser.param_groups, base[key], strict=True):
