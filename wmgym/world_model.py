@@ -57,7 +57,10 @@ class Batch:
 
 
 class WorldModel(nn.Module):
-    """`core.World` over a CDiT. Memories, sampler and pose source are settings; weights are `autoencoder`, `net`, `motion_head`, `reward_head`."""
+    """`core.World` over a CDiT. Memories, sampler and pose source are settings.
+
+    Weights are `autoencoder`, `net`, `motion_head`, `reward_head`.
+    """
 
     def __init__(
         self,
@@ -159,7 +162,9 @@ class WorldModel(nn.Module):
         """What all memories show the network."""
         return merge([memory.read(value, query) for memory, value in zip(self.memories, memories, strict=True)])
 
-    def _arrive(self, state: WorldState, latents: Tensor, actions: Tensor, egomotion: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _arrive(
+        self, state: WorldState, latents: Tensor, actions: Tensor, egomotion: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Poses of the chunk's frames [B, F, 5], corrected by what the frames show, and rewards and ends where a head reads them."""
         before = torch.cat([state.latents[:, -1:], latents[:, :-1]], 1).flatten(0, 1)
         after, flat = latents.flatten(0, 1), actions.flatten(0, 1)
