@@ -13,6 +13,9 @@ What differs from the published network, and why:
   that at the start a packed token equals the average of the tokens it replaces.
 * `pose_condition` tells each context token where it was: "frame" adds the frame's relative pose, "rays" gives each token its
   viewing direction and eye in the target's own frame, "none" (the paper) leaves it out.
+* `rotate_values` (with "rays") rotates each value by its token's viewing direction, and what a target token has gathered back by its
+  own (as Miyato et al. 2024 do in 3-D): a coarse token then holds the Fourier coefficients of what it covers, and a target token
+  reads them at the very direction it looks in. Without it a small network does not learn in hours to look inside packed tokens.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class CDiTConfig:
     num_actions: int = 10
     field_of_view: float = 1.309  # radians, vertical; used by pose_condition "rays"
     pose_condition: str = "rays"
+    rotate_values: bool = True  # only with "rays"
     rope_share: float = 0.5  # share of each head's dimensions that carry time
     shared_modulation: bool = True  # one adaLN for all blocks plus a table each (PixArt): most parameters go there otherwise
     chunk: int = 1  # frames made at a time
@@ -88,6 +92,18 @@ class Condition:
 def tokens_per_frame(latent_side: int, patch: int, level: int) -> int:
     """Tokens that one square frame costs at a level, padded to whole tokens."""
     return (-(-latent_side // (patch * 2**level))) ** 2
+
+
+def wave_vectors(count: int, config: CDiTConfig) -> Tensor:
+    """The `count` slowest plane waves over (azimuth, elevation), in radians per radian: [count, 2].
+
+    The slowest spans two tokens of the coarsest level, so that a token's coefficients tell where in it a thing lies.
+    """
+    coarsest = config.field_of_view * 2 ** (LEVELS - 1) / config.grid[0]
+    reach = range(-count, count + 1)
+    half = [(x, y) for x in range(count + 1) for y in reach if x > 0 or y >= 0]  # a wave and its opposite are one
+    slowest = sorted(half, key=lambda k: (k[0] ** 2 + k[1] ** 2, k))[:count]
+    return torch.tensor(slowest, dtype=torch.float32) * torch.pi / coarsest
 
 
 class PatchEmbed(nn.Module):
@@ -167,6 +183,7 @@ class Bound:
     net: CDiT
     condition: Tensor  # [B, F, D]
     position: Tensor  # [B, F, N, D] or [1, 1, N, D]
+    gaze: tuple[Tensor, Tensor] | None  # cosine and sine [B, F * N, 1, d / 2] of the phases that values are read at
     layers: tuple[LayerContext, ...]
     cross_mask: Tensor | None
     self_mask: Tensor | None
@@ -181,6 +198,8 @@ class Bound:
 
 
 class CDiT(nn.Module):
+    waves: Tensor
+
     def __init__(self, config: CDiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -198,6 +217,7 @@ class CDiT(nn.Module):
             self.pose_embed = Mlp(6 * (1 + 2 * _OCTAVES), d, d)
         elif config.pose_condition == "frame":
             self.pose_embed = Mlp(7, d, d)
+        self.register_buffer("waves", wave_vectors(d // config.heads // 2, config), persistent=False)
         self.context_mlp = Mlp(d, 4 * d, d, gelu=True)
         self.context_mlp_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -219,31 +239,48 @@ class CDiT(nn.Module):
         motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
         embedded = self.action_embed(condition.actions) + self.motion_embed(motion)
         position = self.position.flatten(2).transpose(1, 2)[:, None]  # [1, 1, N, D]
+        gaze = None
         if self.config.pose_condition == "rays":
-            position = position + self._rays(condition.relative, condition.pitch, self.config.grid)
-        tokens, offsets, mask = self._context_tokens(condition, context.frames)
+            rays = token_rays(condition.relative, condition.pitch, *self.config.grid, self.config.field_of_view)
+            position = position + self._ray_embed(rays)
+            gaze = self._phases(rays)
+        tokens, offsets, mask, phases = self._context_tokens(condition, context.frames)
         cos, sin = rotation(-offsets, self.config.rope_width)  # [B, M, r]
         past, self_mask = _past(context.kv, self.config, condition, self.position.dtype)
         layers = []
         for i, block in enumerate(self.blocks):
             k, v = block.cross_attention.keys_values(block.context_norm(tokens))  # type: ignore[union-attr, operator]
+            if phases is not None:
+                v = rotate(v, phases[0], -phases[1])
             layers.append(LayerContext((rotate(k, cos[:, :, None], sin[:, :, None]), v), past[i] if past else None))
-        return Bound(self, embedded, position, tuple(layers), mask, self_mask)
+        return Bound(self, embedded, position, gaze, tuple(layers), mask, self_mask)
 
-    def _rays(self, relative: Tensor, pitch: Tensor, grid: tuple[int, int]) -> Tensor:
-        rays = token_rays(relative, pitch, *grid, self.config.field_of_view)
+    def _ray_embed(self, rays: Tensor) -> Tensor:
+        """What a token's ray [..., 6] adds to it: [..., D]."""
         eye = rays[..., 3:]
         squashed = eye.sign() * (eye.abs() + 1).log() / 4  # fine near, coarse far
         features = fourier(torch.cat([rays[..., :3], squashed], -1), _OCTAVES)
         return self.pose_embed(features.to(self.position.dtype))
 
-    def _context_tokens(self, condition: Condition, groups: tuple[ContextFrames, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All context frames as tokens [B, M, D], how many steps ago each was [B, M], and which exist [B, M] (None: all)."""
+    def _phases(self, rays: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine of the values' phases at tokens' rays [B, n, N, 6]: [B, n * N, 1, d / 2] each."""
+        if not self.config.rotate_values:
+            return None
+        azimuth = torch.atan2(rays[..., 1], rays[..., 0])
+        elevation = torch.atan2(rays[..., 2], rays[..., :2].norm(dim=-1))
+        look = torch.stack([azimuth, elevation], -1).flatten(1, 2)  # [B, n * N, 2]
+        phases = (look @ self.waves.to(look.dtype).T)[:, :, None]
+        return phases.cos(), phases.sin()
+
+    def _context_tokens(
+        self, condition: Condition, groups: tuple[ContextFrames, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """All context frames as tokens [B, M, D], how many steps ago each was [B, M], which exist [B, M] (None: all), their phases."""
         if not groups:  # a memory may hand over keys and values alone
             b = len(condition.pitch)
             nothing = self.position.new_zeros(b, 0, self.config.width)
-            return nothing, condition.actions.new_zeros(b, 0), None
-        tokens, offsets, masks = [], [], []
+            return nothing, condition.actions.new_zeros(b, 0), None, None
+        tokens, offsets, masks, phases = [], [], [], []
         for group in groups:
             b, n = group.valid.shape
             embedded = self.context_embed[group.level](group.latents.flatten(0, 1).to(self.position.dtype)).unflatten(0, (b, n))
@@ -251,7 +288,9 @@ class CDiT(nn.Module):
             table = F.adaptive_avg_pool2d(self.context_position, (rows, columns)).flatten(2).transpose(1, 2)
             embedded = embedded + table[:, None]
             if self.config.pose_condition == "rays":
-                embedded = embedded + self._rays(group.relative, condition.pitch, (rows, columns))
+                rays = token_rays(group.relative, condition.pitch, rows, columns, self.config.field_of_view)
+                embedded = embedded + self._ray_embed(rays)
+                phases.append(self._phases(rays))
             elif self.config.pose_condition == "frame":
                 embedded = embedded + self.pose_embed(_pose_features(group.relative).to(embedded.dtype))[:, :, None]
             count = rows * columns
@@ -261,7 +300,9 @@ class CDiT(nn.Module):
         joined, mask = torch.cat(tokens, 1), torch.cat(masks, 1)
         joined = joined + self.context_mlp(self.context_mlp_norm(joined))
         # on a CPU attention without a mask is faster and looking is free; on a GPU looking would wait for the device
-        return joined, torch.cat(offsets, 1), None if mask.device.type == "cpu" and bool(mask.all()) else mask
+        there = None if mask.device.type == "cpu" and bool(mask.all()) else mask
+        turned = [p for p in phases if p is not None]
+        return joined, torch.cat(offsets, 1), there, (torch.cat([c for c, _ in turned], 1), torch.cat([s for _, s in turned], 1)) if turned else None
 
     # -- once per denoising step ------------------------------------------------------------------------------------------------
 
@@ -306,7 +347,10 @@ def _block(
     q = block.cross_attention.queries(modulate(norm2(h), m[3], m[4]).flatten(1, 2))
     if frames > 1:
         q = rotate(q, cos, sin)
-    h = h + m[5] * block.cross_attention.output(attend(q, *layer.cross, bound.cross_mask)).unflatten(1, (frames, -1))
+    gathered = attend(q, *layer.cross, bound.cross_mask)
+    if bound.gaze is not None:
+        gathered = rotate(gathered.unflatten(-1, (attention.heads, -1)), *bound.gaze).flatten(2)
+    h = h + m[5] * block.cross_attention.output(gathered).unflatten(1, (frames, -1))
     h = h + m[8] * block.mlp(modulate(norm3(h), m[6], m[7]))
     return h, KeysValues(raw.unflatten(1, (frames, -1)), v.unflatten(1, (frames, -1)))
 
