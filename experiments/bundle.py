@@ -51,10 +51,10 @@ def card(name: str, parameters: int, notes: dict[str, Any], results: Path | None
     lines = [
         f"# {name}",
         "",
-        f"A WorldPack world model of the embedded `Minecraft-v0` at 64 x 64: {parameters / 1e6:.1f} million parameters, stored as bfloat16.",
+        f"A WorldPack world model of the embedded `Minecraft-v0` at 64 x 64: {parameters / 1e6:.1f} million parameters, in bfloat16.",
         "",
         "- Trained by: " + f"`{notes.get('command', '')}`",
-        f"- Data: {notes.get('frames')} frames of `{', '.join(notes.get('data', []))}`; collected by: `{notes.get('collected_by', 'see experiments/README.md')}`",
+        f"- Data: {notes.get('frames')} frames; collected as `experiments/README.md` says.",
         "- Licence: MIT, as the code. The frames were drawn by our own renderer; nobody else's data was used.",
         "",
         "At the end of training, on episodes of worlds not trained on (dB PSNR):",

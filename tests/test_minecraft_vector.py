@@ -127,7 +127,7 @@ def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
     ("keywords", "message"),
     [
         ({"options": [{}]}, "one dict for each of 3 lanes"),
-        ({"options": {"goal": np.zeros((2, 2))}}, "goal must have one row for each of 3 lanes"),
+        ({"options": {"goal": np.zeros((2, 2))}}, "goal must have one entry for each of 3 lanes"),
         ({"options": {"reset_mask": [True, False, True]}}, "numpy bool array"),
         ({"options": {"reset_mask": np.zeros(3, bool)}}, "chooses no lane"),
         ({"options": {"begin": 1}}, "unknown reset option 'begin'"),

@@ -142,8 +142,15 @@ class Frames:
 class Memory(Protocol[M]):
     """How a world remembers. A memory is stateless: what it remembers is the value `M`, batch first."""
 
-    needs_kv: bool  # wants the network's own keys and values of each frame seen
-    slots: int  # how many indices `Recall` holds (0: none)
+    @property
+    def needs_kv(self) -> bool:
+        """Whether it wants the network's own keys and values of each frame seen."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """How many indices its `Recall` holds (0: none)."""
+        ...
 
     def init(self, batch: int) -> M:
         """An empty memory of `batch` rows."""

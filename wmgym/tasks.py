@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 # Minecraft: one step is 0.2 s; turning and looking is by 15 degrees
-MINECRAFT_ACTIONS = ("noop", "forward", "back", "strafe left", "strafe right", "forward + jump", "turn left", "turn right", "look up", "look down")
+MINECRAFT_ACTIONS = (
+    "noop",
+    "forward",
+    "back",
+    "strafe left",
+    "strafe right",
+    "forward + jump",
+    "turn left",
+    "turn right",
+    "look up",
+    "look down",
+)
 
 NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
 FREE_HORIZON = 10_000

@@ -23,9 +23,7 @@ from wmgym.core import World
 from wmgym.openings import Opening
 from wmgym.shell import Moment, SavedState, Shell
 from wmgym.tasks import Task
-
-AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
-OBS_TYPES = ("numpy", "torch")
+from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, reset_mask, storable
 
 
 class WorldModelVectorEnv(VectorEnv):
@@ -124,7 +122,8 @@ class WorldModelVectorEnv(VectorEnv):
         `options` is a dict for all lanes (in which `context` may be a list, and `goal` an array, with one entry per lane), or
         a list of dicts, one per lane.
         """
-        seeds, per_lane, mask = self._seeds_of(seed), self._options_of(options), self._reset_mask(options)
+        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
+        per_lane = [check_options(each) for each in lane_options(options, self.num_envs, is_per_lane)]
         if self._moment is None and not mask.all():
             raise ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
         moment, generators, used = self._opened(mask, seeds, per_lane)
@@ -172,9 +171,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     @spec.setter
     def spec(self, spec: Any) -> None:
-        if spec is not None and "autoreset_mode" in spec.kwargs:
-            spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
-        self.__dict__["spec"] = spec
+        self.__dict__["spec"] = storable(spec)
 
     @property  # type: ignore[misc]  # one generator per lane, as in Gymnasium's SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -270,43 +267,6 @@ class WorldModelVectorEnv(VectorEnv):
         info = lanes.info_batch(self.shell.info(moment), over)
         return {"final_obs": last, "_final_obs": over.copy(), "final_info": info, "_final_info": over.copy()}
 
-    def _seeds_of(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None or isinstance(seed, (int, np.integer)):
-            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds were given for {self.num_envs} lanes")
-        return [None if s is None else int(s) for s in seed]
-
-    def _reset_mask(self, options: Any) -> np.ndarray:
-        mask = options.get("reset_mask") if isinstance(options, Mapping) else None
-        if mask is None:
-            return np.ones(self.num_envs, bool)
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must be a numpy bool array [{self.num_envs}], got {mask!r}")
-        if not mask.any():
-            raise ValueError("reset_mask chooses no lane")
-        return mask.copy()
-
-    def _options_of(self, options: Any) -> list[Mapping[str, Any]]:
-        """The options of each lane."""
-        if options is None:
-            return [{}] * self.num_envs
-        if isinstance(options, Mapping):
-            shared = {key: value for key, value in options.items() if key != "reset_mask"}
-            return [check_options({key: self._of_lane(key, value, i) for key, value in shared.items()}) for i in range(self.num_envs)]
-        if not isinstance(options, (list, tuple)) or len(options) != self.num_envs:
-            raise ValueError(f"options must be a dict, or a list with one dict for each of {self.num_envs} lanes")
-        return [check_options(each or {}) for each in options]
-
-    def _of_lane(self, key: str, value: Any, lane: int) -> Any:
-        if key == "context":
-            per_lane = isinstance(value, (list, tuple))
-        else:
-            per_lane = key == "goal" and np.ndim(value) in (2, 4)
-        if per_lane and len(value) != self.num_envs:
-            raise ValueError(f"{key} must have one entry for each of {self.num_envs} lanes, got {len(value)}")
-        return value[lane] if per_lane else value
-
 
 # ---- what the single env uses too ----
 
@@ -336,6 +296,11 @@ def render_metadata(shell: Shell, render_mode: str | None) -> dict[str, Any]:
     return {"render_modes": modes, "render_fps": shell.setting.fps}
 
 
+def is_per_lane(key: str, value: Any) -> bool:
+    """Whether an option given for all lanes holds an entry for each: a list of contexts, an array of goals."""
+    return isinstance(value, (list, tuple)) if key == "context" else key == "goal" and np.ndim(value) in (2, 4)
+
+
 def check_options(options: Any) -> Mapping[str, Any]:
     """One lane's options; an unknown one raises `ValueError`."""
     if not isinstance(options, Mapping):
@@ -344,14 +309,6 @@ def check_options(options: Any) -> Mapping[str, Any]:
     if unknown:
         raise ValueError(f"a dream's reset knows the options {', '.join(lanes.OPTIONS)}, got {', '.join(map(str, unknown))}")
     return options
-
-
-def autoreset_name(mode: str | AutoresetMode) -> str:
-    """The mode as the string that is stored."""
-    for name, member in AUTORESET.items():
-        if mode in (name, member):
-            return name
-    raise ValueError(f"autoreset_mode must be one of {list(AUTORESET)}, got {mode!r}")
 
 
 def checked(state: Any, shell: Shell, num_envs: int, current: Moment | None) -> Moment:

@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from wmgym import tasks
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, make_lanes
-
-AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
-OBS_TYPES = ("numpy", "torch")
+from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, reset_mask, storable
 
 Mask = NDArray[np.bool_]  # [N], one per lane
 
@@ -82,7 +80,8 @@ class MinecraftVectorEnv(VectorEnv):
         `options` is a dict for all lanes, in which `start` and `goal` may have a row per lane, or a list of dicts, one per lane.
         If a lane cannot be reset as wished, no lane is.
         """
-        seeds, per_lane, mask = self._seeds_of(seed), self._options_of(options), self._reset_mask(options)
+        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
+        per_lane = lane_options(options, self.num_envs, lambda key, value: key in single.RESET_OPTIONS and np.ndim(value) == 2)
         if not self._is_running and not mask.all():
             raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
         bounds = self._lanes.engines[0].bounds
@@ -138,9 +137,7 @@ class MinecraftVectorEnv(VectorEnv):
 
     @spec.setter
     def spec(self, spec: Any) -> None:
-        if spec is not None and "autoreset_mode" in spec.kwargs:
-            spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
-        self.__dict__["spec"] = spec
+        self.__dict__["spec"] = storable(spec)
 
     @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -208,7 +205,7 @@ class MinecraftVectorEnv(VectorEnv):
             obs_type=self.obs_type,
         )
         branches.load_state({"lanes": lanes, **flags})
-        for lane, seed in enumerate(branches._seeds_of(seeds)):
+        for lane, seed in enumerate(lane_seeds(seeds, branches.num_envs)):
             branches._seed(lane, seed)
         return branches
 
@@ -277,49 +274,6 @@ class MinecraftVectorEnv(VectorEnv):
         if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
         return told.astype(np.int64)
-
-    def _seeds_of(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None or isinstance(seed, (int, np.integer)):
-            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds were given for {self.num_envs} lanes")
-        return [None if s is None else int(s) for s in seed]
-
-    def _reset_mask(self, options: Any) -> Mask:
-        mask = options.get("reset_mask") if isinstance(options, Mapping) else None
-        if mask is None:
-            return np.ones(self.num_envs, bool)
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must be a numpy bool array [{self.num_envs}], got {mask!r}")
-        if not mask.any():
-            raise ValueError("reset_mask chooses no lane")
-        return mask.copy()
-
-    def _options_of(self, options: Any) -> list[Any]:
-        """The options of each lane."""
-        if options is None:
-            return [None] * self.num_envs
-        if isinstance(options, Mapping):
-            shared = {key: value for key, value in options.items() if key != "reset_mask"}
-            return [{key: self._of_lane(key, value, lane) for key, value in shared.items()} for lane in range(self.num_envs)]
-        if not isinstance(options, (list, tuple)) or len(options) != self.num_envs:
-            raise ValueError(f"options must be a dict, or a list with one dict for each of {self.num_envs} lanes")
-        return list(options)
-
-    def _of_lane(self, key: str, value: Any, lane: int) -> Any:
-        if key not in single.RESET_OPTIONS or np.ndim(value) != 2:
-            return value
-        if len(value) != self.num_envs:
-            raise ValueError(f"{key} must have one row for each of {self.num_envs} lanes, got {len(value)}")
-        return value[lane]
-
-
-def autoreset_name(mode: str | AutoresetMode) -> str:
-    """The mode as the string that is stored."""
-    for name, member in AUTORESET.items():
-        if mode in (name, member):
-            return name
-    raise ValueError(f"autoreset_mode must be one of {list(AUTORESET)}, got {mode!r}")
 
 
 def generator_at(state: Mapping[str, Any]) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,14 +14,14 @@ Sampler = Callable[[Velocity, Tensor, Sequence[float]], Tensor]
 
 def euler(velocity: Velocity, x: Tensor, levels: Sequence[float]) -> Tensor:
     """First order: one evaluation per step."""
-    for level, following in zip(levels, levels[1:], strict=False):
+    for level, following in pairwise(levels):
         x = x + (following - level) * velocity(x, x.new_full((len(x),), level))
     return x
 
 
 def heun(velocity: Velocity, x: Tensor, levels: Sequence[float]) -> Tensor:
     """Second order: two evaluations per step, one in the last (Karras et al. 2022, algorithm 1 without churn)."""
-    for level, following in zip(levels, levels[1:], strict=False):
+    for level, following in pairwise(levels):
         slope = velocity(x, x.new_full((len(x),), level))
         ahead = x + (following - level) * slope
         if following > 0:

@@ -207,7 +207,7 @@ class CDiT(nn.Module):
         self.target_embed = PatchEmbed(c, config.patch, d)
         self.context_embed = nn.ModuleList(PatchEmbed(c, config.patch * 2**level, d) for level in range(LEVELS))
         for level in range(1, LEVELS):
-            self.context_embed[level].interpolate_from(self.context_embed[0])  # type: ignore[operator, arg-type]
+            self.context_embed[level].interpolate_from(self.context_embed[0])  # type: ignore[operator]
         self.position = nn.Parameter(torch.randn(1, d, *config.grid) * 0.02)
         self.context_position = nn.Parameter(torch.randn(1, d, *config.grid) * 0.02)
         self.noise_embed = Mlp(256, d, d)
@@ -302,7 +302,8 @@ class CDiT(nn.Module):
         # on a CPU attention without a mask is faster and looking is free; on a GPU looking would wait for the device
         there = None if mask.device.type == "cpu" and bool(mask.all()) else mask
         turned = [p for p in phases if p is not None]
-        return joined, torch.cat(offsets, 1), there, (torch.cat([c for c, _ in turned], 1), torch.cat([s for _, s in turned], 1)) if turned else None
+        joined_phases = (torch.cat([cos for cos, _ in turned], 1), torch.cat([sin for _, sin in turned], 1)) if turned else None
+        return joined, torch.cat(offsets, 1), there, joined_phases
 
     # -- once per denoising step ------------------------------------------------------------------------------------------------
 
@@ -318,9 +319,9 @@ class CDiT(nn.Module):
         seen = []
         for block, layer in zip(self.blocks, bound.layers, strict=True):
             if shared is None:
-                modulation = block.modulation(c).unflatten(-1, (9, -1))  # type: ignore[union-attr, operator]
+                modulation = block.modulation(c).unflatten(-1, (9, -1))  # type: ignore[operator]
             else:
-                modulation = shared.unflatten(-1, (9, -1)) + block.modulation_table  # type: ignore[operator]
+                modulation = shared.unflatten(-1, (9, -1)) + block.modulation_table
             m = modulation[:, :, None].unbind(-2)  # nine of [B, F, 1, D]
             h, kv = _block(block, h, m, layer, bound, cos, sin)  # type: ignore[arg-type]
             if collect:

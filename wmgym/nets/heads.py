@@ -27,9 +27,10 @@ class _Pair(nn.Module):
         self.action = nn.Embedding(config.num_actions, config.width)
         self.entry = nn.Conv2d(2 * c, config.width, 3, 1, 1)
         self.body = nn.Sequential(ResidualConv(config.width), nn.Conv2d(config.width, config.width, 4, 2, 1), ResidualConv(config.width))
-        self.exit = nn.Sequential(nn.Linear(config.width * (h // 2) * (w // 2), 128), nn.SiLU(), nn.Linear(128, outputs))
-        nn.init.zeros_(self.exit[-1].weight)
-        nn.init.zeros_(self.exit[-1].bias)
+        last = nn.Linear(128, outputs)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.exit = nn.Sequential(nn.Linear(config.width * (h // 2) * (w // 2), 128), nn.SiLU(), last)
 
     def forward(self, before: Tensor, after: Tensor, actions: Tensor) -> Tensor:
         dtype = self.entry.weight.dtype

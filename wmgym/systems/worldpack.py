@@ -40,8 +40,9 @@ class WorldPackConfig:
         layout(self.memory)
         if self.net.latent_shape != self.autoencoder.latent_shape:
             raise ValueError(f"net.latent_shape {self.net.latent_shape} differs from the autoencoder's {self.autoencoder.latent_shape}")
-        if self.net.num_actions != kinematics(self.world).num_actions:
-            raise ValueError(f"net.num_actions {self.net.num_actions} differs from the {kinematics(self.world).num_actions} of {self.world!r}")
+        actions = kinematics(self.world).num_actions
+        if self.net.num_actions != actions:
+            raise ValueError(f"net.num_actions {self.net.num_actions} differs from the {actions} of {self.world!r}")
 
 
 def preset(size: str = "TINY", world: str = "minecraft", autoencoder: AutoencoderConfig | None = None) -> WorldPackConfig:

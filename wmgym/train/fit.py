@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from wmgym import rng
 from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
 from wmgym.core import Clip
-from wmgym.data.episode import list_episodes, load_episode, read_header, write_atomically as write_bytes
+from wmgym.data.episode import list_episodes, load_episode, read_header
+from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
 from wmgym.memory.bank import recorded
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
-from wmgym.systems.worldpack import build, memory_of, preset
+from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.tree import Shared
 from wmgym.world_model import Batch, WorldModel
@@ -109,7 +110,8 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
         _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
     data = _latents(model.autoencoder, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
     figures = _fit_net(model, config, data, held_out, args, device, writer, progress)
-    notes = {"command": f"wmgym train worldpack {_words(args)}", "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
+    command = f"wmgym train worldpack {_words(args)}"
+    notes = {"command": command, "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
     save(args.out / "model.safetensors", model, config, notes=notes)
     report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
     write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
@@ -222,7 +224,16 @@ def draw_batch(data: Latents, draw: Draw, size: int) -> Batch:
     )
 
 
-def _fit_net(model: WorldModel, config: Any, data: Latents, held_out: list[Path], args: TrainArgs, device: torch.device, writer: Any, progress: bool) -> dict[str, float]:
+def _fit_net(
+    model: WorldModel,
+    config: WorldPackConfig,
+    data: Latents,
+    held_out: list[Path],
+    args: TrainArgs,
+    device: torch.device,
+    writer: Any,
+    progress: bool,
+) -> dict[str, float]:
     weights = args.mode_weights()
     memories = {mode: (memory_of(config, mode, device),) for mode in weights}
     odds = np.array(list(weights.values())) / sum(weights.values())
@@ -234,9 +245,8 @@ def _fit_net(model: WorldModel, config: Any, data: Latents, held_out: list[Path]
         "muon": torch.optim.Muon(matrices, lr=args.matrix_rate, weight_decay=0.01),
         "adam": torch.optim.AdamW([p for p in trained.parameters() if id(p) not in ids], args.rate, betas=(0.9, 0.95), weight_decay=0.0),
     }
-    compute = torch.compile(model.net.denoise) if args.compile else None
-    if compute is not None:
-        model.net.denoise = compute  # type: ignore[method-assign]
+    if args.compile:
+        model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign]
     model.train()
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -245,9 +255,10 @@ def _fit_net(model: WorldModel, config: Any, data: Latents, held_out: list[Path]
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise)
-        return {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
+        figures = {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}
+        return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
-    watch = _Watch(model, config, held_out, memories, device, args.out, writer)
+    watch = _Watch(model, held_out, memories, device, args.out, writer)
     loop = LoopConfig(args.steps, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
     fit(trained, optimisers, losses, loop, args.out, name="net", device=device, on_save=watch, writer=writer, progress=progress)
     model.memories = (memory_of(config, device=device),)
@@ -256,12 +267,14 @@ def _fit_net(model: WorldModel, config: Any, data: Latents, held_out: list[Path]
 
 
 class _Watch:
-    """Held-out episodes, dreamed at every save: next frames with the true past, and the last third of each on the dream's own."""
+    """Held-out episodes, dreamed at every save: the next frame after a true past, and the quarter after it on the dream's own."""
 
     FRAMES = 96
 
-    def __init__(self, model: WorldModel, config: Any, paths: list[Path], memories: dict[str, Any], device: torch.device, out: Path, writer: Any) -> None:
-        self.model, self.config, self.memories, self.device, self.out, self.writer = model, config, memories, device, out, writer
+    def __init__(
+        self, model: WorldModel, paths: list[Path], memories: dict[str, Any], device: torch.device, out: Path, writer: Any
+    ) -> None:
+        self.model, self.memories, self.device, self.out, self.writer = model, memories, device, out, writer
         episodes = [load_episode(p) for p in paths[:12]]
         self.episodes = [e for e in episodes if len(e) >= self.FRAMES] or [max(episodes, key=len)]
 
@@ -273,7 +286,7 @@ class _Watch:
         was = model.memories
         model.eval()
         split = frames - max(1, frames // 4)
-        clip = Clip(*(torch.from_numpy(np.stack([getattr(e, name)[:frames] for e in self.episodes])).to(self.device) for name in ("frames", "actions", "poses")), torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device))
+        clip = self._clip(frames)
         seen = Clip(clip.frames[:, :split], clip.actions[:, :split], clip.poses[:, :split], clip.valid[:, :split])
         figures = {}
         films = [clip.frames[:, split:]]
@@ -295,6 +308,13 @@ class _Watch:
         model.memories = was
         model.train()
         return figures
+
+    def _clip(self, frames: int) -> Clip:
+        def stack(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(e, name)[:frames] for e in self.episodes])).to(self.device)
+
+        there = torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.device)
+        return Clip(stack("frames"), stack("actions"), stack("poses"), there)
 
     def _show(self, step: int, films: list[Tensor]) -> None:
         """Truth above the modes, as a strip and a film."""
@@ -349,7 +369,8 @@ def _claim(args: TrainArgs) -> None:
         before = json.loads(file.read_text())
         changed = sorted(k for k in now if k not in free and now[k] != before.get(k))
         if changed:
-            raise ValueError(f"{args.out} holds a run with {changed[0]}={before.get(changed[0])!r}, asked for {now[changed[0]]!r}; choose another --out")
+            name = changed[0]
+            raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")
     write_bytes(file, json.dumps(now, indent=2).encode())
 
 

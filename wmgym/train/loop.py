@@ -111,7 +111,8 @@ def fit(
                 if not math.isfinite(number):
                     bad = out / f"{name}-bad-batch.safetensors"
                     write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
-                    raise ValueError(f"the {what} became {number} at step {step}; the batch is in {bad}, the last good state in {state_file}")
+                    last = f"the last good state in {state_file}"
+                    raise ValueError(f"the {what} became {number} at step {step}; the batch is in {bad}, {last}")
             rate = config.rate(step)
             for key, optimiser in optimisers.items():
                 for group, lr in zip(optimiser.param_groups, base[key], strict=True):
@@ -147,7 +148,14 @@ def _log(out: Path, writer: Any, name: str, step: int, figures: dict[str, float]
             writer.add_scalar(f"{name}/{key}", value, step)
 
 
-def _save(path: Path, module: nn.Module, average: Average, optimisers: dict[str, torch.optim.Optimizer], base: dict[str, list[float]], step: int) -> None:
+def _save(
+    path: Path,
+    module: nn.Module,
+    average: Average,
+    optimisers: dict[str, torch.optim.Optimizer],
+    base: dict[str, list[float]],
+    step: int,
+) -> None:
     tensors = {f"module/{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
     tensors |= {f"average/{k}": v.contiguous() for k, v in average.parameters.items()}
     for key, optimiser in optimisers.items():
