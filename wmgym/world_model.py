@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wmgym import rng
-from wmgym.core import Clip, Context, Footprint, Frames, Memory, Query, Recall, Seen, WorldState
+from wmgym.core import Clip, Context, ContextFrames, Footprint, Frames, Memory, Query, Recall, Seen, WorldState
 from wmgym.diffusion.flow import corrupt, levels, logit_normal, target_velocity
 from wmgym.diffusion.samplers import SAMPLERS, evaluations
 from wmgym.geometry import compose, relative_pose
@@ -209,11 +209,15 @@ class WorldModel(nn.Module):
 
     # -- training ---------------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, generator: torch.Generator, context_noise: float = 0.1) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Batch, generator: torch.Generator, context_noise: float = 0.1, context_drop: float = 0.0
+    ) -> dict[str, Tensor]:
         """Flow-matching loss of the net and regression loss of the motion head.
 
         The target is conditioned on where the kinematics expect it, as in a dream; what stood in the way must be seen in the context.
-        Context latents carry a little noise, so that the dream bears its own small errors.
+        Context latents carry a little noise, so that the dream bears its own small errors. In a share `context_drop` of the rows the
+        recent frames are hidden, wholly or in part, and the last group of the context (what is retrieved, or oldest) must do: recent
+        frames explain so much of the next one that a network otherwise learns late to look at anything else.
         """
 
         def normal(shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -222,7 +226,8 @@ class WorldModel(nn.Module):
         egomotion = self.kinematics.motion(batch.actions)
         query = self.query(batch.pose, egomotion, batch.times[:, 0] - 1)
         context = self.recall(batch.memories, query)
-        noisy = tuple(replace(g, latents=g.latents.float() + context_noise * normal(g.latents.shape)) for g in context.frames)
+        shown = hide_recent(context.frames, generator, context_drop) if context_drop > 0 else context.frames
+        noisy = tuple(replace(g, latents=g.latents.float() + context_noise * normal(g.latents.shape)) for g in shown)
         data = batch.latents.float()
         level = logit_normal(normal((len(data),)))
         noise = normal(data.shape)
@@ -248,6 +253,20 @@ def _whole_chunks(seen: Seen, chunk: int) -> Seen:
     row = torch.arange(rows, device=at.device)[:, None]
     latents, poses, times, actions, valid = (x[row, index] for x in (seen.latents, seen.poses, seen.times, seen.actions, seen.valid))
     return Seen(latents, poses, times - (index - at), actions, valid & (index == at))
+
+
+def hide_recent(groups: tuple[ContextFrames, ...], generator: torch.Generator, share: float) -> tuple[ContextFrames, ...]:
+    """Context groups with all but the last hidden in about half of `share` of the rows, and each hidden at random in the other half.
+
+    Rows whose last group holds nothing keep all they have.
+    """
+    device = groups[0].valid.device
+    rows = len(groups[0].valid)
+    fate = torch.rand(rows, generator=generator, device=device)
+    odds = torch.where(fate < share / 2, 1.0, torch.where(fate < share, 0.5, 0.0)) * groups[-1].valid.any(1)
+    hidden = torch.rand(len(groups) - 1, rows, generator=generator, device=device) < odds
+    kept = [replace(g, valid=g.valid & ~gone[:, None]) for g, gone in zip(groups[:-1], hidden, strict=True)]
+    return (*kept, groups[-1])
 
 
 def condition(query: Query, actions: Tensor, egomotion: Tensor) -> Condition:

@@ -73,6 +73,8 @@ class TrainArgs:
     """Share of the steps over which the learning rates fall to zero."""
     context_noise: float = 0.1
     """Noise on context latents, so that the dream bears its own errors."""
+    context_drop: float = 0.5
+    """Share of examples in which recent frames are hidden, so that the others are learned to be used."""
     ema: float = 0.999
     """Decay of the weights' moving average."""
     save_every: int = 500
@@ -254,7 +256,7 @@ def _fit_net(
         batch = draw_batch(data, draw, args.batch)
         model.memories = memories[mode]
         with half_precision(device):
-            parts = model.loss(batch, draw.torch, args.context_noise)
+            parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
         figures = {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
