@@ -378,3 +378,53 @@ def test_targets_are_told_relative_to_the_first_of_the_chunk() -> None:
     assert not told[:, 0].any()
     result = run(net, replace(condition, relative=told), context, x)
     assert not close(run(net, replace(condition, relative=torch.zeros(1, 2, 5)), context, x), result, 1e-3)
+
+
+# -- values rotated by viewing direction ------------------------------------------------------------------------------------------------
+
+
+def ray(azimuth: float, elevation: float) -> Tensor:
+    """One token's ray [1, 1, 1, 6] from an eye at the origin."""
+    flat = math.cos(elevation)
+    return torch.tensor([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation), 0, 0, 0])[None, None, None]
+
+
+def test_a_value_is_read_as_it_was_written_by_who_looks_the_same_way() -> None:
+    net = make(pose_condition="rays")
+    v = torch.randn(1, 1, 2, 16)
+    cos, sin = net._phases(ray(0.3, -0.2))
+    assert close(rotate(rotate(v, cos, -sin), cos, sin), v)
+
+
+def test_a_coarse_token_is_a_fourier_series_over_directions() -> None:
+    """A value that holds a series' coefficients, read by a token that looks elsewhere, sums to the series at that direction."""
+    net = make(pose_condition="rays")
+    centre, other = (0.1, 0.05), (0.35, -0.15)
+    coefficients = torch.randn(8, dtype=torch.complex64)
+    v = torch.cat([coefficients.real, coefficients.imag])[None, None, None]
+    (cos, sin), (cos2, sin2) = net._phases(ray(*centre)), net._phases(ray(*other))
+    read = rotate(rotate(v, cos, -sin), cos2, sin2)[0, 0, 0, :8].sum()
+    away = torch.tensor([other[0] - centre[0], other[1] - centre[1]])
+    series = (coefficients * torch.exp(1j * (net.waves @ away))).real.sum()
+    assert float(read) == pytest.approx(float(series), abs=1e-4)
+
+
+def test_the_waves_are_the_slowest_and_each_counts_once() -> None:
+    net = make(pose_condition="rays")
+    waves = net.waves / net.waves[net.waves > 0].min()
+    whole = {tuple(round(float(k)) for k in wave) for wave in waves}
+    assert (0, 0) in whole
+    assert len(whole) == 8
+    assert not any((-x, -y) in whole for x, y in whole if (x, y) != (0, 0))
+    # the slowest spans two tokens of the coarsest level: from one to the next its phase turns by half a circle
+    config = net.config
+    assert float(net.waves.max(0).values.min()) > 0
+    coarsest = config.field_of_view * 4 / config.grid[0]
+    assert float(net.waves[net.waves > 0].min()) * coarsest == pytest.approx(math.pi)
+
+
+@pytest.mark.parametrize("pose_condition", ["none", "frame"])
+def test_values_stay_as_they_are_without_rays(pose_condition: str) -> None:
+    net = make(pose_condition=pose_condition)
+    assert net.bind(conditions(2), contexts(2)).gaze is None
+    assert make(rotate_values=False).bind(conditions(2), contexts(2)).gaze is None

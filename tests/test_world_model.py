@@ -10,7 +10,7 @@ from kv_standin import SlidingWindow
 from torch import Tensor
 
 from wmgym import rng, tree
-from wmgym.core import Clip, WorldState
+from wmgym.core import Clip, ContextFrames, WorldState
 from wmgym.data.latents import Latents
 from wmgym.geometry import compose
 from wmgym.kinematics import MINECRAFT, WALK
@@ -24,7 +24,7 @@ from wmgym.systems.worldpack import WorldPackConfig, build, preset
 from wmgym.train.fit import draw_batch
 from wmgym.train.loop import draw
 from wmgym.tree import Shared
-from wmgym.world_model import Batch, SamplerConfig, WorldModel
+from wmgym.world_model import Batch, SamplerConfig, WorldModel, hide_recent
 
 SIDE = 8
 BUDGET = 24
@@ -468,3 +468,23 @@ def test_a_small_world_learns_to_look_back() -> None:
         errors.append(float((frames.pixels[:, 0].float() - new.frames[:, t].float()).abs().mean()))
         copied.append(float((new.frames[:, t - 1].float() - new.frames[:, t].float()).abs().mean()))
     assert max(errors) < 0.4 * min(copied)
+
+
+def test_hiding_recent_frames_leaves_the_last_group_and_rows_that_have_nothing_else() -> None:
+    def group(frames: int, there: Tensor) -> ContextFrames:
+        rows = len(there)
+        valid = there[:, None].expand(rows, frames)
+        return ContextFrames(torch.zeros(rows, frames, 1, 1, 1), torch.ones(rows, frames), torch.zeros(rows, frames, 5), valid)
+
+    rows = 8000
+    full = torch.ones(rows, dtype=torch.bool)
+    remembers = torch.arange(rows) % 2 == 0
+    groups = (group(1, full), group(2, full), group(8, remembers))
+    recent, older, last = hide_recent(groups, torch.Generator().manual_seed(0), 0.4)
+    assert torch.equal(last.valid, groups[-1].valid)
+    assert recent.valid[~remembers].all()  # nothing else to see
+    assert older.valid[~remembers].all()
+    # of the others, a share 0.2 sees the last group alone, and 0.2 loses each group by the toss of a coin
+    assert float((~recent.valid[remembers]).float().mean()) == pytest.approx(0.2 + 0.1, abs=0.02)
+    both = ~recent.valid[remembers].any(1) & ~older.valid[remembers].any(1)
+    assert float(both.float().mean()) == pytest.approx(0.2 + 0.05, abs=0.02)
