@@ -26,6 +26,7 @@ from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
 from wmgym.memory.bank import recorded
+from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train.loop import Draw, LoopConfig, fit
@@ -33,6 +34,8 @@ from wmgym.tree import Shared
 from wmgym.world_model import Batch, WorldModel
 
 HELD_OUT = 50  # one episode in so many is kept for measuring
+REVISIT_DRAWS = 3  # draws for each example that is to be a revisit
+LONG_PAST = 11  # steps: what WorldPack shows of the recent past anyway
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class TrainArgs:
     """Noise on context latents, so that the dream bears its own errors."""
     context_drop: float = 0.5
     """Share of examples in which recent frames are hidden, so that the others are learned to be used."""
+    revisits: float = 0.5
+    """Share of examples drawn for a view that something long past resembles: only these teach what a memory is for."""
     ema: float = 0.999
     """Decay of the weights' moving average."""
     save_every: int = 500
@@ -207,11 +212,23 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
 # -- network --------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_batch(data: Latents, draw: Draw, size: int) -> Batch:
-    """Examples with their whole past as a memory; the mode decides what of it is read."""
-    rows, first = data.draw(draw.numpy, size)
+def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> Batch:
+    """Examples with their whole past as a memory; the mode decides what of it is read.
+
+    A share `revisits` of them are views that something long past resembles: the best by pose among several draws.
+    """
+    chosen = round(revisits * size)
+    rows, first = data.draw(draw.numpy, size - chosen + chosen * REVISIT_DRAWS)
     rows, first = rows.to(data.latents.device), first.to(data.latents.device)
     time = torch.arange(data.latents.shape[1], device=rows.device)
+    if chosen:
+        pool = slice(size - chosen, None)
+        past = first[pool, None] - time > LONG_PAST
+        target = data.poses[rows[pool], first[pool]]
+        likeness = torch.where(past, log_score(target, data.poses[rows[pool]], RetrievalConfig()), -torch.inf).amax(1)
+        best = likeness.topk(chosen).indices + size - chosen
+        kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
+        rows, first = rows[kept], first[kept]
     times = torch.where(time < first[:, None], time, -1)
     memory = recorded(Shared(data.latents, rows), data.poses[rows], times)
     before, target = first - 1, first[:, None]
@@ -253,7 +270,7 @@ def _fit_net(
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
-        batch = draw_batch(data, draw, args.batch)
+        batch = draw_batch(data, draw, args.batch, args.revisits)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
