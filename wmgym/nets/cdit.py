@@ -15,7 +15,7 @@ What differs from the published network, and why:
   viewing direction and eye in the target's own frame, "none" (the paper) leaves it out.
 * `rotate_values` (with "rays") rotates each value by its token's viewing direction, and what a target token has gathered back by its
   own (as Miyato et al. 2024 do in 3-D): a coarse token then holds the Fourier coefficients of what it covers, and a target token
-  reads them at the very direction it looks in. Without it a small network does not learn in hours to look inside packed tokens.
+  reads them at the very direction it looks in. A linear map then reads out what a small network otherwise learns slowly or not.
 """
 
 from __future__ import annotations
