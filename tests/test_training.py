@@ -372,3 +372,25 @@ def test_half_precision_is_used_where_the_processor_has_it(native: bool, monkeyp
         product = torch.randn(4, 4) @ torch.randn(4, 4)
     assert product.dtype == (torch.bfloat16 if native else torch.float32)
     assert (torch.randn(4, 4) @ torch.randn(4, 4)).dtype == torch.float32
+
+
+def test_revisits_are_drawn_more_often_and_are_views_seen_long_before() -> None:
+    """Two episodes in one block: one always looks the same way from the same place, one never looks the same way twice."""
+    length = 40
+    poses = torch.zeros(2, length, 5)
+    poses[1, :, 0] = 1000.0 * torch.arange(length)
+    data = Latents(torch.zeros(2, length, 1, 1, 1), poses, torch.zeros(2, length, dtype=torch.int64), torch.tensor([length, length]))
+
+    def share(revisits: float) -> tuple[float, Tensor]:
+        batches = [fitting.draw_batch(data, draw(0, step, "cpu"), 64, revisits) for step in range(60)]
+        still = torch.cat([b.poses[:, 0, 0] == 0 for b in batches])
+        return float(still.float().mean()), torch.cat([b.times[:, 0] for b in batches])[still]
+
+    plain, _ = share(0.0)
+    chosen, times = share(1.0)
+    assert plain == pytest.approx(0.5, abs=0.03)
+    assert chosen > 0.9  # of three draws the best is nearly always of the first episode
+    assert float((times > fitting.LONG_PAST).float().mean()) > 0.85
+    batch = fitting.draw_batch(data, draw(0, 1, "cpu"), 64, 0.5)
+    assert batch.times.shape == (64, 1)
+    assert torch.equal(batch.memories[0].times.amax(1), batch.times[:, 0] - 1)  # the past of each row is its own
