@@ -50,7 +50,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(data: Path, out: Path, **changes: Any) -> TrainArgs:
-    quick = TrainArgs((data,), out, steps=6, batch=3, autoencoder_steps=3, autoencoder_batch=4, modes="none:1,worldpack:1", save_every=6)
+    quick = TrainArgs((data,), out, steps=6, batch=3, autoencoder_steps=3, autoencoder_batch=4, modes="none:1,worldpack:1", save_every=6, rehearse_every=2)
     return replace(quick, **changes)
 
 
@@ -90,7 +90,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(data: Path, tmp_path: Path
     assert not (out.out / "autoencoder.safetensors").exists()
     killed("encode", 1)
     assert not (out.out / "latents.safetensors").exists()
-    killed("draw_batch", 4)  # the network's fourth step, after a save at the second
+    killed("next_batch", 4)  # the network's fourth step, after a save at the second
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "2"
     killed("_psnr", 1)  # the measuring after the save at the fourth
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "4"

@@ -39,10 +39,15 @@ def empty(batch: int, capacity: int, tail: int, latent_shape: tuple[int, int, in
     )
 
 
-def recorded(latents: Shared, poses: Tensor, times: Tensor) -> Bank:
-    """A bank over frames already stored [P, S, ...]: how training reads whole episodes without copying them."""
-    tail = latents.data.new_zeros(len(poses), 0, *latents.data.shape[2:])
-    return Bank(latents, tail, poses, times, 0)
+def recorded(latents: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
+    """A bank over frames already stored [P, S, ...]: how training reads whole episodes without copying them.
+
+    `room` is how many frames can be written before the archive must be copied.
+    """
+    lanes = len(poses)
+    tail = latents.data.new_zeros(lanes, room, *latents.data.shape[2:])
+    poses = torch.cat([poses, poses.new_zeros(lanes, room, 5)], 1)
+    return Bank(latents, tail, poses, torch.cat([times, times.new_full((lanes, room), -1)], 1), 0)
 
 
 def write(bank: Bank, seen: Seen) -> Bank:

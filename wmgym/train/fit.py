@@ -25,16 +25,16 @@ from wmgym.core import Clip
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
-from wmgym.memory.bank import recorded
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
+from wmgym.train import rehearsal
 from wmgym.train.loop import Draw, LoopConfig, fit
-from wmgym.tree import Shared
 from wmgym.world_model import Batch, WorldModel
 
 HELD_OUT = 50  # one episode in so many is kept for measuring
 REVISIT_DRAWS = 3  # draws for each example that is to be a revisit
+REHEARSED = (96, 16)  # stretches dreamed at a time, and frames of each, at most
 LONG_PAST = 11  # steps: what WorldPack shows of the recent past anyway
 
 
@@ -80,6 +80,10 @@ class TrainArgs:
     """Share of examples in which recent frames are hidden, so that the others are learned to be used."""
     revisits: float = 0.5
     """Share of examples drawn for a view that something long past resembles: only these teach what a memory is for."""
+    rehearsal: float = 0.4
+    """Share of batches whose recent frames the model dreamed itself, so that it learns to find back to the truth."""
+    rehearse_every: int = 100
+    """Steps between such dreams. A run is saved at multiples of it, so that it resumes with the same ones."""
     ema: float = 0.999
     """Decay of the weights' moving average."""
     save_every: int = 500
@@ -92,6 +96,10 @@ class TrainArgs:
     """Compile the network (slow to start, faster steps)."""
     max_frames: int = field(default=1_000_000)
     """Read at most so many frames."""
+
+    def __post_init__(self) -> None:
+        if self.rehearsal > 0 and self.save_every % self.rehearse_every:
+            raise ValueError(f"save_every must be a multiple of rehearse_every {self.rehearse_every}, got {self.save_every}")
 
     def mode_weights(self) -> dict[str, float]:
         pairs = dict(item.split(":") for item in self.modes.split(","))
@@ -220,20 +228,18 @@ def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> B
     chosen = round(revisits * size)
     rows, first = data.draw(draw.numpy, size - chosen + chosen * REVISIT_DRAWS)
     rows, first = rows.to(data.latents.device), first.to(data.latents.device)
-    time = torch.arange(data.latents.shape[1], device=rows.device)
     if chosen:
         pool = slice(size - chosen, None)
-        past = first[pool, None] - time > LONG_PAST
+        time = torch.arange(data.latents.shape[1], device=rows.device)
+        long_past = first[pool, None] - time > LONG_PAST
         target = data.poses[rows[pool], first[pool]]
-        likeness = torch.where(past, log_score(target, data.poses[rows[pool]], RetrievalConfig()), -torch.inf).amax(1)
+        likeness = torch.where(long_past, log_score(target, data.poses[rows[pool]], RetrievalConfig()), -torch.inf).amax(1)
         best = likeness.topk(chosen).indices + size - chosen
         kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
         rows, first = rows[kept], first[kept]
-    times = torch.where(time < first[:, None], time, -1)
-    memory = recorded(Shared(data.latents, rows), data.poses[rows], times)
     before, target = first - 1, first[:, None]
     return Batch(
-        (memory,),
+        (rehearsal.past(data, rows, first),),
         data.latents[rows, before],
         data.poses[rows, before],
         data.actions[rows[:, None], target],
@@ -241,6 +247,13 @@ def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> B
         data.poses[rows[:, None], target],
         target,
     )
+
+
+def next_batch(data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs) -> Batch:
+    """A batch of true pasts, or now and then one whose recent frames were dreamed."""
+    if stretch is not None and draw.numpy.random() < args.rehearsal:
+        return rehearsal.draw_batch(data, stretch, draw, args.batch)
+    return draw_batch(data, draw, args.batch, args.revisits)
 
 
 def _fit_net(
@@ -267,10 +280,16 @@ def _fit_net(
     if args.compile:
         model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign]
     model.train()
+    stretch: rehearsal.Stretch | None = None
+    length = min(REHEARSED[1], int(data.lengths.max()) - 1)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
-        batch = draw_batch(data, draw, args.batch, args.revisits)
+        nonlocal stretch
+        if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
+            with half_precision(device):
+                stretch = rehearsal.dream(model, memories[mode], data, draw, REHEARSED[0], length)
+        batch = next_batch(data, stretch, draw, args)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
@@ -278,7 +297,7 @@ def _fit_net(
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
     watch = _Watch(model, held_out, memories, device, args.out, writer)
-    loop = LoopConfig(args.steps, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
+    loop = LoopConfig(args.steps, warmup=max(1, min(200, args.steps // 10)), decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
     fit(trained, optimisers, losses, loop, args.out, name="net", device=device, on_save=watch, writer=writer, progress=progress)
     model.memories = (memory_of(config, device=device),)
     model.eval()

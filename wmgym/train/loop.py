@@ -47,6 +47,7 @@ class LoopConfig:
 class Draw:
     """The randomness of one step."""
 
+    step: int
     numpy: np.random.Generator
     torch: torch.Generator
 
@@ -59,7 +60,7 @@ def draw(seed: int, step: int, device: torch.device | str) -> Draw:
     """Generators that depend on (seed, step) alone."""
     sequence = np.random.SeedSequence([seed, step])
     generator = torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-    return Draw(np.random.default_rng(sequence), generator)
+    return Draw(step, np.random.default_rng(sequence), generator)
 
 
 class Average:

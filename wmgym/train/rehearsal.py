@@ -1,0 +1,91 @@
+"""Training on the model's own dreams: how to find back to the truth once the recent frames are no longer true.
+
+    true past ----------------> t0 --- dreamed by the model itself, along the true actions ---> t0 + k | the true frame at t0 + k + 1
+
+A network that has only seen true frames trusts its recent ones too much: a dream of fifty steps drifts, though the memory still
+knows. So, every so many steps, stretches of the training episodes are dreamed with the present weights; some of the batches
+then have dreamed recent frames, a true past, and the truth for a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmgym import rng
+from wmgym.core import Footprint, Recall, WorldState
+from wmgym.data.latents import Latents
+from wmgym.memory.bank import Bank, recorded
+from wmgym.train.loop import Draw
+from wmgym.tree import Shared
+from wmgym.world_model import Batch, WorldModel
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Dreams of R stretches, K frames each."""
+
+    rows: Tensor  # int64 [R]: episodes
+    first: Tensor  # int64 [R]: time of the first dreamed frame
+    latents: Tensor  # [R, K, C, h, w]
+
+
+def past(data: Latents, rows: Tensor, first: Tensor, room: int = 0) -> Bank:
+    """What was seen of episodes `rows` before the times `first`, as a memory with room for more."""
+    time = torch.arange(data.latents.shape[1], device=rows.device)
+    return recorded(Shared(data.latents, rows), data.poses[rows], torch.where(time < first[:, None], time, -1), room)
+
+
+@torch.no_grad()
+def dream(model: WorldModel, memories: Sequence[Any], data: Latents, draw: Draw, size: int, steps: int) -> Stretch:
+    """Dream `size` stretches of `steps` frames with the present weights and one way to remember. Poses are the true ones throughout."""
+    rows, first = (x.to(data.latents.device) for x in data.draw(draw.numpy, size, steps))
+    keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=size)], rows.device)
+    kept = model.memories, model.sampler, model.pose_source
+    model.memories, model.sampler, model.pose_source = tuple(memories), replace(model.sampler, denoise_steps=2), "actions"
+    none = torch.zeros_like(rows)
+    state = WorldState(
+        data.latents[rows, first - 1][:, None].float(),
+        data.poses[rows, first - 1],
+        first - 1,
+        keys,
+        (past(data, rows, first, room=steps),),
+        Recall(none[:, None], none[:, None].float()),
+        Footprint(none, none),
+    )
+    made = []
+    for k in range(steps):
+        state = replace(state, poses=data.poses[rows, first + k - 1])
+        state, _ = model.imagine(state, data.actions[rows, first + k][:, None])
+        made.append(state.latents[:, 0])
+    model.memories, model.sampler, model.pose_source = kept
+    return Stretch(rows, first, torch.stack(made, 1))
+
+
+def draw_batch(data: Latents, stretch: Stretch, draw: Draw, size: int) -> Batch:
+    """Examples whose last 1 to K frames are dreamed, and whose target is true."""
+    count, steps = stretch.latents.shape[:2]
+    device = stretch.rows.device
+    which = torch.from_numpy(draw.numpy.integers(count, size=size)).to(device)
+    dreamed = torch.from_numpy(draw.numpy.integers(1, steps, size=size)).to(device)  # the last dreamed frame has no successor here
+    rows, first = stretch.rows[which], stretch.first[which]
+    target = first + dreamed
+    true = past(data, rows, first)
+    order = torch.arange(steps, device=device)
+    times = torch.where(order < dreamed[:, None], first[:, None] + order, -1)
+    poses = data.poses[rows[:, None], first[:, None] + order]
+    memory = Bank(true.archive, stretch.latents[which], torch.cat([true.poses, poses], 1), torch.cat([true.times, times], 1), steps)
+    last = target - 1
+    return Batch(
+        (memory,),
+        stretch.latents[which, dreamed - 1],
+        data.poses[rows, last],
+        data.actions[rows, target][:, None],
+        data.latents[rows, target][:, None],
+        data.poses[rows, target][:, None],
+        target[:, None],
+    )
