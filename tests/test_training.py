@@ -50,8 +50,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(data: Path, out: Path, **changes: Any) -> TrainArgs:
-    quick = TrainArgs((data,), out, steps=6, batch=3, autoencoder_steps=3, autoencoder_batch=4, modes="none:1,worldpack:1", save_every=6, rehearse_every=2)
-    return replace(quick, **changes)
+    few = {"steps": 6, "batch": 3, "autoencoder_steps": 3, "autoencoder_batch": 4, "save_every": 6, "rehearse_every": 2}
+    return TrainArgs((data,), out, **{**few, "modes": "none:1,worldpack:1", **changes})
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

@@ -297,7 +297,8 @@ def _fit_net(
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
     watch = _Watch(model, held_out, memories, device, args.out, writer)
-    loop = LoopConfig(args.steps, warmup=max(1, min(200, args.steps // 10)), decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
+    warmup = max(1, min(200, args.steps // 10))
+    loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
     fit(trained, optimisers, losses, loop, args.out, name="net", device=device, on_save=watch, writer=writer, progress=progress)
     model.memories = (memory_of(config, device=device),)
     model.eval()
