@@ -210,3 +210,11 @@ def test_a_report_is_the_same_as_text_and_as_json(fake, capsys: pytest.CaptureFi
         "fit",
         "  loss: 0.5, 0.25",
     ]
+
+
+def test_what_is_listed_as_bundled_is_what_can_be_loaded() -> None:
+    """Weights in several parts count as bundled too."""
+    from wmgym.checkpoint import bundled
+
+    named = {row.kwargs["checkpoint"] for row in TABLE if "checkpoint" in row.kwargs}
+    assert {name for name in named if weights_of(name) == "bundled"} == named & set(bundled())

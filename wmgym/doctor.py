@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmgym.listing import WEIGHTS
+from wmgym.listing import weight_files
 from wmgym.registration import TABLE
 from wmgym.version import __version__
 
@@ -158,10 +158,10 @@ def bundled_names() -> list[str]:
 
 
 def weights(name: str) -> str:
-    file = WEIGHTS / f"{name}.safetensors"
-    if not file.is_file():
+    files = weight_files(name)
+    if not files:
         raise Missing("not bundled here: train it, or give checkpoint=PATH")
-    return f"{file.stat().st_size / 2**20:.1f} MiB, {file}"
+    return f"{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB, {files[0]}"
 
 
 def lpips() -> str:

@@ -36,4 +36,10 @@ def weights_of(checkpoint: str | None) -> str:
     """Where a checkpoint's weights are."""
     if checkpoint is None:
         return "give checkpoint="
-    return "bundled" if (WEIGHTS / f"{checkpoint}.safetensors").is_file() else "missing"
+    return "bundled" if weight_files(checkpoint) else "missing"
+
+
+def weight_files(checkpoint: str) -> list[Path]:
+    """The files of a bundled checkpoint: one, or all of its parts; none if it is not there. `checkpoint.py` reads them."""
+    whole = WEIGHTS / f"{checkpoint}.safetensors"
+    return [whole] if whole.is_file() else sorted(WEIGHTS.glob(f"{checkpoint}-*-of-*.safetensors"))
