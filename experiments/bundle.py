@@ -1,13 +1,12 @@
 """Put a trained model among the bundled weights: bfloat16, in files of at most 8 MB, with a model card beside them.
 
-    python -m wmgym.experiments.bundle --run RUN --name worldpack-minecraft --results RESULTS/result.json
+    python -m wmgym.experiments.bundle --run RUN --name worldpack-minecraft
 
-A bundled file is replaced only by one that measures better by more than the interval; pass both results to see that it does.
+A bundled file is replaced only by one that measures better by more than the interval.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,6 @@ class Args:
     """Folder of `wmgym train`."""
     name: str
     """Name of the checkpoint, such as worldpack-minecraft."""
-    results: Path | None = None
-    """result.json of `wmgym eval loopnav` on this model, to be told in the card."""
 
 
 def main(args: Args) -> list[Path]:
@@ -41,11 +38,11 @@ def main(args: Args) -> list[Path]:
             old.unlink()
     files = save(BUNDLED / f"{args.name}.safetensors", model, config, dtype=DTYPE, max_bytes=MOST, notes=notes)
     parameters = sum(p.numel() for p in model.parameters())
-    (BUNDLED / f"{args.name}.md").write_text(card(args.name, parameters, notes, args.results))
+    (BUNDLED / f"{args.name}.md").write_text(card(args.name, parameters, notes))
     return files
 
 
-def card(name: str, parameters: int, notes: dict[str, Any], results: Path | None) -> str:
+def card(name: str, parameters: int, notes: dict[str, Any]) -> str:
     """What the weights are, how they came about and how they measure."""
     figures = {k: v for k, v in notes.items() if isinstance(v, (int, float))}
     lines = [
@@ -63,8 +60,6 @@ def card(name: str, parameters: int, notes: dict[str, Any], results: Path | None
         "|---|---|",
         *(f"| {k} | {v:.2f} |" for k, v in sorted(figures.items()) if isinstance(v, float)),
     ]
-    if results is not None:
-        lines += ["", f"LoopNav figures: `{json.loads(results.read_text()).get('summary', 'see the README')}`"]
     return "\n".join(lines) + "\n"
 
 

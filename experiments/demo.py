@@ -20,6 +20,7 @@ from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
 from wmgym.data.episode import as_json, write_atomically
+from wmgym.experiments.plots import pyplot
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
 DREAMS = {"with memory": "worldpack", "without": "none"}  # label -> memory mode
@@ -138,7 +139,7 @@ def _panel(frame: np.ndarray, label: str) -> np.ndarray:
 
 def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8) -> Path:
     """Steps of the way back, evenly spaced: truth, and each dream below it."""
-    plt = _pyplot()
+    plt = pyplot()
     steps = strip_steps(loop.leg, columns)
     rows = {"truth": loop.frames[loop.split :], **{label: dream.frames for label, dream in dreams.items()}}
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.35 * columns + 1, 1.4 * len(rows)), layout="constrained")
@@ -154,7 +155,7 @@ def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8)
 
 def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
     """The ground from above, the true path, the dreamed ones, and what memory looked at again."""
-    plt = _pyplot()
+    plt = pyplot()
     paths = np.concatenate([loop.poses, *(dream.poses for dream in dreams.values())])
     low, high = np.floor(paths.min(0)[:3]).astype(int), np.ceil(paths.max(0)[:3]).astype(int)
     box = (int(low[0]) - MARGIN, int(low[1]) - MARGIN, int(low[2]) - 8), (int(high[0]) + MARGIN, int(high[1]) + MARGIN, int(high[2]) + 12)
@@ -185,18 +186,7 @@ def _relief(solid: np.ndarray) -> np.ndarray:
     return height / max(1.0, height.max()) + 0.15 * np.clip(slope_x - slope_y, -2, 2)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the demo draws with matplotlib: pip install 'wmgym[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _save(figure: Any, file: Path) -> Path:
     figure.savefig(file, dpi=120)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return file

@@ -25,6 +25,7 @@ from wmgym.benchmarks import loopnav, loopnav_table
 from wmgym.benchmarks.loopnav import BASELINES, Course
 from wmgym.checkpoint import load_world
 from wmgym.data.episode import as_json, write_atomically
+from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import layout
 from wmgym.metrics.image import lpips_available
 from wmgym.nets.autoencoder import to_uint8
@@ -203,7 +204,7 @@ def _show_in(bar: tqdm) -> loopnav.Progress:
 
 def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str], file: Path) -> None:
     """PSNR (left) and drift of the pose (right) against the step of the leg: one row per course."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(len(wanted), 2, figsize=(11, 2.6 * len(wanted)), squeeze=False, layout="constrained")
     for (left, right), course in zip(axes, wanted, strict=True):
         for mode in (*modes, *BASELINES):
@@ -224,7 +225,7 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course]
 
 def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> None:
     """The first loop of each course: truth, and each mode's dream, evenly spaced along the way back."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = ["truth", *(mode for mode in ("worldpack", "none") if mode in modes)]
     rows += [] if len(rows) == 3 else [mode for mode in modes if mode not in rows]
     figure, axes = plt.subplots(len(wanted) * len(rows), figsize=(10, 1.12 * len(wanted) * len(rows)), squeeze=False, layout="constrained")
@@ -240,18 +241,7 @@ def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> No
     _save(figure, out / "strips.png")
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'wmgym[eval]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _save(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    _pyplot().close(figure)
+    pyplot().close(figure)

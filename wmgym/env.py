@@ -19,6 +19,7 @@ from wmgym.core import World
 from wmgym.shell import Moment, SavedState
 from wmgym.tasks import Task
 from wmgym.vector_env import WorldModelVectorEnv, branched, check_options, checked, observation, render_metadata, rendered
+from wmgym.vectors import load_generator
 
 
 class WorldModelEnv(gym.Env):
@@ -123,7 +124,7 @@ class WorldModelEnv(gym.Env):
         """Go on, bit for bit, from a saved state of an env like this one."""
         self._moment = checked(state, self.shell, 1, self._moment)
         self.horizon = int(self._moment.ledger.horizons[0])
-        self._np_random, self._np_random_seed = lanes.load_generator(state.generators[0]), state.seeds[0]
+        self._np_random, self._np_random_seed = load_generator(state.generators[0]), state.seeds[0]
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> WorldModelVectorEnv:
         """n futures of this moment as a vector env that never resets by itself; this env is untouched.

@@ -118,16 +118,6 @@ def save_generators(generators: Sequence[np.random.Generator]) -> tuple[dict[str
     return tuple(dict(generator.bit_generator.state) for generator in generators)
 
 
-def load_generator(state: Mapping[str, Any]) -> np.random.Generator:
-    """A new generator that goes on where the saved one stood."""
-    kind = getattr(np.random, str(state["bit_generator"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
-        raise ValueError(f"unknown bit generator {state['bit_generator']!r}")
-    bits = kind()
-    bits.state = dict(state)
-    return np.random.Generator(bits)
-
-
 def new_generators(seeds: Sequence[int | None]) -> tuple[list[np.random.Generator], list[int]]:
     """One generator per seed, as Gymnasium makes it."""
     pairs = [seeding.np_random(seed) for seed in seeds]

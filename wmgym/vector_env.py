@@ -23,7 +23,7 @@ from wmgym.core import World
 from wmgym.openings import Opening
 from wmgym.shell import Moment, SavedState, Shell
 from wmgym.tasks import Task
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, reset_mask, storable
+from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
 
 
 class WorldModelVectorEnv(VectorEnv):
@@ -201,7 +201,7 @@ class WorldModelVectorEnv(VectorEnv):
         """Go on, bit for bit, from a saved state of an env like this one."""
         self._moment = checked(state, self.shell, self.num_envs, self._moment)
         self.horizon = int(self._moment.ledger.horizons[0])
-        self._generators = [lanes.load_generator(generator) for generator in state.generators]
+        self._generators = [load_generator(generator) for generator in state.generators]
         self._seeds = list(state.seeds)
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> WorldModelVectorEnv:
@@ -335,7 +335,7 @@ def branched(
     """n futures of each lane of a state."""
     lanes.check_positive(n=n)
     moment = lanes.repeat(state.moment, n)
-    generators = [lanes.load_generator(generator) for generator in state.generators for _ in range(n)]
+    generators = [load_generator(generator) for generator in state.generators for _ in range(n)]
     used = [seed for seed in state.seeds for _ in range(n)]
     if seeds is not None:
         given = [int(seeds) + i for i in range(moment.num_lanes)] if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]

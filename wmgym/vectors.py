@@ -68,3 +68,13 @@ def lane_options(options: Any, lanes: int, is_per_lane: Callable[[str, Any], boo
         for lane in range(lanes):
             rows[lane][key] = value[lane] if split else value
     return rows
+
+
+def load_generator(state: Mapping[str, Any]) -> np.random.Generator:
+    """A new generator that goes on where the saved one stood."""
+    kind = getattr(np.random, str(state["bit_generator"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+        raise ValueError(f"unknown bit generator {state['bit_generator']!r}")
+    bits = kind()
+    bits.state = dict(state)
+    return np.random.Generator(bits)

@@ -5,7 +5,6 @@ Lane i of an env that was reset with seed s is the single env that was reset wit
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from wmgym import tasks
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, make_lanes
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, reset_mask, storable
+from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
 
 Mask = NDArray[np.bool_]  # [N], one per lane
 
@@ -179,7 +178,7 @@ class MinecraftVectorEnv(VectorEnv):
             self._poses[i] = self._lanes.engines[i].load(lane["backend"])
             self._goals[i] = 0 if lane["goal"] is None else lane["goal"]
             self._elapsed[i] = lane["elapsed"]
-            self._generators.append(generator_at(lane["np_random"]))
+            self._generators.append(load_generator(lane["np_random"]))
             self._seeds.append(lane["seed"])
         self.horizon = int(state["lanes"][0]["horizon"])
         self._terminated, self._truncated = np.array(state["terminated"], bool), np.array(state["truncated"], bool)
@@ -274,13 +273,6 @@ class MinecraftVectorEnv(VectorEnv):
         if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
         return told.astype(np.int64)
-
-
-def generator_at(state: Mapping[str, Any]) -> np.random.Generator:
-    """A new generator that goes on where a saved one stood."""
-    generator, _ = seeding.np_random(0)
-    generator.bit_generator.state = copy.deepcopy(dict(state))
-    return generator
 
 
 def check_count(name: str, count: Any) -> int:
