@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # world model both need what an action does and what is rewarded, and neither may import the other.
 ORDER = (
     "version registration core tree rng geometry kinematics tasks vectors data nets diffusion memory world_model systems checkpoint "
-    "train metrics benchmarks openings shell state_file vector_env env twins integrations"
+    "metrics train benchmarks openings shell state_file vector_env env twins integrations"
 ).split()
 ROOF = {"__init__", "__main__", "cli", "doctor", "listing", "play"}  # may use everything; nothing imports them
 MOUNTED = {"envs", "agents", "experiments"}  # folders beside the library, which must not know them

@@ -296,24 +296,22 @@ def test_rewards_and_ends_are_read_from_the_pixels_of_each_frame() -> None:
     model = make(KV, chunk=2)
     _, frames = model.step(model.start(clip(2, 4), keys(1, 2)), torch.ones(2, 2, dtype=torch.int64))
     assert frames.rewards is None and frames.ends is None
-    head = RewardHead(HeadConfig(model.net.config.latent_shape), values=(0.0, 1.0, 5.0))
-    head.pair.exit[-1].bias.data.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    head = RewardHead(HeadConfig(model.net.config.latent_shape), ((0.0, False), (1.0, False), (5.0, True)))
+    head.pair.exit[-1].bias.data.copy_(torch.tensor([0.0, 1.0, 2.0]))
     model.reward_head = head.requires_grad_(False)
     _, frames = model.step(model.start(clip(2, 4), keys(1, 2)), torch.ones(2, 2, dtype=torch.int64))
     assert frames.rewards is not None and frames.ends is not None
     assert frames.rewards.tolist() == [[5.0, 5.0]] * 2 and frames.ends.tolist() == [[True, True]] * 2
 
 
-def test_the_reward_heads_loss_is_cross_entropy_with_rare_rewards_weighing_more() -> None:
-    head = RewardHead(HeadConfig((3, 4, 4)), values=(0.0, 1.0)).requires_grad_(False)
+def test_the_reward_heads_loss_is_the_cross_entropy_of_its_outcomes() -> None:
+    head = RewardHead(HeadConfig((3, 4, 4))).requires_grad_(False)
     before, after, actions = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.zeros(3, dtype=torch.int64)
-    rewards, ends = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([False, False, True])
-    assert float(head.loss(before, after, actions, rewards, ends)) == pytest.approx(2 * math.log(2))
-    odds = torch.tensor([0.0, math.log(3), math.log(4)])  # 1 : 3 for the reward, 4 : 1 for the end
-    head.pair.exit[-1].bias.data.copy_(odds)
-    reward = (2 * math.log(4) + 5 * math.log(4 / 3)) / 7
-    end = (2 * math.log(5) + math.log(5 / 4)) / 3
-    assert float(head.loss(before, after, actions, rewards, ends, rare=5.0)) == pytest.approx(reward + end, rel=1e-5)
+    outcomes = torch.tensor([0, 1, 0])
+    assert float(head.loss(before, after, actions, outcomes)) == pytest.approx(math.log(2))
+    head.log_prior.copy_(torch.tensor([0.0, -9.0]))  # how rare a reward is does not matter to a balanced batch
+    head.pair.exit[-1].bias.data.copy_(torch.tensor([0.0, math.log(3)]))  # odds of 1 : 3
+    assert float(head.loss(before, after, actions, outcomes)) == pytest.approx((2 * math.log(4) + math.log(4 / 3)) / 3, rel=1e-5)
 
 
 def test_pixel_patches_lose_nothing() -> None:

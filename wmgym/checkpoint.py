@@ -50,8 +50,13 @@ def from_dict(kind: Any, data: dict[str, Any]) -> Any:
         value = data[f.name]
         if is_dataclass(hints[f.name]):
             value = from_dict(hints[f.name], value)
-        values[f.name] = tuple(value) if isinstance(value, list) else value
+        values[f.name] = _tuples(value)
     return kind(**values)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists, which were tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------------------

@@ -211,6 +211,17 @@ def load_episode(path: Path | str, first: int = 0, last: int | None = None) -> E
         raise ValueError(f"{path} is not a valid episode: {error}") from error
 
 
+def read_array(path: Path | str, name: str) -> np.ndarray:
+    """One of an episode's `ARRAYS`, without reading the others."""
+    path = Path(path)
+    with _open(path) as file:
+        _header(path, file)
+        try:
+            return file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, cannot read {name}: {error}") from error
+
+
 def list_episodes(folder: Path | str) -> list[Path]:
     """The episode files of a folder, in order; ValueError if there are none."""
     folder = Path(folder)

@@ -26,6 +26,8 @@ class Latents:
     poses: Tensor  # float32 [E, T, 5]
     actions: Tensor  # int64 [E, T]
     lengths: Tensor  # int64 [E]
+    rewards: Tensor | None = None  # float32 [E, T]; None: encoded by a version that did not keep them
+    ends: Tensor | None = None  # bool [E, T]: the episode ended here, and was not merely cut off
 
     def draw(self, rng: np.random.Generator, size: int, chunk: int = 1) -> tuple[Tensor, Tensor]:
         """Episode rows [size] and first target frames [size], every frame with a past being equally likely."""
@@ -39,12 +41,13 @@ class Latents:
         return torch.from_numpy(rows), torch.from_numpy(first)
 
     def to(self, device: torch.device | str) -> Latents:
-        return Latents(self.latents.to(device), self.poses.to(device), self.actions.to(device), self.lengths)
+        rewards, ends = (None if x is None else x.to(device) for x in (self.rewards, self.ends))
+        return Latents(self.latents.to(device), self.poses.to(device), self.actions.to(device), self.lengths, rewards, ends)
 
 
 def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, progress: bool = True) -> Latents:
     """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w]."""
-    latents, poses, actions = [], [], []
+    latents, poses, actions, rewards, ends = [], [], [], [], []
     for path in tqdm(paths, desc="encode", unit="episode", disable=not progress):
         episode = load_episode(path)
         if episode.frames.shape[1:3] != (frame_size, frame_size):
@@ -54,8 +57,10 @@ def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_siz
         latents.append(encoder(torch.from_numpy(episode.frames)).half().cpu())
         poses.append(torch.from_numpy(episode.poses))
         actions.append(torch.from_numpy(episode.actions.astype(np.int64)))
+        rewards.append(torch.from_numpy(episode.rewards))
+        ends.append(torch.from_numpy(episode.terminated))
     lengths = torch.tensor([len(p) for p in poses])
-    return Latents(_pad(latents), _pad(poses), _pad(actions), lengths)
+    return Latents(_pad(latents), _pad(poses), _pad(actions), lengths, _pad(rewards), _pad(ends))
 
 
 def _pad(rows: list[Tensor]) -> Tensor:

@@ -59,27 +59,33 @@ class MotionHead(nn.Module):
 
 
 class RewardHead(nn.Module):
-    """Reward class and end from the pixels: for worlds that show what they pay (Memory Maze's border changes colour).
+    """What a step earned and whether it ended the episode, from the pixels: for worlds that show what they pay (Memory Maze's
+    border changes colour).
 
-    Rewards are predicted as one of `values`; the most likely one is given.
+    A step has one of `outcomes`, pairs of a reward and whether the episode ended. One of them may be a hundred times rarer than
+    another, so training draws all of them equally often (`train/reward.py`), and `log_prior`, the logarithm of how much rarer each
+    one is in truth, is added afterwards (logit adjustment, Menon et al. 2021, section 3): the posterior is then that of the data.
+    The most probable outcome is given. Nothing is drawn at random: equal latents earn equal rewards.
     """
 
-    def __init__(self, config: HeadConfig, values: tuple[float, ...] = (0.0, 1.0)) -> None:
+    log_prior: Tensor  # float32 [K]
+
+    def __init__(self, config: HeadConfig, outcomes: tuple[tuple[float, bool], ...] = ((0.0, False), (1.0, False))) -> None:
         super().__init__()
-        self.values = values
-        self.pair = _Pair(config, len(values) + 1)
+        self.outcomes = outcomes
+        self.pair = _Pair(config, len(outcomes))
+        self.register_buffer("log_prior", torch.zeros(len(outcomes)))
 
     def forward(self, before: Tensor, after: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """-> rewards float32 [B], ends bool [B]."""
-        out = self.pair(before, after, actions)
-        values = torch.tensor(self.values, device=out.device)
-        return values[out[:, :-1].argmax(-1)], out[:, -1] > 0
+        """Latents [B, C, h, w] and actions int64 [B] -> rewards float32 [B], ends bool [B]."""
+        which = self.posterior(before, after, actions).argmax(-1)
+        rewards, ends = (torch.tensor(column, device=which.device) for column in zip(*self.outcomes, strict=True))
+        return rewards[which], ends[which]
 
-    def loss(self, before: Tensor, after: Tensor, actions: Tensor, rewards: Tensor, ends: Tensor, rare: float = 20.0) -> Tensor:
-        """Cross-entropy of the reward's class plus of the end; a reward that is not `values[0]` weighs `rare` times (they are few)."""
-        out = self.pair(before, after, actions)
-        values = torch.tensor(self.values, device=out.device)
-        target = (rewards[:, None] - values).abs().argmin(-1)
-        weight = torch.where(target == 0, 1.0, rare)
-        reward = (F.cross_entropy(out[:, :-1], target, reduction="none") * weight).sum() / weight.sum()
-        return reward + F.binary_cross_entropy_with_logits(out[:, -1], ends.float())
+    def posterior(self, before: Tensor, after: Tensor, actions: Tensor) -> Tensor:
+        """Probability of each outcome: float32 [B, K]."""
+        return (self.pair(before, after, actions) + self.log_prior).softmax(-1)
+
+    def loss(self, before: Tensor, after: Tensor, actions: Tensor, outcomes: Tensor) -> Tensor:
+        """Cross-entropy of the outcomes' numbers int64 [B], in a batch that holds all outcomes equally often."""
+        return F.cross_entropy(self.pair(before, after, actions), outcomes)

@@ -20,7 +20,7 @@ from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.nets.cdit import SIZES, CDiT, CDiTConfig
-from wmgym.nets.heads import HeadConfig, MotionHead
+from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
 from wmgym.world_model import SamplerConfig, WorldModel
 
 
@@ -35,6 +35,7 @@ class WorldPackConfig:
     net: CDiTConfig = field(default_factory=CDiTConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    outcomes: tuple[tuple[float, bool], ...] = ()  # of a step, as the reward head tells them apart: (reward, end); none: no head
 
     def __post_init__(self) -> None:
         layout(self.memory)
@@ -70,6 +71,7 @@ def build(config: WorldPackConfig, device: torch.device | str = "cpu") -> WorldM
         kinematics(config.world),
         (memory_of(config, device=device),),
         config.sampler,
+        reward_head=RewardHead(heads, config.outcomes) if config.outcomes else None,
         pose_source=config.pose_source,
     )
     return model.to(device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from wmgym.data.latents import Latents, encode
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
-from wmgym.train import rehearsal
+from wmgym.train import rehearsal, reward
 from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.world_model import Batch, WorldModel
 
@@ -118,7 +118,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     _claim(args)
     writer = _writer(args.out)
     coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
-    config = preset(args.size, args.world, coder_config)
+    config = replace(preset(args.size, args.world, coder_config), outcomes=reward.outcomes(training))
     model = build(config, device)
     _warm_start(model, args)
     if not args.pixels and args.autoencoder is None:
@@ -212,7 +212,7 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
         model.std.copy_(std)
         for episode in data.latents:  # in place: the block may be most of the memory
             episode.copy_((episode.float() - mean[:, None, None]) / std[:, None, None])
-    tensors = {"latents": data.latents, "poses": data.poses, "actions": data.actions, "lengths": data.lengths}
+    tensors = {name: tensor for name, tensor in vars(data).items() if tensor is not None}
     write_atomically(cache, tensors | {"mean": model.mean, "std": model.std}, {"format": FORMAT})
     return data
 
@@ -271,6 +271,9 @@ def _fit_net(
     odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
     trained = nn.ModuleDict({"net": model.net, "motion_head": model.motion_head})
+    earned = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
+    if earned is not None:
+        trained["reward_head"] = earned.head
     matrices = [p for p in model.net.blocks.parameters() if p.ndim == 2 and min(p.shape) > 16]
     ids = {id(p) for p in matrices}
     optimisers: dict[str, torch.optim.Optimizer] = {
@@ -293,10 +296,12 @@ def _fit_net(
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
-        figures = {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}
+            if earned is not None:
+                parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
+        figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
-    watch = _Watch(model, held_out, memories, device, args.out, writer)
+    watch = reward.Watch(_Watch(model, held_out, memories, device, args.out, writer), model, held_out)
     warmup = max(1, min(200, args.steps // 10))
     loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
     fit(trained, optimisers, losses, loop, args.out, name="net", device=device, on_save=watch, writer=writer, progress=progress)
