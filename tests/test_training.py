@@ -16,7 +16,7 @@ from wmgym.data.episode import Episode, Metadata, list_episodes, load_episode, s
 from wmgym.data.latents import Latents, encode
 from wmgym.nets.cdit import SIZES
 from wmgym.train import fit as fitting
-from wmgym.train import loop
+from wmgym.train import loop, rehearsal
 from wmgym.train.fit import TrainArgs, half_precision, train
 from wmgym.train.loop import Average, LoopConfig, draw, fit
 
@@ -390,7 +390,7 @@ def test_revisits_are_drawn_more_often_and_are_views_seen_long_before() -> None:
     chosen, times = share(1.0)
     assert plain == pytest.approx(0.5, abs=0.03)
     assert chosen > 0.9  # of three draws the best is nearly always of the first episode
-    assert float((times > fitting.LONG_PAST).float().mean()) > 0.85
+    assert float((times > rehearsal.LONG_PAST).float().mean()) > 0.85
     batch = fitting.draw_batch(data, draw(0, 1, "cpu"), 64, 0.5)
     assert batch.times.shape == (64, 1)
     assert torch.equal(batch.memories[0].times.amax(1), batch.times[:, 0] - 1)  # the past of each row is its own

@@ -6,7 +6,9 @@ past is a row of the block and nothing is copied to look at it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wmgym.data.episode import load_episode
+from wmgym.data.episode import Episode, load_episode
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Latents:
 def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, progress: bool = True) -> Latents:
     """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w]."""
     latents, poses, actions, rewards, ends = [], [], [], [], []
-    for path in tqdm(paths, desc="encode", unit="episode", disable=not progress):
-        episode = load_episode(path)
+    for path, episode in tqdm(_read_ahead(paths), total=len(paths), desc="encode", unit="episode", disable=not progress):
         if episode.frames.shape[1:3] != (frame_size, frame_size):
             raise ValueError(f"{path}: frames are {episode.frames.shape[1]} x {episode.frames.shape[2]}, the model wants {frame_size} x {frame_size}")
         if episode.actions.ndim != 1:
@@ -61,6 +62,16 @@ def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_siz
         ends.append(torch.from_numpy(episode.terminated))
     lengths = torch.tensor([len(p) for p in poses])
     return Latents(_pad(latents), _pad(poses), _pad(actions), lengths, _pad(rewards), _pad(ends))
+
+
+def _read_ahead(paths: Sequence[Path], ahead: int = 8) -> Iterator[tuple[Path, Episode]]:
+    """Episodes in order, the next few being read meanwhile."""
+    with ThreadPoolExecutor(2) as pool:
+        reading: deque[Future[Episode]] = deque(pool.submit(load_episode, path) for path in paths[:ahead])
+        for k, path in enumerate(paths):
+            episode = reading.popleft().result()
+            reading.extend(pool.submit(load_episode, later) for later in paths[k + ahead : k + ahead + 1])
+            yield path, episode
 
 
 def _pad(rows: list[Tensor]) -> Tensor:

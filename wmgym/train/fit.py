@@ -25,7 +25,6 @@ from wmgym.core import Clip
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
-from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train import rehearsal, reward
@@ -33,9 +32,7 @@ from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.world_model import Batch, WorldModel
 
 HELD_OUT = 50  # one episode in so many is kept for measuring
-REVISIT_DRAWS = 3  # draws for each example that is to be a revisit
-REHEARSED = (96, 16)  # stretches dreamed at a time, and frames of each, at most
-LONG_PAST = 11  # steps: what WorldPack shows of the recent past anyway
+REHEARSED = 1.5  # stretches dreamed at a time, in batches
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,10 @@ class TrainArgs:
     """Share of examples in which recent frames are hidden, so that the others are learned to be used."""
     revisits: float = 0.5
     """Share of examples drawn for a view that something long past resembles: only these teach what a memory is for."""
-    rehearsal: float = 0.4
+    rehearsal: float = 0.25
     """Share of batches whose recent frames the model dreamed itself, so that it learns to find back to the truth."""
+    rehearsal_frames: int = 16
+    """Frames dreamed at a stretch, at most."""
     rehearse_every: int = 100
     """Steps between such dreams. A run is saved at multiples of it, so that it resumes with the same ones."""
     ema: float = 0.999
@@ -221,22 +220,8 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
 
 
 def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> Batch:
-    """Examples with their whole past as a memory; the mode decides what of it is read.
-
-    A share `revisits` of them are views that something long past resembles: the best by pose among several draws.
-    """
-    chosen = round(revisits * size)
-    rows, first = data.draw(draw.numpy, size - chosen + chosen * REVISIT_DRAWS)
-    rows, first = rows.to(data.latents.device), first.to(data.latents.device)
-    if chosen:
-        pool = slice(size - chosen, None)
-        time = torch.arange(data.latents.shape[1], device=rows.device)
-        long_past = first[pool, None] - time > LONG_PAST
-        target = data.poses[rows[pool], first[pool]]
-        likeness = torch.where(long_past, log_score(target, data.poses[rows[pool]], RetrievalConfig()), -torch.inf).amax(1)
-        best = likeness.topk(chosen).indices + size - chosen
-        kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
-        rows, first = rows[kept], first[kept]
+    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.moments`."""
+    rows, first = rehearsal.moments(data, draw, size, revisits)
     before, target = first - 1, first[:, None]
     return Batch(
         (rehearsal.past(data, rows, first),),
@@ -284,14 +269,15 @@ def _fit_net(
         model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign]
     model.train()
     stretch: rehearsal.Stretch | None = None
-    length = min(REHEARSED[1], int(data.lengths.max()) - 1)
+    length = min(args.rehearsal_frames, int(data.lengths.max()) - 1)
+    rehearsed = round(REHEARSED * args.batch)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
         nonlocal stretch
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
             with half_precision(device):
-                stretch = rehearsal.dream(model, memories[mode], data, draw, REHEARSED[0], length)
+                stretch = rehearsal.dream(model, memories[mode], data, draw, rehearsed, length, args.revisits)
         batch = next_batch(data, stretch, draw, args)
         model.memories = memories[mode]
         with half_precision(device):

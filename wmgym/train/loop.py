@@ -100,20 +100,14 @@ def fit(
     state_file = out / f"{name}-state.safetensors"
     step = _restore(state_file, module, average, optimisers) if state_file.exists() else 0
     base = {key: [group["lr"] for group in o.param_groups] for key, o in optimisers.items()}
-    recent: dict[str, float] = {}
+    pulse = Pulse()
     began, first = time.perf_counter(), step
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
         while step < config.steps:
             losses, batch = step_losses(draw(config.seed, step, device))
-            total = losses["total"]
-            total.backward()
-            norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            for what, number in (("loss", float(total.detach())), ("gradient", float(norm))):
-                if not math.isfinite(number):
-                    bad = out / f"{name}-bad-batch.safetensors"
-                    write_atomically(bad, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
-                    last = f"the last good state in {state_file}"
-                    raise ValueError(f"the {what} became {number} at step {step}; the batch is in {bad}, {last}")
+            losses["total"].backward()
+            losses["gradient_norm"] = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            pulse.update(step, losses)
             rate = config.rate(step)
             for key, optimiser in optimisers.items():
                 for group, lr in zip(optimiser.param_groups, base[key], strict=True):
@@ -121,14 +115,16 @@ def fit(
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             average.update(module, step)
-            for key, value in {**losses, "gradient_norm": norm}.items():
-                recent[key] = float(value.detach()) if key not in recent else 0.98 * recent[key] + 0.02 * float(value.detach())
             step += 1
             bar.update()
+            saves = step % config.save_every == 0 or step == config.steps
+            if (pulse.near or saves or step % config.log_every == 0) and (bad := pulse.first_bad()) is not None:
+                _refuse(out, name, state_file, bad, batch if bad[0] == step - 1 else step_losses(draw(config.seed, bad[0], device))[1])
             if step % config.log_every == 0:
+                recent = pulse.means()
                 bar.set_postfix({k: f"{v:.4f}" for k, v in recent.items()})
                 _log(out, writer, name, step, {**recent, "rate": rate, "steps_per_second": (step - first) / (time.perf_counter() - began)})
-            if step % config.save_every == 0 or step == config.steps:
+            if saves:
                 _save(state_file, module, average, optimisers, base, step)
                 if on_save:
                     own = {k: v.detach().clone() for k, v in module.named_parameters()}
@@ -139,6 +135,49 @@ def fit(
                             v.copy_(own[k])
     average.copy_to(module)
     return average
+
+
+class Pulse:
+    """Running means of the losses, and the first step at which one was not finite.
+
+    Both stay on the device. On a GPU looking at them waits for it, so one looks now and then; on a CPU (`near`) at every step.
+    """
+
+    MEMORY = 0.98
+
+    def __init__(self) -> None:
+        self.near = True
+        self._names: list[str] = []
+        self._means = self._bad = torch.empty(0)
+
+    def update(self, step: int, losses: Losses) -> None:
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        if not self._names:
+            self._names, self.near = list(losses), values.device.type == "cpu"
+            self._means = values.clone()
+            self._bad = torch.full((1 + len(values),), -1.0, dtype=torch.float64, device=values.device)
+        self._means.lerp_(values, 1 - self.MEMORY)
+        fresh = ~values.isfinite().all() & (self._bad[0] < 0)
+        self._bad = torch.where(fresh, torch.cat([self._bad.new_full((1,), step), values.double()]), self._bad)
+
+    def means(self) -> dict[str, float]:
+        return dict(zip(self._names, self._means.tolist(), strict=True))
+
+    def first_bad(self) -> tuple[int, str, float] | None:
+        """Step, name and value of what was first not finite."""
+        step, *values = self._bad.tolist()
+        if step < 0:
+            return None
+        which, value = next((n, v) for n, v in zip(self._names, values, strict=True) if not math.isfinite(v))
+        return int(step), which, value
+
+
+def _refuse(out: Path, name: str, state_file: Path, bad: tuple[int, str, float], batch: dict[str, Tensor]) -> None:
+    step, which, value = bad
+    file = out / f"{name}-bad-batch.safetensors"
+    write_atomically(file, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
+    what = {"total": "loss", "gradient_norm": "gradient"}.get(which, which)
+    raise ValueError(f"the {what} became {value} at step {step}; the batch is in {file}, the last good state in {state_file}")
 
 
 def _log(out: Path, writer: Any, name: str, step: int, figures: dict[str, float]) -> None:
