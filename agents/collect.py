@@ -55,8 +55,8 @@ class CollectArgs:
     env_id: Annotated[str, tyro.conf.Positional] = "Minecraft-v0"
     """Environment to walk in."""
     walker: str = "explorer"
-    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; or several with the share of episodes each
-    gets: "explorer:3,look-around:1"."""
+    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50, for Memory Cards cards-random and zig-zag; or
+    several with the share of episodes each gets: "explorer:3,look-around:1"."""
     steps: int = 10_000
     """Stop when the episodes have this many steps together. A larger number later adds to the same folder."""
     out: Path = Path("data/episodes")
@@ -223,8 +223,10 @@ def _frame(observation: Any) -> np.ndarray:
 
 
 def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reach: int = 40) -> np.ndarray | None:
-    """A pose that can be walked to from this one, looking anywhere."""
-    region = Region.around(env.unwrapped.solid, (math.floor(pose[0]), math.floor(pose[1]), math.floor(pose[2] + 0.01)), reach)  # type: ignore[attr-defined]
+    """A pose that can be walked to from this one, looking anywhere; None where the world says nothing of what is solid."""
+    if not hasattr(env.unwrapped, "solid"):
+        return None
+    region = Region.around(env.unwrapped.solid, (math.floor(pose[0]), math.floor(pose[1]), math.floor(pose[2] + 0.01)), reach)
     cell = region.cell_of(pose)
     if cell is None:
         return None

@@ -8,8 +8,9 @@ random generator and the same poses give the same walk. `walker.segments` tells,
     explorer                 wanders, looks about, and comes back to earlier places and headings
     loop-ABA-R, loop-ABCA-R  LoopNav's tasks: look around, walk to B (and C) at a range of R blocks, walk back to A
     turn-loop                turns to the left on the spot, then all the way back
+    cards-random, zig-zag    turn cards (cards.py)
 
-All but `random` need the actions of `Minecraft-v0`, and all that walk need `env.unwrapped.solid`.
+All but `random` need the actions of `Minecraft-v0` (or `MemoryCards-v0`), and all that walk need `env.unwrapped.solid`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wmgym.agents.cards import CARDS_WALKERS, cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
 from wmgym.data.episode import RETURN, Segment
+from wmgym.tasks import CARDS_ACTIONS
 
 NOOP, FORWARD, BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(10)
 TURN = math.radians(15)
 FULL_TURN = 24  # actions
 WAIT = 15  # actions: LoopNav records 3 s more after the goal
 RANGES = (5, 15, 30, 50)  # those of LoopNav; any other works too
-WALKERS = ("random", "look-around", "explorer", "turn-loop", *(f"loop-{task}-{r}" for task in ("ABA", "ABCA") for r in RANGES))
+LOOPS = tuple(f"loop-{task}-{r}" for task in ("ABA", "ABCA") for r in RANGES)
+WALKERS = ("random", "look-around", "explorer", "turn-loop", *LOOPS, *CARDS_WALKERS)
 
 Moves = Generator[int, None, None]
 
@@ -110,6 +114,8 @@ def find_program(name: str) -> tuple[Callable[[Walker], Moves], bool]:
         "look-around": (_look_around, False),
         "explorer": (_explorer, True),
         "turn-loop": (_turn_loop, False),
+        "cards-random": (cards_random, True),
+        "zig-zag": (zig_zags, True),
     }
     loop = re.fullmatch(r"loop-(ABC?A)-([1-9]\d*)", name)
     if loop:
@@ -122,7 +128,10 @@ def find_program(name: str) -> tuple[Callable[[Walker], Moves], bool]:
 def make_walker(name: str, env: gym.Env, rng: np.random.Generator) -> Walker:
     """The walker of a name (see the top of this file) in an environment that has been reset."""
     program, open_ended = find_program(name)
-    if name != "random" and getattr(env.action_space, "n", None) != 10:
+    if name in CARDS_WALKERS:
+        if getattr(env.action_space, "n", None) != len(CARDS_ACTIONS):
+            raise ValueError(f"walker {name!r} needs the five actions of MemoryCards-v0, got the action space {env.action_space}")
+    elif name != "random" and getattr(env.action_space, "n", None) != 10:
         raise ValueError(f"walker {name!r} needs the ten actions of Minecraft-v0, got the action space {env.action_space}; use 'random'")
     if (name == "explorer" or name.startswith("loop-")) and not hasattr(env.unwrapped, "solid"):
         raise ValueError(f"walker {name!r} needs a world that says what is solid, {env.unwrapped} does not; use 'turn-loop' or 'random'")

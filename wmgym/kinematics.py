@@ -57,7 +57,20 @@ MINECRAFT = Kinematics(
     math.radians(75),
 )
 
-KINEMATICS = {k.name: k for k in (MINECRAFT,)}
+MEMORY_CARDS = Kinematics(
+    "memory_cards",
+    (
+        (0, 1, 0, 0, 0),  # up: the cursor's heading is always 0, to the right, so up is left of it
+        (0, -1, 0, 0, 0),
+        (-1, 0, 0, 0, 0),  # left
+        (1, 0, 0, 0, 0),
+        (0, 0, 0, 0, 0),  # toggle
+    ),
+    (True, True, False, False, False),  # the edge of the table stops the cursor
+    math.radians(90),  # no camera: the whole table is seen from everywhere
+)
+
+KINEMATICS = {k.name: k for k in (MINECRAFT, MEMORY_CARDS)}
 
 
 def kinematics(name: str) -> Kinematics:

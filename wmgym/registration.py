@@ -22,6 +22,7 @@ class World:
 
 
 MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
+MEMORY_CARDS = World(("free",), "48x48x3 uint8", "Discrete(5)")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ TABLE = (
     Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft.env:MinecraftEnv", "wmgym.envs.minecraft.vector_env:MinecraftVectorEnv"),
     dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack", **IN_MINECRAFT),
     dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
+    Row("MemoryCards-v0", MEMORY_CARDS, "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),
 )
 
 

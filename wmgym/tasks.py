@@ -29,6 +29,10 @@ MINECRAFT_ACTIONS = (
     "look down",
 )
 
+# Memory Cards: a cursor on a table of 4 x 4 cards
+CARDS_ACTIONS = ("up", "down", "left", "right", "toggle")
+CARDS_HORIZON = 250
+
 NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
 FREE_HORIZON = 10_000
 ARRIVAL_DISTANCE = 2.0  # blocks, horizontally
@@ -166,6 +170,17 @@ class Setting:
 MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
 LOOK_AROUND = (MINECRAFT_ACTIONS.index("turn left"),) * 24  # once all the way round, by 15 degrees
 
+CARDS_KEYS: dict[tuple[str, ...], int] = {("w",): 0, ("s",): 1, ("a",): 2, ("d",): 3, (" ",): 4}
+
+
+def zig_zag(back: bool = False) -> tuple[int, ...]:
+    """Turn every card of the table once, line by line in a zig-zag: from the top left to the bottom left, or back. 31 actions."""
+    up, down, left, right, toggle = range(5)
+    there = [*[right] * 3, down, *[left] * 3, down, *[right] * 3, down, *[left] * 3]
+    moves = [{down: up, left: right, right: left}[move] for move in reversed(there)] if back else there
+    return (*(action for move in moves for action in (toggle, move)), toggle)
+
+
 SETTINGS = {
     "minecraft": Setting(
         "minecraft",
@@ -175,5 +190,14 @@ SETTINGS = {
         {"navigate": Navigate(), "free": Free()},
         LOOK_AROUND,
         fps=5,
-    )
+    ),
+    "memory_cards": Setting(
+        "memory_cards",
+        spaces.Discrete(len(CARDS_ACTIONS)),
+        CARDS_ACTIONS,
+        CARDS_KEYS,
+        {"free": Free(horizon=CARDS_HORIZON)},
+        (*zig_zag(), *zig_zag(back=True)),  # every card is seen, and covered again
+        fps=5,
+    ),
 }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -12,13 +12,28 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import wmgym  # registers the id
+from wmgym.envs.memory_cards import MemoryCardsEnv, MemoryCardsVectorEnv
 from wmgym.envs.minecraft import MinecraftEnv, MinecraftVectorEnv
 
 assert wmgym.__version__
 
 LANES, HORIZON, SIZE = 3, 4, 24
 NOOP = [0] * 3
-ACTIONS = np.random.default_rng(1).integers(0, 10, (11, LANES))
+
+
+class Truth(NamedTuple):
+    """A ground truth, alone and in lanes."""
+
+    single: Any
+    vector: Any
+    actions: np.ndarray  # [11, LANES]
+
+
+RANDOM = np.random.default_rng(1)
+TRUTHS = {
+    "minecraft": Truth(MinecraftEnv, MinecraftVectorEnv, RANDOM.integers(0, 10, (11, LANES))),
+    "memory_cards": Truth(MemoryCardsEnv, MemoryCardsVectorEnv, RANDOM.integers(0, 5, (11, LANES))),
+}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -44,26 +59,31 @@ def envs() -> MinecraftVectorEnv:
     return MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON)
 
 
+@pytest.fixture(scope="module", params=TRUTHS)
+def truth(request: pytest.FixtureRequest) -> Truth:
+    return TRUTHS[request.param]
+
+
 @pytest.fixture(scope="module")
-def episodes() -> Iterator[list[list[tuple]]]:
+def episodes(truth: Truth) -> Iterator[list[list[tuple]]]:
     """What single envs give when they are reset after each end: per lane, (observation, reward, terminated, truncated, info)."""
     lanes, worlds = [], []
     for lane in range(LANES):
-        env = MinecraftEnv(size=SIZE, horizon=HORIZON)
+        env = truth.single(size=SIZE, horizon=HORIZON)
         told = [(*env.reset(seed=5 + lane), None)]
-        for action in ACTIONS[:, lane]:
+        for action in truth.actions[:, lane]:
             told.append(env.step(action))
             if told[-1][2] or told[-1][3]:
                 told.append((*env.reset(), None))
-                worlds.append(env._engine.world)
+                worlds.append(getattr(env, "_engine", None) and env._engine.world)
         lanes.append(told)
     yield lanes
     del worlds  # kept until here, so that they need not be made again
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step", AutoresetMode.DISABLED])
-def test_each_lane_is_the_single_env_across_resets(mode: Any, episodes: list[list[tuple]]) -> None:
-    vec = MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
+def test_each_lane_is_the_single_env_across_resets(mode: Any, truth: Truth, episodes: list[list[tuple]]) -> None:
+    vec = truth.vector(LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
     observation, info = vec.reset(seed=5)
     expected = [iter(lane) for lane in episodes]
     for lane in range(LANES):
@@ -77,7 +97,7 @@ def test_each_lane_is_the_single_env_across_resets(mode: Any, episodes: list[lis
                 told = next(expected[lane])
                 assert same(lane_of(observation, lane), told[0]) and same(lane_of(info, lane), told[1])
             ended[:] = False
-        actions = ACTIONS[taken, np.arange(LANES)]
+        actions = truth.actions[taken, np.arange(LANES)]
         observation, reward, terminated, truncated, info = vec.step(actions)
         for lane in range(LANES):
             told = next(expected[lane])
@@ -169,12 +189,67 @@ def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
         MinecraftVectorEnv(1).load_state(state)
 
 
-def test_an_ended_lane_rests_when_nobody_resets_it() -> None:
-    envs = MinecraftVectorEnv(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
+def test_an_ended_lane_rests_when_nobody_resets_it(truth: Truth) -> None:
+    envs = truth.vector(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
     envs.reset(seed=0)
-    last = envs.step([1, 6, 8])
+    last = envs.step([1, 3, 4])
     again = envs.step([1, 1, 1])
     assert same(last[0], again[0]) and last[3].all() and again[3].all() and not again[1].any()
+
+
+def test_a_vector_state_is_gone_on_from_bit_for_bit(truth: Truth) -> None:
+    envs, other = (truth.vector(LANES, size=SIZE, horizon=HORIZON, task="free") for _ in range(2))
+    envs.reset(seed=0)
+    envs.step(truth.actions[0])
+    state = envs.save_state()
+    other.reset(seed=9)
+    other.load_state(state)
+    for actions in truth.actions[1 : HORIZON + 3]:  # one of them resets
+        for a, b in zip(envs.step(actions)[:4], other.step(actions)[:4], strict=True):
+            assert same(a, b)
+    lone = truth.single(size=SIZE, task="free")
+    lone.load_state(state["lanes"][1])
+    envs.load_state(state)
+    assert same(lone.step(truth.actions[0, 1])[0], envs.step(truth.actions[0])[0][1])
+
+
+def test_only_the_lanes_of_a_mask_are_opened_anew(truth: Truth) -> None:
+    envs = truth.vector(LANES, size=SIZE, task="free")
+    first, _ = envs.reset(seed=0)
+    moved = envs.step([1, 1, 4])[0]
+    observation, info = envs.reset(seed=[0, 0, 1], options={"reset_mask": np.array([True, False, True])})
+    assert same(observation[0], first[0]) and same(observation[1], moved[1]) and same(observation[2], first[1])
+    assert info["_pose"].tolist() == [True, False, True] and not info["pose"][1].any() and envs.np_random_seed == (0, 1, 1)
+
+
+def test_what_a_vector_env_showed_is_the_callers_own(truth: Truth) -> None:
+    envs, other = (truth.vector(LANES, size=SIZE, task="free") for _ in range(2))
+    (observation, info), _ = envs.reset(seed=0), other.reset(seed=0)
+    kept, pose = observation.copy(), info["pose"].copy()
+    assert same(envs.step([1, 3, 4])[0], other.step([1, 3, 4])[0])
+    assert np.array_equal(observation, kept) and np.array_equal(info["pose"], pose)
+    info["pose"][:] = 7
+    observation[:] = 7
+    (a, *_, told), (b, *_, expected) = envs.step([1, 3, 4]), other.step([1, 3, 4])
+    assert same(a, b) and same(told["pose"], expected["pose"])
+
+
+def test_tensors_are_what_the_arrays_are(truth: Truth) -> None:
+    plain, tensors = (truth.vector(1, size=SIZE, task="free", obs_type=kind) for kind in ("numpy", "torch"))
+    (a, _), (b, _) = plain.reset(seed=0), tensors.reset(seed=0)
+    assert isinstance(b, torch.Tensor) and np.array_equal(a, b.numpy())
+
+
+def test_branches_of_lanes_lie_side_by_side_and_keep_or_change_their_generators(truth: Truth) -> None:
+    envs = truth.vector(2, size=SIZE, task="free")
+    envs.reset(seed=0)
+    state = envs.save_state()
+    branches = envs.branch(2)
+    frames = branches.step([1, 3, 1, 3])[0]
+    assert np.array_equal(frames[::2], envs.step([1, 1])[0])
+    envs.load_state(state)
+    assert np.array_equal(frames[1::2], envs.step([3, 3])[0])
+    assert branches.np_random_seed == (0, 0, 1, 1) and envs.branch(2, seeds=[5, 6, 7, 8]).np_random_seed == (5, 6, 7, 8)
 
 
 def test_observations_and_info_are_the_callers_own(envs: MinecraftVectorEnv) -> None:
