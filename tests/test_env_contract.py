@@ -15,13 +15,12 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from safetensors.numpy import save_file
 from standins import TRUTH, StandInTruth, StandInWorld, assert_same, clip, single, vector
 
 import wmgym
 from wmgym import shell, tasks
 from wmgym.listing import weights_of
-from wmgym.openings import walk
+from wmgym.openings import walk, write_clips
 from wmgym.registration import TABLE, row_of
 
 DREAM = "StandInDream-v0"
@@ -395,16 +394,14 @@ def test_wrong_keywords_of_the_vector_env() -> None:
 
 def test_bundled_openings_that_are_not_there_are_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "WEIGHTS", tmp_path)
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "minecraft-openings.safetensors"))):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "minecraft-openings.npz"))):
         single(context="bundled")
 
 
 def test_bundled_openings_carry_goal_and_seed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = gym.make(TRUTH, size=SIZE)
     walks = [walk(truth, [np.int64(1)] * 3, seed=seed)[0] for seed in (40, 41)]
-    columns = {key: np.stack([getattr(each, key) for each in walks]) for key in ("frames", "actions", "poses")}
-    columns |= {"goals": np.stack([each.goal for each in walks]), "seeds": np.array([40, 41])}
-    save_file(columns, tmp_path / "minecraft-openings.safetensors")
+    write_clips(tmp_path / "minecraft-openings.npz", walks)
     monkeypatch.setattr(shell, "WEIGHTS", tmp_path)
     imagined, truth = wmgym.twin(DREAM, context="bundled")
     for seed in range(6):

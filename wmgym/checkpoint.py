@@ -191,7 +191,7 @@ def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
 
 def bundled() -> list[str]:
     """Names of the checkpoints that come with the package."""
-    return sorted({re.sub(r"-\d{5}-of-\d{5}$", "", p.stem) for p in BUNDLED.glob("*.safetensors") if not p.stem.endswith("-openings")})
+    return sorted({re.sub(r"-\d{5}-of-\d{5}$", "", p.stem) for p in BUNDLED.glob("*.safetensors")})
 
 
 def resolve(checkpoint: str) -> Path:

@@ -6,15 +6,17 @@ same seed, and a ground truth can walk either, so that a twin begins where its d
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import gymnasium as gym
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+
+from wmgym.data.episode import write_atomically
 
 CONTEXT_KEYS = ("frames", "actions", "poses")
 
@@ -110,18 +112,31 @@ class ClipOpenings:
 
 
 def read_clips(path: Path) -> ClipOpenings:
-    """Shipped openings: safetensors with frames [K, T, H, W, 3], actions [K, T], poses [K, T, 5], goals [K, 5], seeds [K]."""
+    """Shipped openings, an .npz with frames [K, T, H, W, 3], actions [K, T], poses [K, T, 5], seeds [K], and perhaps goals [K, 5]."""
     try:
-        arrays = load_file(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:
         raise ValueError(f"context='bundled' needs the opening clips {path}, which are not there; give context='live' or options") from None
-    except SafetensorError as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} is not a file of opening clips: {error}") from None
-    missing = [key for key in (*CONTEXT_KEYS, "goals", "seeds") if key not in arrays]
+    missing = [key for key in (*CONTEXT_KEYS, "seeds") if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
-    rows = zip(*(arrays[key] for key in (*CONTEXT_KEYS, "goals", "seeds")), strict=True)
+    goals = arrays.get("goals", [None] * len(arrays["seeds"]))
+    rows = zip(*(arrays[key] for key in CONTEXT_KEYS), goals, arrays["seeds"], strict=True)
     return ClipOpenings([Opening(frames, actions, poses, goal, int(seed)) for frames, actions, poses, goal, seed in rows])
+
+
+def write_clips(path: Path, clips: Sequence[Opening]) -> None:
+    """Openings of one length, each with its seed, as `read_clips` takes them; frames are packed without loss."""
+    columns = {key: np.stack([getattr(clip, key) for clip in clips]) for key in CONTEXT_KEYS}
+    columns["seeds"] = np.array([clip.seed for clip in clips], np.int64)
+    if all(clip.goal is not None for clip in clips):
+        columns["goals"] = np.stack([clip.goal for clip in clips if clip.goal is not None])
+    content = io.BytesIO()
+    np.savez_compressed(content, **columns)  # type: ignore[arg-type]  # the stubs take the arrays for its keywords
+    write_atomically(path, content.getvalue())
 
 
 def check_context(context: Any, frame_shape: tuple[int, ...], action_space: gym.Space, name: str = "context") -> Opening:

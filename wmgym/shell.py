@@ -482,4 +482,4 @@ def _openings(shell: Shell, context: Any, twin: str | None, twin_kwargs: dict[st
 
 
 def _clips_of(shell: Shell) -> Path:
-    return WEIGHTS / f"{shell.setting.name}-openings.safetensors"
+    return WEIGHTS / f"{shell.setting.name}-openings.npz"
