@@ -93,17 +93,13 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
     modes = tuple(dict.fromkeys(args.modes))
 
-    @cache
-    def world_of(mode: str) -> WorldModel:
-        settings = {name: getattr(args, name) for name in ("device", "dtype", "memory_budget", "denoise_steps", "pose_source")}
-        return load_world(args.checkpoint, memory=mode, **settings)
-
-    _claim(args, fingerprint(world_of(modes[0])))
+    world_of = loader(args)
+    claim(args, fingerprint(world_of(modes[0])), {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"})
     loops_of = _from_data(args, wanted) if args.data else lambda course: loopnav.read_loops(_walk(args, course, progress))
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available())
     through = partial(reconstruct, world_of(modes[0]))
     with tqdm(disable=not progress, unit="frame") as bar:
-        cells = loopnav.evaluate(wanted, modes, loops_of, world_of, through, out, settings, _show_in(bar))
+        cells = loopnav.evaluate(wanted, modes, loops_of, world_of, through, out, settings, show_in(bar))
     summary = loopnav_table.summarise(cells, wanted, modes)
     plot_curves(cells, wanted, modes, out / "curves.png")
     plot_strips(wanted, modes, out)
@@ -119,6 +115,12 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     write_atomically(out / "result.json", loopnav_table.report_json(report))
     write_atomically(out / "table.md", loopnav_table.markdown(summary).encode())
     return report
+
+
+def loader(args: Any) -> Callable[[str], WorldModel]:
+    """The checkpoint's world in a memory mode, with the settings that the arguments name; each is loaded once."""
+    settings = {name: getattr(args, name) for name in ("device", "dtype", "memory_budget", "denoise_steps", "pose_source")}
+    return cache(lambda mode: load_world(args.checkpoint, memory=mode, **settings))
 
 
 def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
@@ -173,9 +175,8 @@ def fingerprint(world: WorldModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _claim(args: LoopNavArgs, weights: str) -> None:
-    """Make the folder ours, or see that its cells were made with the same arguments and weights."""
-    free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+def claim(args: Any, weights: str, free: set[str]) -> None:
+    """Make the folder ours, or see that its cells were made with the same weights and arguments, but for those that change no cell."""
     values = {**json.loads(json.dumps(asdict(args), default=str)), "weights": weights}
     file = args.out / "args.json"
     if file.is_file():
@@ -189,8 +190,10 @@ def _claim(args: LoopNavArgs, weights: str) -> None:
     write_atomically(file, as_json(values))
 
 
-def _show_in(bar: tqdm) -> loopnav.Progress:
+def show_in(bar: tqdm) -> loopnav.Progress:
     def show(what: str, done: int, total: int) -> None:
+        if bar.disable:
+            return
         if bar.desc != f"{what}: ":
             bar.reset(total)
             bar.set_description(what)
@@ -220,7 +223,7 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course]
         for ax in (left, right):
             ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend(fontsize="small", ncols=2)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> None:
@@ -238,10 +241,10 @@ def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> No
                 ax.axvline(edge * picture.shape[1] / loopnav.COLUMNS - 0.5, color="white", lw=2)
             ax.set(xticks=[], yticks=[], title=course.name if j == 0 else "")
             ax.set_ylabel(row, rotation=0, ha="right", va="center")
-    _save(figure, out / "strips.png")
+    save_figure(figure, out / "strips.png")
 
 
-def _save(figure: Any, file: Path) -> None:
+def save_figure(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     pyplot().close(figure)

@@ -84,9 +84,8 @@ def courses(tasks: Sequence[str] = TASKS, ranges: Sequence[int] = RANGES) -> tup
 
 def find_loops(folder: Path, wanted: Sequence[Course], count: int) -> dict[Course, list[Path]]:
     """The first `count` whole loops of each course in a folder of episodes and its subfolders; ValueError if there are fewer."""
-    folders = [f for f in (folder, *sorted(p for p in folder.glob("*") if p.is_dir())) if next(f.glob("*.safetensors"), None)]
     by_walker: dict[str, list[Path]] = {}
-    for path in (path for f in folders or [folder] for path in list_episodes(f)):
+    for path in episodes_below(folder):
         header = read_header(path)
         if _is_loop(header):
             by_walker.setdefault(header.meta.walker, []).append(path)
@@ -96,6 +95,12 @@ def find_loops(folder: Path, wanted: Sequence[Course], count: int) -> dict[Cours
             collect = f"`wmgym collect Minecraft-v0 --walker {course.walker} --seed 100 --out {folder}/{course.walker}`"
             raise ValueError(f"{folder} holds {len(paths)} loops of {course.name}, {count} are asked for; collect more with {collect}")
     return found
+
+
+def episodes_below(folder: Path) -> list[Path]:
+    """The episodes of a folder and of its subfolders; ValueError if there are none."""
+    folders = [f for f in (folder, *sorted(p for p in folder.glob("*") if p.is_dir())) if next(f.glob("*.safetensors"), None)]
+    return [path for f in folders or [folder] for path in list_episodes(f)]
 
 
 def _is_loop(header: Header) -> bool:
@@ -140,6 +145,7 @@ class Settings:
     seed: int = 100  # of the noise
     lanes: int = 32
     with_lpips: bool = False
+    more: Callable[[np.ndarray, Loop], dict[str, np.ndarray]] = lambda shown, loop: {}  # further scores of a leg's frames, each [L]
 
 
 def world_cell(
@@ -160,7 +166,7 @@ def world_cell(
     rows = []
     for loop, dream, single in zip(loops, dreams, singles, strict=True):
         truth = loop.frames[loop.split :]
-        scores = {**judge(dream.frames, truth, settings.with_lpips), "drift": drift(dream, loop)}
+        scores = judge(dream.frames, truth, settings.with_lpips) | settings.more(dream.frames, loop) | {"drift": drift(dream, loop)}
         one = judge(single.frames, truth[single.steps], settings.with_lpips)
         rows.append(_row(loop, scores, {**one, "moved": moved(loop)[single.steps]}))
     return _cell(course, mode, rows), dreams
@@ -178,8 +184,10 @@ def baseline_cell(
             one = judge(loop.frames[loop.split - 1 + steps], truth[steps], settings.with_lpips)
             scores = judge(shown, truth, settings.with_lpips)
         else:
-            scores = judge(reconstruct(truth), truth, settings.with_lpips)
+            shown = reconstruct(truth)
+            scores = judge(shown, truth, settings.with_lpips)
             one = {name: value[steps] for name, value in scores.items()}
+        scores |= settings.more(shown, loop)
         rows.append(_row(loop, scores, {**one, "moved": moved(loop)[steps]}))
     return _cell(course, mode, rows)
 

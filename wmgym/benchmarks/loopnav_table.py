@@ -32,20 +32,20 @@ def summarise(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], 
         for mode, rows in here.items():
             line: dict[str, Any] = {**where, "mode": mode, "loops": len(rows), "leg": float(np.mean([row["leg"] for row in rows]))}
             for metric in metrics:
-                line |= _columns(metric, bootstrap_interval(leg_means(rows, metric)))
+                line |= columns(metric, bootstrap_interval(leg_means(rows, metric)))
             if course.terminal is not None:
                 line["terminal_frames"] = course.terminal
                 for metric in metrics:
-                    line |= _columns(f"terminal_{metric}", bootstrap_interval(leg_means(rows, metric, course.terminal)))
+                    line |= columns(f"terminal_{metric}", bootstrap_interval(leg_means(rows, metric, course.terminal)))
             if mode in modes:
-                line |= _columns("drift", bootstrap_interval([row["steps"]["drift"][-1] for row in rows]))
+                line |= columns("drift", bootstrap_interval([row["steps"]["drift"][-1] for row in rows]))
             table.append(line)
             single += [{**where, "mode": mode, **found} for found in [_next_frame(rows, metrics)] if found]
         for a, b in PAIRS:
             if a in here and b in here:
                 line = {**where, "difference": f"{a} - {b}"}
                 for metric in metrics:
-                    line |= _columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
+                    line |= columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
                 differences.append(line)
     return {"cells": table, "differences": differences, "next_frame": single}
 
@@ -63,11 +63,12 @@ def _next_frame(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> di
         return {}
     line: dict[str, Any] = {"frames": int(sum(mask.sum() for _, mask in moves))}
     for metric in metrics:
-        line |= _columns(metric, bootstrap_interval([float(np.array(values[metric])[mask].mean()) for values, mask in moves]))
+        line |= columns(metric, bootstrap_interval([float(np.array(values[metric])[mask].mean()) for values, mask in moves]))
     return line
 
 
-def _columns(name: str, interval: Interval) -> dict[str, float]:
+def columns(name: str, interval: Interval) -> dict[str, float]:
+    """A mean and its bounds, as a table's entry."""
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
@@ -78,15 +79,18 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str, share: float = 0.5) ->
     return np.array([np.mean([v[t] for v in values if len(v) > t]) for t in range(length)])
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any], preface: str = PREFACE) -> str:
     """The tables for people."""
-    lines = [PREFACE, "## The leg, dreamed", "", *_markdown(summary["cells"])]
-    lines += ["", "## Paired differences over the leg", "", *_markdown(summary["differences"])]
-    lines += ["", "## The next frame from true history, where the view moves", "", *_markdown(summary["next_frame"])]
+    lines = [preface, "## The leg, dreamed", "", *rows_for_people(summary["cells"])]
+    lines += ["", "## Paired differences over the leg", "", *rows_for_people(summary["differences"])]
+    lines += ["", "## The next frame from true history, where the view moves", "", *rows_for_people(summary["next_frame"])]
     return "\n".join(lines) + "\n"
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def rows_for_people(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table in Markdown, each mean with its interval."""
+    if not rows:
+        return ["nothing to show"]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(("_low", "_high"))]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
