@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST ?= -q
 STAMP := .venv/.ready
 BIN := $(CURDIR)/.venv/bin
-EXTRAS := train,rl,eval,video,dev
+EXTRAS := train,rl,eval,video,maze,dev
 
 .PHONY: setup demo test test-slow lint clean
 
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wmgym needs Python 3.11 or later, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@.venv/bin/python -m wmgym.envs.memory_maze.gl >/dev/null 2>&1 \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq libosmesa6; } \
+		|| echo "Memory Maze has nothing to draw with: its tests will be skipped. Install libosmesa6 or libegl1."
 	@touch $@
 
 demo: setup

@@ -17,7 +17,6 @@ from wmgym.tasks import CARDS_ACTIONS, zig_zag
 if TYPE_CHECKING:
     from wmgym.agents.scripted import Walker
 
-CARDS_WALKERS = ("cards-random", "zig-zag")
 CHANCES = {"up": 0.15, "down": 0.15, "left": 0.15, "right": 0.15, "toggle": 0.4}
 
 Moves = Generator[int, None, None]

@@ -41,10 +41,12 @@ from wmgym.data.episode import (
     save_episode,
     write_atomically,
 )
+from wmgym.openings import frame_of
 
 WORLDS_PER_SEED = 1_000_000
 ATTEMPTS = 10  # walks tried for one episode before giving up
 FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
+WORLDS = {"MemoryMaze-": "memory_maze", "MemoryCards-": "memory_cards"}  # whose walkers an id takes, if not Minecraft's
 ENV_KWARGS = {"Minecraft-v0": FREE}
 
 
@@ -55,8 +57,8 @@ class CollectArgs:
     env_id: Annotated[str, tyro.conf.Positional] = "Minecraft-v0"
     """Environment to walk in."""
     walker: str = "explorer"
-    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50, for Memory Cards cards-random and zig-zag; or
-    several with the share of episodes each gets: "explorer:3,look-around:1"."""
+    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; in Memory Maze also oracle, in Memory Cards
+    cards-random and zig-zag; or several with the share of episodes each gets: "explorer:3,look-around:1"."""
     steps: int = 10_000
     """Stop when the episodes have this many steps together. A larger number later adds to the same folder."""
     out: Path = Path("data/episodes")
@@ -84,7 +86,7 @@ class CollectArgs:
         if self.worlds is not None and not 1 <= self.worlds <= WORLDS_PER_SEED:
             raise ValueError(f"worlds must be between 1 and {WORLDS_PER_SEED}, got {self.worlds}")
         for name in parse_walkers(self.walker)[0]:
-            find_program(name)
+            find_program(name, next((world for mark, world in WORLDS.items() if mark in self.env_id), "minecraft"))
         parse_kwargs(self.env_kwargs)
 
 
@@ -218,8 +220,7 @@ def _outcome(walker: Walker, over: bool) -> str:
 
 
 def _frame(observation: Any) -> np.ndarray:
-    frame = observation["pov"] if isinstance(observation, dict) else observation
-    return np.array(frame, copy=True)
+    return np.array(frame_of(observation), copy=True)
 
 
 def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reach: int = 40) -> np.ndarray | None:

@@ -10,7 +10,8 @@ random generator and the same poses give the same walk. `walker.segments` tells,
     turn-loop                turns to the left on the spot, then all the way back
     cards-random, zig-zag    turn cards (cards.py)
 
-All but `random` need the actions of `Minecraft-v0` (or `MemoryCards-v0`), and all that walk need `env.unwrapped.solid`.
+All but `random` need the actions of their world, and all that walk in `Minecraft-v0` need `env.unwrapped.solid`. Memory Maze has
+walkers of its own under the same names, and an `oracle` (`maze_walkers.py`).
 """
 
 from __future__ import annotations
@@ -19,23 +20,20 @@ import math
 import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from wmgym.agents.cards import CARDS_WALKERS, cards_random, zig_zags
+from wmgym.agents.cards import cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
 from wmgym.data.episode import RETURN, Segment
-from wmgym.tasks import CARDS_ACTIONS
+from wmgym.tasks import SETTINGS
 
 NOOP, FORWARD, BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(10)
 TURN = math.radians(15)
 FULL_TURN = 24  # actions
 WAIT = 15  # actions: LoopNav records 3 s more after the goal
-RANGES = (5, 15, 30, 50)  # those of LoopNav; any other works too
-LOOPS = tuple(f"loop-{task}-{r}" for task in ("ABA", "ABCA") for r in RANGES)
-WALKERS = ("random", "look-around", "explorer", "turn-loop", *LOOPS, *CARDS_WALKERS)
 
 Moves = Generator[int, None, None]
 
@@ -107,33 +105,53 @@ class Walker:
         self.segments.append(Segment(name, first, where))
 
 
-def find_program(name: str) -> tuple[Callable[[Walker], Moves], bool]:
-    """The program of a walker's name, and whether it never ends by itself; ValueError if there is none."""
-    programs: dict[str, tuple[Callable[[Walker], Moves], bool]] = {
-        "random": (_random, True),
-        "look-around": (_look_around, False),
-        "explorer": (_explorer, True),
-        "turn-loop": (_turn_loop, False),
-        "cards-random": (cards_random, True),
-        "zig-zag": (zig_zags, True),
-    }
+def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker], Moves], bool]:
+    """The program of a walker's name in a world, and whether it never ends by itself; ValueError if there is none."""
+    programs = _programs(world)
+    kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.closed}
     loop = re.fullmatch(r"loop-(ABC?A)-([1-9]\d*)", name)
-    if loop:
-        return _loop(loop[1], int(loop[2]), LoopConfig()), False
-    if name not in programs:
-        raise ValueError(f"unknown walker {name!r}; known: {', '.join(WALKERS)}")
-    return programs[name]
+    if loop and programs.loop:
+        return programs.loop(loop[1], int(loop[2])), False
+    if name not in kinds:
+        loops = ["loop-ABA-R", "loop-ABCA-R"] if programs.loop else []
+        raise ValueError(f"unknown walker {name!r}; known in {world}: {', '.join([*kinds, *loops])}")
+    return kinds[name]
+
+
+class Programs(NamedTuple):
+    """The walkers of one world."""
+
+    closed: dict[str, tuple[Callable[[Walker], Moves], bool]]  # by name; whether it never ends by itself
+    loop: Callable[[str, int], Callable[[Walker], Moves]] | None  # of a task ("ABA") and a range
+
+
+def _programs(world: str) -> Programs:
+    if world == "memory_maze":
+        from wmgym.agents import maze_walkers as maze  # here, because that one is built on this file
+
+        turning = {"look-around": (maze.look_around, False), "turn-loop": (maze.turn_loop, False)}
+        return Programs({"oracle": (maze.oracle, True), "explorer": (maze.explorer, True), **turning}, maze.loop)
+    if world == "memory_cards":
+        return Programs({"cards-random": (cards_random, True), "zig-zag": (zig_zags, True)}, None)
+    blocks = {"look-around": (_look_around, False), "explorer": (_explorer, True), "turn-loop": (_turn_loop, False)}
+    return Programs(blocks, lambda task, reach: _loop(task, reach, LoopConfig()))
+
+
+def world_of(env: gym.Env) -> str:
+    """Which world's walkers an environment takes: by what its actions mean, else by their number; "" if it is none that we know."""
+    if not hasattr(env.unwrapped, "get_action_meanings"):
+        return "minecraft" if getattr(env.action_space, "n", None) == len(SETTINGS["minecraft"].actions) else ""
+    meanings = tuple(env.unwrapped.get_action_meanings())
+    return next((name for name, setting in SETTINGS.items() if setting.actions == meanings), "")
 
 
 def make_walker(name: str, env: gym.Env, rng: np.random.Generator) -> Walker:
     """The walker of a name (see the top of this file) in an environment that has been reset."""
-    program, open_ended = find_program(name)
-    if name in CARDS_WALKERS:
-        if getattr(env.action_space, "n", None) != len(CARDS_ACTIONS):
-            raise ValueError(f"walker {name!r} needs the five actions of MemoryCards-v0, got the action space {env.action_space}")
-    elif name != "random" and getattr(env.action_space, "n", None) != 10:
+    world = world_of(env)
+    if not world and name != "random":
         raise ValueError(f"walker {name!r} needs the ten actions of Minecraft-v0, got the action space {env.action_space}; use 'random'")
-    if (name == "explorer" or name.startswith("loop-")) and not hasattr(env.unwrapped, "solid"):
+    program, open_ended = find_program(name, world or "minecraft")
+    if world == "minecraft" and (name == "explorer" or name.startswith("loop-")) and not hasattr(env.unwrapped, "solid"):
         raise ValueError(f"walker {name!r} needs a world that says what is solid, {env.unwrapped} does not; use 'turn-loop' or 'random'")
     return Walker(name, env, rng, program, open_ended)
 

@@ -22,7 +22,6 @@ import numpy as np
 from tqdm import tqdm
 
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
-from wmgym.agents.scripted import find_program
 from wmgym.benchmarks import loopnav, loopnav_table, replay
 from wmgym.benchmarks.loopnav import BASELINES
 from wmgym.data.episode import Header, read_header, write_atomically
@@ -103,8 +102,6 @@ class ReplayArgs:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.walker is not None:
-            find_program(self.walker)
         parse_kwargs(self.env_kwargs)
 
 

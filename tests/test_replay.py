@@ -178,7 +178,6 @@ def test_a_model_without_a_reward_head_reports_none(tmp_path: Path, zig_zags: Pa
         ({"steps": -1}, "steps must be positive, got -1"),
         ({"modes": ()}, "modes must name at least one"),
         ({"modes": ("all",)}, "'all'"),
-        ({"walker": "bee"}, "unknown walker 'bee'"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"env_kwargs": "["}, "env_kwargs must be a JSON object"),
     ],

@@ -48,6 +48,7 @@ PACKAGES = (
     Package("torchmetrics", "torchmetrics", "image metrics", "eval"),
     Package("stable-baselines3", "stable_baselines3", "PPO", "rl"),
     Package("pygame", "pygame", "wmgym play", "play"),
+    Package("memory-maze", "wmgym.envs.memory_maze.maze", "Memory Maze", "maze"),
 )
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -62,6 +63,7 @@ def examine(args: DoctorArgs) -> dict[str, Any]:
         "devices": devices(),
         "parts": [
             attempt("Minecraft-v0, voxel renderer", voxel_renderer),
+            attempt("MemoryMaze-9x9-v0, OpenGL without a window", memory_maze),
             *(attempt(f"weights of {name}", partial(weights, name)) for name in bundled_names()),
             attempt("LPIPS", lpips),
             attempt("ffmpeg", ffmpeg),
@@ -151,6 +153,29 @@ def voxel_renderer() -> str:
     step = (time.perf_counter() - ready) / 20
     env.close()
     return f"a world in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+
+
+def memory_maze() -> str:
+    """Which renderer is taken, and how fast it is here."""
+    from wmgym.envs.memory_maze import gl
+
+    if importlib.util.find_spec("memory_maze") is None:
+        raise Missing("pip install 'wmgym[maze]'")
+    try:
+        name = gl.renderer()
+    except ImportError as error:
+        raise Missing(str(error)) from None
+    import gymnasium as gym
+
+    begin = time.perf_counter()
+    env = gym.make("MemoryMaze-9x9-v0", disable_env_checker=True)
+    env.reset(seed=0)
+    ready = time.perf_counter()
+    for _ in range(20):
+        env.step(1)
+    step = (time.perf_counter() - ready) / 20
+    env.close()
+    return f"{name}, a maze in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
 
 
 def bundled_names() -> list[str]:

@@ -70,7 +70,26 @@ MEMORY_CARDS = Kinematics(
     math.radians(90),  # no camera: the whole table is seen from everywhere
 )
 
-KINEMATICS = {k.name: k for k in (MINECRAFT, MEMORY_CARDS)}
+# Memory Maze: what an action comes to when it is held. The ball has inertia (measured, from rest): forward is 0.22, 0.44, 0.49, 0.50 m in
+# the first four steps, and 0.28, 0.06, 0.01 m after it is let go; a turn is 0.25 rad in the first step, 0.32 in the next, and 0.05 after.
+ROLL = 0.5  # metres per env step of 0.25 s: 2 m/s
+STEER = 0.321  # radians
+
+MEMORY_MAZE = Kinematics(
+    "memory_maze",
+    (
+        (0, 0, 0, 0, 0),  # noop
+        (ROLL, 0, 0, 0, 0),  # forward
+        (0, 0, 0, STEER, 0),
+        (0, 0, 0, -STEER, 0),
+        (0.486, 0.071, 0, 0.319, 0),  # forward + left
+        (0.486, -0.071, 0, -0.319, 0),  # forward + right
+    ),
+    (True, True, False, True, False),
+    math.radians(80),
+)
+
+KINEMATICS = {k.name: k for k in (MINECRAFT, MEMORY_CARDS, MEMORY_MAZE)}
 
 
 def kinematics(name: str) -> Kinematics:

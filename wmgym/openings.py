@@ -50,7 +50,7 @@ class Openings(Protocol):
 
 def frame_of(observation: Any) -> np.ndarray:
     """The frame in an observation of a ground truth."""
-    return observation["pov"] if isinstance(observation, Mapping) else observation
+    return observation["pov" if "pov" in observation else "image"] if isinstance(observation, Mapping) else observation
 
 
 def walk(

@@ -42,12 +42,34 @@ def dream(id: str, world: World, twin: str | None, **kwargs: Any) -> Row:
     return Row(id, world, DREAM, DREAM_VECTOR, {**kwargs, "twin": twin}, twin)
 
 
+MAZE = "wmgym.envs.memory_maze.env:MemoryMazeEnv", "wmgym.envs.memory_maze.vector_env:MemoryMazeVectorEnv"
+MAZE_VARIANTS = (
+    "", "Vis", "HD", "Top", "ExtraObs", "ExtraObs-Vis", "ExtraObs-Top", "Oracle", "Oracle-Top", "Oracle-ExtraObs",
+    "HiFreq", "HiFreq-Vis", "HiFreq-HD", "6CL", "6CL-Top", "6CL-ExtraObs",
+)  # fmt: skip
+
+
+def maze(cells: int, variant: str) -> Row:
+    """A row for one of upstream's ids."""
+    side = 256 if "Top" in variant or "HD" in variant else 64
+    frame = f"{side}x{side}x3 uint8"
+    count = cells // 2 - 1
+    facts = (
+        f"agent_dir 2 float64, agent_pos 2 float64, image {frame}, maze_layout {cells}x{cells} uint8, target_color 3 float64, "
+        f"target_pos 2 float64, target_vec 2 float64, targets_pos {count}x2 float64, targets_vec {count}x2 float64"
+    )
+    world = World(("targets", "free"), facts if "ExtraObs" in variant else frame, "Discrete(6)")
+    name = "-".join(filter(None, ("MemoryMaze", f"{cells}x{cells}", variant, "v0")))
+    return Row(name, world, *MAZE, {"cells": cells, "variant": variant})
+
+
 IN_MINECRAFT = {"setting": "minecraft", "context": "live"}
 
 TABLE = (
     Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft.env:MinecraftEnv", "wmgym.envs.minecraft.vector_env:MinecraftVectorEnv"),
     dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack", **IN_MINECRAFT),
     dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
+    *(maze(cells, variant) for cells in (9, 11, 13, 15) for variant in MAZE_VARIANTS),
     Row("MemoryCards-v0", MEMORY_CARDS, "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),
 )
 

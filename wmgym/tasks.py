@@ -33,6 +33,10 @@ MINECRAFT_ACTIONS = (
 CARDS_ACTIONS = ("up", "down", "left", "right", "toggle")
 CARDS_HORIZON = 250
 
+# Memory Maze: one step is 0.25 s
+MEMORY_MAZE_ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forward + right")
+TARGETS_HORIZON = 1000  # steps of the smallest maze
+
 NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
 FREE_HORIZON = 10_000
 ARRIVAL_DISTANCE = 2.0  # blocks, horizontally
@@ -155,6 +159,14 @@ class Free:
 
 
 @dataclass(frozen=True)
+class Targets(Free):
+    """Touch the target whose colour the border of the frame has; the world itself rewards it, and nothing but time ends it."""
+
+    name: str = "targets"
+    horizon: int = TARGETS_HORIZON
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is fixed by where an env plays, in truth and in dream."""
 
@@ -168,6 +180,7 @@ class Setting:
 
 
 MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
+MEMORY_MAZE_KEYS = {("w",): 1, ("a",): 2, ("d",): 3, ("a", "w"): 4, ("d", "w"): 5}
 LOOK_AROUND = (MINECRAFT_ACTIONS.index("turn left"),) * 24  # once all the way round, by 15 degrees
 
 CARDS_KEYS: dict[tuple[str, ...], int] = {("w",): 0, ("s",): 1, ("a",): 2, ("d",): 3, (" ",): 4}
@@ -199,5 +212,13 @@ SETTINGS = {
         {"free": Free(horizon=CARDS_HORIZON)},
         (*zig_zag(), *zig_zag(back=True)),  # every card is seen, and covered again
         fps=5,
+    ),
+    "memory_maze": Setting(
+        "memory_maze",
+        spaces.Discrete(len(MEMORY_MAZE_ACTIONS)),
+        MEMORY_MAZE_ACTIONS,
+        MEMORY_MAZE_KEYS,
+        {"targets": Targets(), "free": Free()},
+        fps=4,
     ),
 }

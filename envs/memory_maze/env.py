@@ -1,0 +1,313 @@
+"""`MemoryMaze-9x9-v0` and its kin, the ground truth: find the target of the asked colour, again and again, and remember where all are.
+
+Actions (0.25 s each): noop, forward, turn left, turn right, forward + left, forward + right. The border of the frame has the colour
+of the target that is asked for; touching it gives +1 and asks for another. The episode never ends by itself, only at upstream's
+time limit. `reset(seed=s)` opens the world that upstream makes with `seed=s`; a reset without a seed opens another of those.
+
+`info["pose"]`: metres are mujoco's; a cell is 2 m wide, the middle of the maze is (0, 0). The ball has inertia: what an action
+does to the pose depends on the speed before it (wmgym/kinematics.py says what to expect).
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from wmgym import tasks
+from wmgym.envs.memory_maze.upstream import CELL, CELLS, TIME_LIMITS, Variant, load, variant
+from wmgym.envs.minecraft.backend import check_pose
+from wmgym.envs.minecraft.env import check_render_mode, check_render_size, check_size
+from wmgym.envs.process_vector import ProcessVectorEnv, branch_of
+from wmgym.vectors import load_generator
+
+if TYPE_CHECKING:
+    from wmgym.envs.memory_maze.maze import Ball, Maze
+
+TASKS = ("targets", "free")
+RESET_OPTIONS = ("start", "goal")
+NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
+MOST_SEEDS = 2**32  # upstream's generator takes no larger seed
+_MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  # those in use in this process
+
+
+class MemoryMazeEnv(gym.Env):
+    """A maze with coloured targets, of which `info["pose"]` is known.
+
+    cells: 9, 11, 13 or 15 a side. variant: one of upstream's suffixes, such as "ExtraObs-Vis". task: "targets", or "free", which
+    rewards nothing. size: side of the square frames observed; default 64, or 256 where upstream's variant has that. render_size:
+    side, or (height, width), of what `render()` returns; default `size`. horizon: steps after which an episode is cut off; default
+    upstream's limit ("targets") or 10,000 ("free"). backend: "mujoco", the only one.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # Gymnasium's own form
+
+    def __init__(
+        self,
+        cells: int = 9,
+        variant: str = "",
+        task: str = "targets",
+        backend: str = "mujoco",
+        size: int | None = None,
+        render_size: int | Sequence[int] | None = None,
+        horizon: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.kind = check_kind(cells, variant, backend)
+        self.cells, self.variant, self.backend = cells, variant, backend
+        self.task, self.horizon = task, check_horizon(cells, self.kind, task, horizon)
+        self.size = check_size(self.kind.frame_side if size is None else size)
+        self.render_size = check_render_size(render_size, self.size)
+        self.render_mode = check_render_mode(render_mode)
+        self._kwargs = {
+            "cells": cells, "variant": variant, "task": task, "backend": backend, "size": self.size, "render_size": self.render_size,
+            "render_mode": render_mode,
+        }  # fmt: skip
+        self.metadata = {**self.metadata, "render_fps": round(self.kind.control_hz)}
+        self.observation_space = observation_space(cells, self.kind, self.size)
+        self.action_space = spaces.Discrete(len(tasks.MEMORY_MAZE_ACTIONS))
+        self._ball: Ball | None = None
+        self._elapsed = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Open a maze. `options`: `start` (a pose, to begin there at rest) and `goal` (a place on the target to be asked for first)."""
+        start, goal = check_options(options, self.task)
+        super().reset(seed=seed)
+        world = int(seed) if seed is not None and seed < MOST_SEEDS else int(self.np_random.integers(2**31))
+        ball = self._open(world)
+        if start is not None:
+            place(ball, start)
+        if goal is not None:
+            name_target(ball, goal)
+        self._ball, self._elapsed = ball, 0
+        return self._observe(ball), {"pose": ball.pose}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        ball = self._running()
+        if not self.action_space.contains(action):
+            raise ValueError(f"action must be an integer from 0 to {len(tasks.MEMORY_MAZE_ACTIONS) - 1}, got {action!r}")
+        touched = ball.step(int(action))
+        self._elapsed += 1
+        reward = float(touched and self.task == "targets")
+        return self._observe(ball), reward, False, self._elapsed >= self.horizon, {"pose": ball.pose}
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The frame, with its border, at `render_size`."""
+        ball = self._running()
+        return frame(ball, self.kind, *self.render_size) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self._ball = None
+
+    def save_state(self) -> dict[str, Any]:
+        """Everything that the rest of the episode, and the episodes after it, depend on."""
+        ball = self._running()
+        return {
+            "task": self.task,
+            "horizon": self.horizon,
+            "elapsed": self._elapsed,
+            "world": {"cells": self.cells, "variant": self.variant, "seed": ball.maze.seed, **ball.save()},
+            "np_random": copy.deepcopy(self.np_random.bit_generator.state),
+            "seed": self._np_random_seed,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a value of `save_state`, bit for bit. Quick if it is of the maze that is open."""
+        check_state(state, self.task, self.cells, self.variant)
+        world = state["world"]
+        ball = self._open(int(world["seed"]))
+        ball.load(world)
+        self._ball, self._elapsed, self.horizon = ball, int(state["elapsed"]), int(state["horizon"])
+        self._np_random = load_generator(state["np_random"])
+        self._np_random_seed = state["seed"]
+
+    def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> ProcessVectorEnv:
+        """n futures of this moment, as a vector env in this process that never resets by itself; this env is untouched.
+
+        They share the maze, and keep this env's generator or get new ones from `seeds` (one number, to which the branch's number
+        is added, or one per branch).
+        """
+        here = {"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]}
+        return branch_of("wmgym.envs.memory_maze.env:MemoryMazeEnv", self._kwargs, here, n, seeds)
+
+    def get_action_meanings(self) -> list[str]:
+        return list(tasks.MEMORY_MAZE_ACTIONS)
+
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        return dict(tasks.MEMORY_MAZE_KEYS)
+
+    @property
+    def ball(self) -> Ball:
+        """Where all is, for oracles and walkers: `ball.position`, `ball.named`, `ball.maze.targets`, `ball.maze.layout`."""
+        return self._running()
+
+    def _open(self, seed: int) -> Ball:
+        """A ball where upstream puts it in the maze of a seed. A maze in which another ball rolls is not made again."""
+        from wmgym.envs.memory_maze.maze import Ball, Maze  # here, because mujoco takes a second to import
+
+        largest = max(self.size, self.render_size[0]), max(self.size, self.render_size[1])
+        key = self.cells, self.variant, seed, largest
+        maze = _MAZES.get(key)
+        if maze is None:
+            maze = _MAZES[key] = Maze(self.cells, self.kind, seed, largest)
+        return Ball(maze)
+
+    def _running(self) -> Ball:
+        if self._ball is None:
+            raise gym.error.ResetNeeded("reset() must be called first")
+        return self._ball
+
+    def _observe(self, ball: Ball) -> Any:
+        return observe(ball, self.kind, self.size)
+
+
+# what is seen
+
+
+def observation_space(cells: int, kind: Variant, size: int) -> spaces.Space:
+    """The frame alone, or upstream's observations by upstream's names; positions and directions are in grid coordinates."""
+    image = spaces.Box(0, 255, (size, size, 3), np.uint8)
+    if not kind.extra:
+        return image
+    count = NUM_TARGETS[cells]
+
+    def inside(*shape: int) -> spaces.Box:
+        return spaces.Box(0, cells, shape, np.float64)
+
+    def apart(*shape: int) -> spaces.Box:
+        return spaces.Box(-2 * cells, 2 * cells, shape, np.float64)
+
+    return spaces.Dict(
+        image=image,
+        target_color=spaces.Box(0, 1, (3,), np.float64),
+        agent_pos=inside(2),
+        agent_dir=spaces.Box(-1, 1, (2,), np.float64),
+        targets_vec=apart(count, 2),
+        targets_pos=inside(count, 2),
+        target_vec=apart(2),
+        target_pos=inside(2),
+        maze_layout=spaces.Box(0, 2 if kind.oracle else 1, (cells, cells), np.uint8),  # 1 is free, 2 is on the oracle's way
+    )
+
+
+def observe(ball: Ball, kind: Variant, size: int) -> Any:
+    """An observation in that space."""
+    if not kind.extra:
+        return frame(ball, kind, size, size)
+    seen = {**_facts(ball), "image": bordered(ball.draw(size, size), _colour(ball))}
+    return _with_map(seen) if kind.oracle else seen
+
+
+def frame(ball: Ball, kind: Variant, height: int, width: int) -> NDArray[np.uint8]:
+    """The picture with the border, and the oracle's map where there is one."""
+    image = bordered(ball.draw(height, width), _colour(ball))
+    return _with_map({**_facts(ball), "image": image})["image"] if kind.oracle else image
+
+
+def bordered(image: NDArray[np.uint8], colour: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """With a border in 0.7 of a colour in [0, 1]; in place. As wide as upstream's, which has none on frames below 64 pixels: 1 there."""
+    wide = max(1, int(2 * np.sqrt(image.shape[0] // 64)))
+    for side in (image[:, :wide], image[:, -wide:], image[:wide], image[-wide:]):
+        side[:] = colour * 255 * 0.7
+    return image
+
+
+def _colour(ball: Ball) -> NDArray[np.float64]:
+    return ball.maze.colours[ball.named]
+
+
+def _facts(ball: Ball) -> dict[str, Any]:
+    """Upstream's global observations: float64, in grid coordinates; directions along the agent's own axes (right, ahead)."""
+    maze, axes = ball.maze, ball.axes
+    towards = np.stack([np.dot(away, axes) for away in maze.targets - ball.position])[:, :2] / CELL  # one by one, to the last bit
+    places = maze.to_grid(maze.targets[:, :2])
+    return {
+        "target_color": _colour(ball).copy(),
+        "agent_pos": maze.to_grid(ball.position[:2]),
+        "agent_dir": axes[:2, 1].copy(),
+        "targets_vec": towards,
+        "targets_pos": places,
+        "target_vec": towards[ball.named].copy(),
+        "target_pos": places[ball.named].copy(),
+        "maze_layout": maze.layout.copy(),
+    }
+
+
+def _with_map(seen: dict[str, Any]) -> dict[str, Any]:
+    """The package's own oracle: the way on the layout, and a map of it in the corner of the frame."""
+    oracle = load("oracle")
+    return oracle.DrawMinimapWrapper(None).observation(oracle.PathToTargetWrapper(None).observation(seen))
+
+
+# where one begins
+
+
+def place(ball: Ball, start: NDArray[np.float32]) -> None:
+    """Put the ball at a pose, at rest. ValueError if it does not fit there."""
+    x, y, yaw = float(start[0]), float(start[1]), float(start[3])
+    if not ball.maze.fits(x, y):
+        raise ValueError(f"start must be a place in the maze 0.25 m or more from all walls, ({x:g}, {y:g}) is not; cells are 2 m wide")
+    ball.place(x, y, yaw)
+
+
+def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
+    """Ask for the target at a place. ValueError if none is there."""
+    index = ball.maze.target_at(goal[:2].astype(np.float64))
+    if index is None:
+        there = ", ".join(f"({x:g}, {y:g})" for x, y, _ in ball.maze.targets.tolist())
+        raise ValueError(f"goal must be a place on one of the targets at {there}, got {goal[:2].tolist()}")
+    ball.named = index
+
+
+# what a user may give
+
+
+def check_kind(cells: Any, name: Any, backend: Any) -> Variant:
+    if isinstance(cells, bool) or cells not in CELLS:
+        raise ValueError(f"cells must be one of {CELLS}, got {cells!r}")
+    if backend != "mujoco":
+        raise ValueError(f"unknown backend {backend!r}; available: 'mujoco'")
+    return variant(name)
+
+
+def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
+    if horizon is None:
+        return round(TIME_LIMITS[cells] * kind.control_hz) if task == "targets" else tasks.FREE_HORIZON
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
+    return int(horizon)
+
+
+def check_options(options: Any, task: str) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Where to start and what to go to, as far as `reset` was told."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options must be a dict, got {type(options).__name__}")
+    given = dict(options or {})
+    unknown = [key for key in given if key not in RESET_OPTIONS]
+    if unknown:
+        raise ValueError(f"unknown reset option {unknown[0]!r}; available: {', '.join(map(repr, RESET_OPTIONS))}")
+    start, goal = given.get("start"), given.get("goal")
+    if goal is not None and task != "targets":
+        raise ValueError(f"option 'goal' belongs to the task 'targets', this env has task {task!r}")
+    return None if start is None else check_pose("start", start, (5,)), None if goal is None else check_pose("goal", goal, (2, 5))
+
+
+def check_state(state: Any, task: str, cells: int, name: str) -> None:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
+    missing = [key for key in ("task", "horizon", "elapsed", "world", "np_random", "seed") if key not in state]
+    if missing:
+        raise ValueError(f"load_state takes what save_state gave; this has no {missing[0]!r}")
+    if state["task"] != task:
+        raise ValueError(f"state is of task {state['task']!r}, this env has task {task!r}")
+    world = state["world"]
+    if (world["cells"], world["variant"]) != (cells, name):
+        raise ValueError(f"state is of cells={world['cells']}, variant={world['variant']!r}; this env has cells={cells}, variant={name!r}")

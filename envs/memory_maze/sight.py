@@ -1,0 +1,131 @@
+"""Drawing one maze as upstream draws it, without what does not show.
+
+Surfaces outside of the camera's view are not given to OpenGL, which draws nothing of them anyway. The pictures on walls, floor
+and ball are decoded and put on the graphics device once per process, in the `Gallery`, and lent to every maze: this, and
+compiling the model without them, is most of what a reset costs upstream.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from functools import cache
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from wmgym.envs.memory_maze import gl
+from wmgym.envs.memory_maze.upstream import attribute
+
+Frame = NDArray[np.uint8]
+Materials = NDArray[np.int64]
+HIDDEN = 5  # a group of geoms that is not drawn
+MARGIN = 0.01  # metres that a surface may lie outside of the view and is still drawn
+SMALL_FONT = mujoco.mjtFontScale.mjFONTSCALE_50  # no text is ever drawn
+
+
+class Sight:
+    """One camera in one maze. `largest` is the greatest height and width that will be drawn."""
+
+    def __init__(
+        self, model: Any, data: Any, camera: str, textures: tuple[str, ...], pictures: dict[str, bytes], largest: tuple[int, int]
+    ) -> None:
+        self._model, self._textures, self._pictures = model, textures, pictures
+        model.vis.global_.offheight, model.vis.global_.offwidth = largest
+        model.vis.quality.shadowsize = 0  # nothing here casts a shadow, and a shadow map has 4096 x 4096 pixels
+        self._camera = mujoco.MjvCamera()
+        self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        self._slope = math.tan(math.radians(float(model.cam_fovy[self._camera.fixedcamid])) / 2)
+        self._scene = mujoco.MjvScene(model, maxgeom=2 * model.ngeom + 100)
+        self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0
+        self._groups = np.array(model.geom_group)
+        self._flat = np.flatnonzero((model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (self._groups < 3))
+        self._corners = _corners(model, data, self._flat)  # [surfaces, 4, 3]
+        self._context: Any = None
+
+    def draw(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> Frame:
+        """What the camera sees: a new array [height, width, 3], the top row first. What is made of `absent` materials is not drawn."""
+        pixels = np.empty((height, width, 3), np.uint8)
+        area = mujoco.MjrRect(0, 0, width, height)
+        with gl.current():  # also so that no other thread changes the model meanwhile
+            self._model.mat_rgba[absent, 3], self._model.mat_rgba[present, 3] = 0, 1
+            self._hide_what_is_out_of_view(data, height, width)
+            everything = mujoco.mjtCatBit.mjCAT_ALL
+            mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
+            if self._context is None:
+                self._context = self._make_context()
+            mujoco.mjr_render(area, self._scene, self._context)
+            mujoco.mjr_readPixels(pixels, None, area, self._context)
+        return pixels[::-1].copy()
+
+    def _hide_what_is_out_of_view(self, data: Any, height: int, width: int) -> None:
+        """A surface all of whose corners lie beyond one side of the view cannot show."""
+        camera = self._camera.fixedcamid
+        seen = (self._corners - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)  # right, up, towards the viewer
+        depth = -self._slope * seen[..., 2]
+        right, up = seen[..., 0], seen[..., 1]
+        wide, high = depth * (width / height) + MARGIN, depth + MARGIN
+        beyond = (right > wide).all(1) | (-right > wide).all(1) | (up > high).all(1) | (-up > high).all(1)
+        self._model.geom_group[self._flat] = np.where(beyond, HIDDEN, self._groups[self._flat])
+
+    def _make_context(self) -> Any:
+        lent = gallery().lend(self._textures, self._pictures)
+        context = mujoco.MjrContext(self._model, SMALL_FONT)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        own = context.texture.copy()
+        for name, texture in lent.items():
+            context.texture[self._model.texture(name).id] = texture
+        weakref.finalize(self, _give_back, context, own)
+        return context
+
+
+def _corners(model: Any, data: Any, planes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """World coordinates of the corners of finite planes: [n, 4, 3]."""
+    centre, axes = data.geom_xpos[planes], data.geom_xmat[planes].reshape(-1, 3, 3)
+    half = model.geom_size[planes, :2]
+    assert (half > 0).all(), "a plane without end is always in view"
+    signs = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+    return centre[:, None] + np.einsum("pij,pcj->pci", axes[..., :2], signs[None] * half[:, None])
+
+
+def _give_back(context: Any, own: NDArray[Any]) -> None:
+    """Free a maze's context, but not the textures that were lent to it."""
+    with gl.current():
+        context.texture[:] = own
+        context.free()
+
+
+class Gallery:
+    """Textures on the graphics device, for all mazes of this process; the key is what the texture's XML says but for its name."""
+
+    def __init__(self) -> None:
+        self._textures: dict[str, int] = {}
+        self._contexts: list[Any] = []  # keep the textures alive
+
+    def lend(self, textures: tuple[str, ...], pictures: dict[str, bytes]) -> dict[str, int]:
+        """OpenGL's number of each texture that is read from a file, by the texture's name in the model."""
+        keys = {attribute(xml, "name") or "": _nameless(xml) for xml in textures if attribute(xml, "file")}
+        new = sorted(set(keys.values()) - self._textures.keys())
+        if new:
+            xml = "".join(key.replace("<texture", f'<texture name="{i}"') for i, key in enumerate(new))
+            model = mujoco.MjModel.from_xml_string(f"<mujoco><asset>{xml}</asset></mujoco>", pictures)
+            model.vis.quality.shadowsize = 0
+            model.vis.global_.offheight = model.vis.global_.offwidth = 1
+            context = mujoco.MjrContext(model, SMALL_FONT)
+            self._contexts.append(context)
+            self._textures |= {key: int(context.texture[model.texture(str(i)).id]) for i, key in enumerate(new)}
+        return {name: self._textures[key] for name, key in keys.items()}
+
+
+def _nameless(xml: str) -> str:
+    return re.sub(r'\s(name|class)="[^"]*"', "", xml)
+
+
+@cache
+def gallery() -> Gallery:
+    """The one of this process."""
+    return Gallery()
