@@ -15,8 +15,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from safetensors.numpy import save_file
 from mazes import needs_maze
+from safetensors.numpy import save_file
 from standins import TRUTH, StandInTruth, StandInWorld, assert_same, clip, single, vector
 
 import wmgym
@@ -33,8 +33,9 @@ gym.register(
     "StandInChunks-v0", "wmgym.env:WorldModelChunkEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
     kwargs=DREAM_KEYWORDS | {"checkpoint": "standin-chunks"},
 )  # fmt: skip
-MADE = [row.id for row in TABLE if "cells" not in row.kwargs and (row.twin is None or weights_of(row.kwargs.get("checkpoint")) == "bundled")]
-MAZES = ["MemoryMaze-9x9-v0", "MemoryMaze-11x11-ExtraObs-v0"]  # one with a frame, one with a Dict; test_memory_maze.py holds all to upstream
+HERE = [row for row in TABLE if row.twin is None or weights_of(row.kwargs.get("checkpoint")) == "bundled"]
+MADE = [row.id for row in HERE if "cells" not in row.kwargs]
+MAZES = ["MemoryMaze-9x9-v0", "MemoryMaze-11x11-ExtraObs-v0"]  # a frame, a Dict; test_memory_maze.py holds all to upstream
 NAMES = [DREAM, "StandInChunks-v0", *MADE]
 IDS = [*NAMES, *(pytest.param(id, marks=needs_maze) for id in MAZES)]
 TASKED = [(id, task) for id in NAMES for task in ("navigate", "free")]

@@ -119,7 +119,7 @@ def test_a_target_that_the_body_begins_in_counts_when_the_first_step_is_over() -
     env.reset(seed=4)
     spot = env.ball.maze.targets[1]
     for goal, reward in ((1, 1.0), (0, 0.0)):
-        seen, _ = env.reset(seed=4, options={"start": [*spot[:2], 0, 0, 0], "goal": env.ball.maze.targets[goal, :2]})
+        env.reset(seed=4, options={"start": [*spot[:2], 0, 0, 0], "goal": env.ball.maze.targets[goal, :2]})
         assert env.step(0)[1] == reward
         assert (env.ball.named == goal) == (reward == 0)
 
@@ -143,7 +143,7 @@ def test_one_starts_where_one_is_put(yaw: float) -> None:
     env = MemoryMazeEnv(variant="ExtraObs")
     env.reset(seed=5)
     spot = env.ball.maze.to_metres(np.argwhere(env.ball.maze.layout.T)[3] + 0.5)
-    seen, info = env.reset(seed=5, options={"start": [*spot, 0, yaw, 0]})
+    _, info = env.reset(seed=5, options={"start": [*spot, 0, yaw, 0]})
     np.testing.assert_allclose(info["pose"], [*spot, 0, yaw, 0], atol=1e-6)
     np.testing.assert_allclose(env.step(0)[-1]["pose"], info["pose"], atol=2e-3)  # it settles on the floor, and rests
 

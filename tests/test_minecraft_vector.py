@@ -1,7 +1,10 @@
-"""Lane i of the vector env is the single env of seed + i, bit for bit, whatever ends and is reset on the way."""
+"""Lane i of the vector env is the single env of seed + i, bit for bit, whatever ends and is reset on the way.
+
+Held to it are the batched env, and the one whose lanes run in processes (or one after the other), round the same single env.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +16,24 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import wmgym  # registers the id
 from wmgym.envs.minecraft import MinecraftEnv, MinecraftVectorEnv
+from wmgym.envs.process_vector import ProcessVectorEnv
 
 assert wmgym.__version__
 
 LANES, HORIZON, SIZE = 3, 4, 24
 NOOP = [0] * 3
 ACTIONS = np.random.default_rng(1).integers(0, 10, (11, LANES))
+
+
+def in_processes(count: int) -> Callable[..., ProcessVectorEnv]:
+    def make(num_envs: int, autoreset_mode: Any = "next_step", **kwargs: Any) -> ProcessVectorEnv:
+        single = "wmgym.envs.minecraft.env:MinecraftEnv"
+        return ProcessVectorEnv(single, kwargs, num_envs, processes=count, autoreset_mode=autoreset_mode)
+
+    return make
+
+
+MAKERS: dict[str, Callable[..., Any]] = {"batched": MinecraftVectorEnv, "in turn": in_processes(0), "processes": in_processes(2)}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -39,9 +54,11 @@ def lane_of(batch: Any, lane: int) -> Any:
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
 
 
-@pytest.fixture(scope="module")
-def envs() -> MinecraftVectorEnv:
-    return MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON)
+@pytest.fixture(scope="module", params=MAKERS)
+def envs(request: pytest.FixtureRequest) -> Iterator[Any]:
+    vec = MAKERS[request.param](LANES, size=SIZE, horizon=HORIZON)
+    yield vec
+    vec.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +78,10 @@ def episodes() -> Iterator[list[list[tuple]]]:
     del worlds  # kept until here, so that they need not be made again
 
 
+@pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("mode", ["next_step", "same_step", AutoresetMode.DISABLED])
-def test_each_lane_is_the_single_env_across_resets(mode: Any, episodes: list[list[tuple]]) -> None:
-    vec = MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
+def test_each_lane_is_the_single_env_across_resets(mode: Any, kind: str, episodes: list[list[tuple]]) -> None:
+    vec = MAKERS[kind](LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
     observation, info = vec.reset(seed=5)
     expected = [iter(lane) for lane in episodes]
     for lane in range(LANES):
@@ -96,9 +114,10 @@ def test_each_lane_is_the_single_env_across_resets(mode: Any, episodes: list[lis
                 assert same(lane_of(observation, lane), told[0]) and same(lane_of(info, lane), told[4])
         ended = terminated | truncated
     assert (taken > HORIZON).all()
+    vec.close()
 
 
-def test_only_the_lanes_of_the_mask_are_reset(envs: MinecraftVectorEnv) -> None:
+def test_only_the_lanes_of_the_mask_are_reset(envs: Any) -> None:
     first, _ = envs.reset(seed=0)
     envs.step([1, 1, 1])
     options = {"reset_mask": np.array([True, False, True])}
@@ -111,7 +130,7 @@ def test_only_the_lanes_of_the_mask_are_reset(envs: MinecraftVectorEnv) -> None:
     assert envs.np_random_seed == (0, 1, 1)
 
 
-def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
+def test_each_lane_has_its_own_options(envs: Any) -> None:
     _, info = envs.reset(seed=0)
     poses, goals = info["pose"] + np.float32([0, 0, 0, 0.5, 0.1]), info["pose"][:, :2] + [[5, 0], [0, 5], [-5, 0]]
     _, one = envs.reset(seed=0, options=[{"start": poses[0]}, None, {"goal": goals[2]}])
@@ -135,7 +154,7 @@ def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
         ({"seed": 1, "options": [{}, {}, {"start": [128, 128, 3, 0, 0]}]}, "room for a body"),
     ],
 )
-def test_a_reset_that_fails_changes_nothing(envs: MinecraftVectorEnv, keywords: dict[str, Any], message: str) -> None:
+def test_a_reset_that_fails_changes_nothing(envs: Any, keywords: dict[str, Any], message: str) -> None:
     envs.reset(seed=0)
     before = envs.save_state()
     with pytest.raises(ValueError, match=message):
@@ -146,13 +165,13 @@ def test_a_reset_that_fails_changes_nothing(envs: MinecraftVectorEnv, keywords: 
 
 
 @pytest.mark.parametrize("actions", [[0, 0], [0, 0, 10], [0, 0, -1], [0.0, 0.0, 0.0], 1])
-def test_wrong_actions_are_named(envs: MinecraftVectorEnv, actions: Any) -> None:
+def test_wrong_actions_are_named(envs: Any, actions: Any) -> None:
     envs.reset(seed=0)
     with pytest.raises(ValueError, match="actions must"):
         envs.step(actions)
 
 
-def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
+def test_a_saved_state_continues_bit_for_bit(envs: Any) -> None:
     envs.reset(seed=0)
     envs.step([1, 2, 3])
     state = envs.save_state()
@@ -169,15 +188,16 @@ def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
         MinecraftVectorEnv(1).load_state(state)
 
 
-def test_an_ended_lane_rests_when_nobody_resets_it() -> None:
-    envs = MinecraftVectorEnv(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
+@pytest.mark.parametrize("kind", list(MAKERS)[:2])
+def test_an_ended_lane_rests_when_nobody_resets_it(kind: str) -> None:
+    envs = MAKERS[kind](LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
     envs.reset(seed=0)
     last = envs.step([1, 6, 8])
     again = envs.step([1, 1, 1])
     assert same(last[0], again[0]) and last[3].all() and again[3].all() and not again[1].any()
 
 
-def test_observations_and_info_are_the_callers_own(envs: MinecraftVectorEnv) -> None:
+def test_observations_and_info_are_the_callers_own(envs: Any) -> None:
     observation, info = envs.reset(seed=0)
     kept, pose = observation["pov"].copy(), info["pose"].copy()
     envs.step([5, 5, 5])
