@@ -59,6 +59,8 @@ class ProcessVectorEnv(VectorEnv):
     lane_keys: reset options that may be given as an array with a row per lane.
     """
 
+    in_processes = True  # so this process's own time says nothing of the work
+
     def __init__(
         self,
         entry_point: str,
