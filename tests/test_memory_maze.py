@@ -95,9 +95,8 @@ def test_500_steps_look_earn_and_lead_where_upstreams_do(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", upstream.SUFFIXES)
-@pytest.mark.parametrize("cells", upstream.CELLS)
-def test_every_id_is_upstreams(cells: int, variant: str) -> None:
+@pytest.mark.parametrize(("cells", "variant"), [*((9, suffix) for suffix in upstream.SUFFIXES), *((n, "ExtraObs") for n in (11, 13, 15))])
+def test_every_variant_and_size_is_upstreams(cells: int, variant: str) -> None:
     assert_as_upstream(cells, variant, seed=7, steps=25)
 
 
