@@ -27,7 +27,9 @@ class CountingEnv(gym.Env):
     action_space = spaces.Discrete(10)
     render_mode = None
 
-    def __init__(self, horizon: int = 5, broken: bool = False) -> None:
+    def __init__(self, horizon: int = 5, broken: bool = False, only_in: int | None = None) -> None:
+        if only_in not in (None, os.getpid()):
+            raise OSError("no room in this process")
         self.horizon, self.broken, self.count = horizon, broken, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:

@@ -18,8 +18,10 @@ from mazes import needs_maze
 from standins import assert_same
 
 import wmgym
+from wmgym.agents.collect import CollectArgs, collect, record
 from wmgym.agents.maze_walkers import Chart
 from wmgym.agents.scripted import make_walker
+from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_maze import gl, upstream
 from wmgym.envs.memory_maze.env import MemoryMazeEnv, frame
 from wmgym.geometry import relative_pose
@@ -411,8 +413,6 @@ def test_the_oracle_goes_from_target_to_target() -> None:
 
 @pytest.mark.parametrize("name", ["loop-ABA-5", "loop-ABCA-8", "turn-loop", "look-around"])
 def test_loops_leave_and_come_back_to_the_same_view(name: str) -> None:
-    from wmgym.agents.collect import record
-
     env = gym.make("MemoryMaze-9x9-v0", disable_env_checker=True)
     episode = record(env, name, 4, np.random.default_rng(4), 1000)
     assert episode.meta.outcome == "done" and episode.return_first is not None
@@ -422,6 +422,21 @@ def test_loops_leave_and_come_back_to_the_same_view(name: str) -> None:
     assert math.dist(episode.poses[-1, :2], episode.poses[0, :2]) < 0.6
     away = math.remainder(float(episode.poses[-1, 3] - episode.poses[0, 3]), math.tau)
     assert abs(away) < (0.22 if name.startswith("loop") else 0.05)
+
+
+def test_episodes_are_collected_also_from_shared_mazes(tmp_path: Path) -> None:
+    args = CollectArgs("MemoryMaze-9x9-v0", "explorer:1,turn-loop:1", steps=120, out=tmp_path, episode_length=40, processes=1, worlds=2)
+    collect(args, progress=False)
+    episodes = [load_episode(path) for path in list_episodes(tmp_path)]
+    assert {episode.meta.seed for episode in episodes} == {0, 1} and len({episode.meta.start for episode in episodes}) == len(episodes)
+    first = episodes[0]
+    env = gym.make(first.meta.env_id)
+    seen, info = env.reset(seed=first.meta.seed, options={"start": first.meta.start})
+    for t in range(10):  # the file says all that is needed to walk there again
+        assert_same((seen, info["pose"]), (first.frames[t], first.poses[t]))
+        seen, *_, info = env.step(first.actions[t + 1])
+    with pytest.raises(ValueError, match="unknown walker 'oracle'"):
+        CollectArgs("Minecraft-v0", "oracle")
 
 
 def test_the_explorer_errs_and_gets_about() -> None:

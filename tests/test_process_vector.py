@@ -23,7 +23,7 @@ LANES = 5
 
 
 def counting(processes: int | None = 2, **how: Any) -> ProcessVectorEnv:
-    kwargs = {key: how.pop(key) for key in ("horizon", "broken") if key in how}
+    kwargs = {key: how.pop(key) for key in ("horizon", "broken", "only_in") if key in how}
     return ProcessVectorEnv("process_env:CountingEnv", kwargs, LANES, processes=processes, **how)
 
 
@@ -96,6 +96,15 @@ def test_a_world_that_does_not_open_is_told() -> None:
     with pytest.raises(RuntimeError, match="no world today"):
         vec.reset()
     vec.close()
+
+
+def test_a_world_that_cannot_be_made_leaves_no_process() -> None:
+    vec = counting(only_in=os.getpid())
+    before = len(children())
+    for _ in range(2):
+        with pytest.raises(OSError, match="no room"):
+            vec.reset()
+        assert len(children()) == before
 
 
 def test_closing_ends_all_processes_and_may_be_repeated(vec: ProcessVectorEnv) -> None:
