@@ -28,8 +28,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from wmgym.agents.maze_walkers import random_start
 from wmgym.agents.pathfinding import Region
-from wmgym.agents.scripted import Walker, find_program, make_walker
+from wmgym.agents.scripted import Walker, find_program, make_walker, world_of
 from wmgym.data.episode import (
     Episode,
     Header,
@@ -225,6 +226,8 @@ def _frame(observation: Any) -> np.ndarray:
 
 def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reach: int = 40) -> np.ndarray | None:
     """A pose that can be walked to from this one, looking anywhere; None where the world says nothing of what is solid."""
+    if world_of(env) == "memory_maze":
+        return random_start(env.unwrapped.ball.maze, rng)  # type: ignore[attr-defined]
     if not hasattr(env.unwrapped, "solid"):
         return None
     region = Region.around(env.unwrapped.solid, (math.floor(pose[0]), math.floor(pose[1]), math.floor(pose[2] + 0.01)), reach)

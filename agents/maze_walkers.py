@@ -82,16 +82,22 @@ class Chart:
         return int(at[0]), int(at[1]), 1
 
 
+def random_start(maze: Any, rng: np.random.Generator) -> np.ndarray:
+    """A pose in the middle of a free cell, looking anywhere."""
+    x, y = Chart(maze).middles[rng.integers(int(maze.layout.sum()))]
+    return np.array([x, y, 0, rng.uniform(-math.pi, math.pi), 0], np.float32)
+
+
 # Programs
 
 
 def oracle(walker: Walker) -> Moves:
     ball = walker.env.unwrapped.ball  # type: ignore[attr-defined]
-    chart, walker_at = Chart(ball.maze), walker
+    chart = Chart(ball.maze)
     walker.begin("explore")
     while True:
         named = ball.named
-        yield from _go(walker_at, chart, ball.maze.targets[named, :2], arrival=0.0, until=lambda named=named: ball.named != named)
+        yield from _go(walker, chart, ball.maze.targets[named, :2], arrival=0.0, until=lambda named=named: ball.named != named)
 
 
 def explorer(walker: Walker) -> Moves:

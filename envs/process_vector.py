@@ -59,6 +59,8 @@ class ProcessVectorEnv(VectorEnv):
     lane_keys: reset options that may be given as an array with a row per lane.
     """
 
+    in_processes = True  # so this process's own time says nothing of the work
+
     def __init__(
         self,
         entry_point: str,
@@ -89,7 +91,7 @@ class ProcessVectorEnv(VectorEnv):
         self.single_action_space = self._single.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._wanted = min(self.num_envs, os.cpu_count() or 1) if processes is None else min(self.num_envs, int(processes))
+        self._wanted = min(self.num_envs, _cores() if processes is None else int(processes))
         self._workers: list[_Process | _Here] = []
         self._shared: Arrays = {}
         self._is_running = False
@@ -142,11 +144,7 @@ class ProcessVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the processes; those that do not hear are killed."""
-        workers, self._workers, self._is_running = self._workers, [], False
-        for worker in workers:
-            worker.end()
-        for worker in workers:
-            worker.join()
+        self._end()
         self._single.close()
 
     @property
@@ -228,7 +226,18 @@ class ProcessVectorEnv(VectorEnv):
             made = (self._entry_point, self._kwargs, layout, autoreset_name(self.autoreset_mode))
             kind = _Process if self._wanted else _Here
             self._workers = [kind(file, lanes, made) for lanes in shares]
-        self._gather()
+        try:
+            self._gather()
+        except Exception:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        workers, self._workers, self._is_running = self._workers, [], False
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.join()
 
     def _call(self, what: str, args: Callable[[list[int]], Any]) -> list[Any]:
         """Ask all processes at once; the answers, lane by lane. What went wrong in a lane is raised after all have answered."""
@@ -239,12 +248,16 @@ class ProcessVectorEnv(VectorEnv):
     def _gather(self) -> list[Any]:
         answers: list[Any] = []
         wrong: BaseException | None = None
-        for worker in self._workers:
-            try:
-                answers += worker.receive()
-            except Exception as error:  # noqa: BLE001  raised below, when all have answered
-                if wrong is None or isinstance(error, WorkerDied):
-                    wrong = error
+        try:
+            for worker in self._workers:
+                try:
+                    answers += worker.receive()
+                except Exception as error:  # noqa: BLE001  raised below, when all have answered
+                    if wrong is None or isinstance(error, WorkerDied):
+                        wrong = error
+        except BaseException:  # Ctrl-C: answers are still under way, and would be taken for those to the next question
+            self.close()
+            raise
         if isinstance(wrong, WorkerDied):
             self.close()
         if wrong is not None:
@@ -503,6 +516,10 @@ def _views(file: Any, layout: Layout) -> Arrays:
         name: np.frombuffer(memory, dtype, int(np.prod(shape)), int(start)).reshape(shape)
         for (name, shape, dtype), start in zip(layout, starts)
     }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load(entry_point: str) -> Any:

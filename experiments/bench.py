@@ -20,9 +20,11 @@ from wmgym.cli import as_text, plain
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.memory.packing import layout
 from wmgym.nets.cdit import SIZES
+from wmgym.registration import row_of
 from wmgym.systems.worldpack import MODES, build, preset
 
 RENDERER = "wmgym.envs.minecraft.bench"  # times the voxel engine by itself
+UPSTREAM = "wmgym.envs.memory_maze.bench"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,17 @@ class TruthArgs:
     """Lanes of the batched env."""
     seconds: float = 3.0
     """For each number."""
+    against: str | None = None
+    """"upstream": time Memory Maze side by side with the published package's env, and compare what they show."""
     out: Path | None = None
     """Folder for result.json and table.txt."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "sizes", "lanes", "seconds")
+        if self.against not in (None, "upstream"):
+            raise ValueError(f"against must be 'upstream', got {self.against!r}")
+        if self.against and "cells" not in row_of(self.env_id).kwargs:
+            raise ValueError(f"--against upstream is for MemoryMaze-*-v0, {self.env_id} has no upstream")
 
 
 def bench_truth(args: TruthArgs) -> dict[str, Any]:
@@ -52,6 +60,9 @@ def bench_truth(args: TruthArgs) -> dict[str, Any]:
         rows.append({"size": size, **_made(speed.truth_times, args.env_id, args.seconds, **kwargs)})
         rows += [{"size": size, **_made(speed.vector_truth_times, args.env_id, n, args.seconds, **kwargs)} for n in args.lanes]
     report: dict[str, Any] = {"env_id": args.env_id, "frames": rows}
+    if args.against is not None:
+        world = row_of(args.env_id).kwargs
+        report |= import_module(UPSTREAM).against_upstream(world["cells"], world["variant"], args.seconds)
     if args.env_id.endswith("Minecraft-v0") and importlib.util.find_spec(RENDERER) is not None:
         report["engine"] = import_module(RENDERER).bench(args.seconds)
     return _finish(report, args)

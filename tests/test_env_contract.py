@@ -32,6 +32,10 @@ gym.register(
     "StandInChunks-v0", "wmgym.env:WorldModelChunkEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
     kwargs=DREAM_KEYWORDS | {"checkpoint": "standin-chunks"},
 )  # fmt: skip
+gym.register(
+    "StandInMaze-v0", "wmgym.env:WorldModelEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
+    kwargs=DREAM_KEYWORDS | {"setting": "memory_maze", "twin": "MemoryMaze-9x9-v0"},
+)  # fmt: skip
 ROWS = [row for row in TABLE if row.twin is None or weights_of(row.kwargs.get("checkpoint")) == "bundled"]
 MADE = [row.id for row in ROWS if "cells" not in row.kwargs]
 MAZES = ["MemoryMaze-9x9-v0", "MemoryMaze-11x11-ExtraObs-v0"]  # a frame, a Dict; test_memory_maze.py has all
@@ -331,6 +335,19 @@ def test_twins_open_alike_and_have_the_same_spaces(id: str, task: str) -> None:
             break
     assert real[3]
     assert set(real[4]) <= set(dreamed[4])
+
+
+@needs_maze
+@pytest.mark.parametrize("task", ["targets", "free"])
+def test_a_dream_of_a_maze_opens_as_the_maze_does(task: str) -> None:
+    imagined, truth = wmgym.twin("StandInMaze-v0", task=task, horizon=3)
+    for seed in (3, None):
+        (seen, info), (real, real_info) = imagined.reset(seed=seed), truth.reset(seed=seed)
+        assert_same(seen, real)
+        np.testing.assert_array_equal(info["pose"], real_info["pose"])
+        assert imagined.unwrapped.save_state().moment.world.memories[0].times.max() == 20  # a look around was remembered
+    assert imagined.observation_space == truth.observation_space and imagined.action_space == truth.action_space
+    assert [truth.step(1)[3] for _ in range(3)] == [imagined.step(1)[3] for _ in range(3)] == [False, False, True]
 
 
 def test_a_twins_chunk_repeats_its_last_frame_after_an_end_as_the_dream_does() -> None:

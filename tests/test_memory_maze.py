@@ -18,8 +18,10 @@ from mazes import needs_maze
 from standins import assert_same
 
 import wmgym
+from wmgym.agents.collect import CollectArgs, collect, record
 from wmgym.agents.maze_walkers import Chart
 from wmgym.agents.scripted import make_walker
+from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_maze import gl, upstream
 from wmgym.envs.memory_maze.env import MemoryMazeEnv, frame
 from wmgym.geometry import relative_pose
@@ -95,9 +97,8 @@ def test_500_steps_look_earn_and_lead_where_upstreams_do(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", upstream.SUFFIXES)
-@pytest.mark.parametrize("cells", upstream.CELLS)
-def test_every_id_is_upstreams(cells: int, variant: str) -> None:
+@pytest.mark.parametrize(("cells", "variant"), [*((9, suffix) for suffix in upstream.SUFFIXES), *((n, "ExtraObs") for n in (11, 13, 15))])
+def test_every_variant_and_size_is_upstreams(cells: int, variant: str) -> None:
     assert_as_upstream(cells, variant, seed=7, steps=25)
 
 
@@ -119,7 +120,7 @@ def test_a_target_that_the_body_begins_in_counts_when_the_first_step_is_over() -
     env.reset(seed=4)
     spot = env.ball.maze.targets[1]
     for goal, reward in ((1, 1.0), (0, 0.0)):
-        _seen, _ = env.reset(seed=4, options={"start": [*spot[:2], 0, 0, 0], "goal": env.ball.maze.targets[goal, :2]})
+        env.reset(seed=4, options={"start": [*spot[:2], 0, 0, 0], "goal": env.ball.maze.targets[goal, :2]})
         assert env.step(0)[1] == reward
         assert (env.ball.named == goal) == (reward == 0)
 
@@ -143,7 +144,7 @@ def test_one_starts_where_one_is_put(yaw: float) -> None:
     env = MemoryMazeEnv(variant="ExtraObs")
     env.reset(seed=5)
     spot = env.ball.maze.to_metres(np.argwhere(env.ball.maze.layout.T)[3] + 0.5)
-    _seen, info = env.reset(seed=5, options={"start": [*spot, 0, yaw, 0]})
+    _, info = env.reset(seed=5, options={"start": [*spot, 0, yaw, 0]})
     np.testing.assert_allclose(info["pose"], [*spot, 0, yaw, 0], atol=1e-6)
     np.testing.assert_allclose(env.step(0)[-1]["pose"], info["pose"], atol=2e-3)  # it settles on the floor, and rests
 
@@ -412,8 +413,6 @@ def test_the_oracle_goes_from_target_to_target() -> None:
 
 @pytest.mark.parametrize("name", ["loop-ABA-5", "loop-ABCA-8", "turn-loop", "look-around"])
 def test_loops_leave_and_come_back_to_the_same_view(name: str) -> None:
-    from wmgym.agents.collect import record
-
     env = gym.make("MemoryMaze-9x9-v0", disable_env_checker=True)
     episode = record(env, name, 4, np.random.default_rng(4), 1000)
     assert episode.meta.outcome == "done" and episode.return_first is not None
@@ -423,6 +422,21 @@ def test_loops_leave_and_come_back_to_the_same_view(name: str) -> None:
     assert math.dist(episode.poses[-1, :2], episode.poses[0, :2]) < 0.6
     away = math.remainder(float(episode.poses[-1, 3] - episode.poses[0, 3]), math.tau)
     assert abs(away) < (0.22 if name.startswith("loop") else 0.05)
+
+
+def test_episodes_are_collected_also_from_shared_mazes(tmp_path: Path) -> None:
+    args = CollectArgs("MemoryMaze-9x9-v0", "explorer:1,turn-loop:1", steps=120, out=tmp_path, episode_length=40, processes=1, worlds=2)
+    collect(args, progress=False)
+    episodes = [load_episode(path) for path in list_episodes(tmp_path)]
+    assert {episode.meta.seed for episode in episodes} == {0, 1} and len({episode.meta.start for episode in episodes}) == len(episodes)
+    first = episodes[0]
+    env = gym.make(first.meta.env_id)
+    seen, info = env.reset(seed=first.meta.seed, options={"start": first.meta.start})
+    for t in range(10):  # the file says all that is needed to walk there again
+        assert_same((seen, info["pose"]), (first.frames[t], first.poses[t]))
+        seen, *_, info = env.step(first.actions[t + 1])
+    with pytest.raises(ValueError, match="unknown walker 'oracle'"):
+        CollectArgs("Minecraft-v0", "oracle")
 
 
 def test_the_explorer_errs_and_gets_about() -> None:

@@ -1,7 +1,10 @@
-"""Lane i of the vector env is the single env of seed + i, bit for bit, whatever ends and is reset on the way."""
+"""Lane i of the vector env is the single env of seed + i, bit for bit, whatever ends and is reset on the way.
+
+Held to it are the batched env, and the one whose lanes run in processes (or one after the other), round the same single env.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,6 +17,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 import wmgym  # registers the id
 from wmgym.envs.memory_cards import MemoryCardsEnv, MemoryCardsVectorEnv
 from wmgym.envs.minecraft import MinecraftEnv, MinecraftVectorEnv
+from wmgym.envs.process_vector import ProcessVectorEnv
 
 assert wmgym.__version__
 
@@ -36,6 +40,24 @@ TRUTHS = {
 }
 
 
+def in_processes(count: int) -> Callable[[Truth], Callable[..., ProcessVectorEnv]]:
+    def of(truth: Truth) -> Callable[..., ProcessVectorEnv]:
+        def make(num_envs: int, autoreset_mode: Any = "next_step", **kwargs: Any) -> ProcessVectorEnv:
+            single = f"{truth.single.__module__}:{truth.single.__qualname__}"
+            return ProcessVectorEnv(single, kwargs, num_envs, processes=count, autoreset_mode=autoreset_mode)
+
+        return make
+
+    return of
+
+
+KINDS: dict[str, Callable[[Truth], Callable[..., Any]]] = {
+    "batched": lambda truth: truth.vector,
+    "in turn": in_processes(0),
+    "processes": in_processes(2),
+}
+
+
 def same(one: Any, other: Any) -> bool:
     """Equal to the last bit, types included."""
     if isinstance(one, dict):
@@ -54,9 +76,11 @@ def lane_of(batch: Any, lane: int) -> Any:
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
 
 
-@pytest.fixture(scope="module")
-def envs() -> MinecraftVectorEnv:
-    return MinecraftVectorEnv(LANES, size=SIZE, horizon=HORIZON)
+@pytest.fixture(scope="module", params=KINDS)
+def envs(request: pytest.FixtureRequest) -> Iterator[Any]:
+    vec = KINDS[request.param](TRUTHS["minecraft"])(LANES, size=SIZE, horizon=HORIZON)
+    yield vec
+    vec.close()
 
 
 @pytest.fixture(scope="module", params=TRUTHS)
@@ -81,9 +105,10 @@ def episodes(truth: Truth) -> Iterator[list[list[tuple]]]:
     del worlds  # kept until here, so that they need not be made again
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["next_step", "same_step", AutoresetMode.DISABLED])
-def test_each_lane_is_the_single_env_across_resets(mode: Any, truth: Truth, episodes: list[list[tuple]]) -> None:
-    vec = truth.vector(LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
+def test_each_lane_is_the_single_env_across_resets(mode: Any, kind: str, truth: Truth, episodes: list[list[tuple]]) -> None:
+    vec = KINDS[kind](truth)(LANES, size=SIZE, horizon=HORIZON, autoreset_mode=mode)
     observation, info = vec.reset(seed=5)
     expected = [iter(lane) for lane in episodes]
     for lane in range(LANES):
@@ -116,9 +141,10 @@ def test_each_lane_is_the_single_env_across_resets(mode: Any, truth: Truth, epis
                 assert same(lane_of(observation, lane), told[0]) and same(lane_of(info, lane), told[4])
         ended = terminated | truncated
     assert (taken > HORIZON).all()
+    vec.close()
 
 
-def test_only_the_lanes_of_the_mask_are_reset(envs: MinecraftVectorEnv) -> None:
+def test_only_the_lanes_of_the_mask_are_reset(envs: Any) -> None:
     first, _ = envs.reset(seed=0)
     envs.step([1, 1, 1])
     options = {"reset_mask": np.array([True, False, True])}
@@ -131,7 +157,7 @@ def test_only_the_lanes_of_the_mask_are_reset(envs: MinecraftVectorEnv) -> None:
     assert envs.np_random_seed == (0, 1, 1)
 
 
-def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
+def test_each_lane_has_its_own_options(envs: Any) -> None:
     _, info = envs.reset(seed=0)
     poses, goals = info["pose"] + np.float32([0, 0, 0, 0.5, 0.1]), info["pose"][:, :2] + [[5, 0], [0, 5], [-5, 0]]
     _, one = envs.reset(seed=0, options=[{"start": poses[0]}, None, {"goal": goals[2]}])
@@ -155,7 +181,7 @@ def test_each_lane_has_its_own_options(envs: MinecraftVectorEnv) -> None:
         ({"seed": 1, "options": [{}, {}, {"start": [128, 128, 3, 0, 0]}]}, "room for a body"),
     ],
 )
-def test_a_reset_that_fails_changes_nothing(envs: MinecraftVectorEnv, keywords: dict[str, Any], message: str) -> None:
+def test_a_reset_that_fails_changes_nothing(envs: Any, keywords: dict[str, Any], message: str) -> None:
     envs.reset(seed=0)
     before = envs.save_state()
     with pytest.raises(ValueError, match=message):
@@ -166,13 +192,13 @@ def test_a_reset_that_fails_changes_nothing(envs: MinecraftVectorEnv, keywords: 
 
 
 @pytest.mark.parametrize("actions", [[0, 0], [0, 0, 10], [0, 0, -1], [0.0, 0.0, 0.0], 1])
-def test_wrong_actions_are_named(envs: MinecraftVectorEnv, actions: Any) -> None:
+def test_wrong_actions_are_named(envs: Any, actions: Any) -> None:
     envs.reset(seed=0)
     with pytest.raises(ValueError, match="actions must"):
         envs.step(actions)
 
 
-def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
+def test_a_saved_state_continues_bit_for_bit(envs: Any) -> None:
     envs.reset(seed=0)
     envs.step([1, 2, 3])
     state = envs.save_state()
@@ -189,8 +215,9 @@ def test_a_saved_state_continues_bit_for_bit(envs: MinecraftVectorEnv) -> None:
         MinecraftVectorEnv(1).load_state(state)
 
 
-def test_an_ended_lane_rests_when_nobody_resets_it(truth: Truth) -> None:
-    envs = truth.vector(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
+@pytest.mark.parametrize("kind", list(KINDS)[:2])
+def test_an_ended_lane_rests_when_nobody_resets_it(kind: str, truth: Truth) -> None:
+    envs = KINDS[kind](truth)(LANES, size=SIZE, horizon=1, autoreset_mode="disabled", task="free")
     envs.reset(seed=0)
     last = envs.step([1, 3, 4])
     again = envs.step([1, 1, 1])
@@ -252,7 +279,7 @@ def test_branches_of_lanes_lie_side_by_side_and_keep_or_change_their_generators(
     assert branches.np_random_seed == (0, 0, 1, 1) and envs.branch(2, seeds=[5, 6, 7, 8]).np_random_seed == (5, 6, 7, 8)
 
 
-def test_observations_and_info_are_the_callers_own(envs: MinecraftVectorEnv) -> None:
+def test_observations_and_info_are_the_callers_own(envs: Any) -> None:
     observation, info = envs.reset(seed=0)
     kept, pose = observation["pov"].copy(), info["pose"].copy()
     envs.step([5, 5, 5])

@@ -219,6 +219,7 @@ SETTINGS = {
         MEMORY_MAZE_ACTIONS,
         MEMORY_MAZE_KEYS,
         {"targets": Targets(), "free": Free()},
+        (MEMORY_MAZE_ACTIONS.index("turn left"),) * 20,  # once round, by 0.32 radians
         fps=4,
     ),
 }

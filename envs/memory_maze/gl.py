@@ -1,7 +1,7 @@
 """Which OpenGL draws without a window, and how it is taken and given back.
 
 EGL where it works, else OSMesa; MUJOCO_GL=egl or =osmesa decides instead. One OpenGL context serves the whole process: each
-call that draws takes it and gives back what was there before, so threads and other users of OpenGL are not disturbed.
+call that draws takes it and lets it go, so that any thread may be the next. EGL's former context is put back, for other users of it.
 """
 
 from __future__ import annotations
