@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class Walker:
 def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker], Moves], bool]:
     """The program of a walker's name in a world, and whether it never ends by itself; ValueError if there is none."""
     programs = _programs(world)
-    kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.closed}
+    kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.named}
     loop = re.fullmatch(r"loop-(ABC?A)-([1-9]\d*)", name)
     if loop and programs.loop:
         return programs.loop(loop[1], int(loop[2])), False
@@ -121,7 +121,7 @@ def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker]
 class Programs(NamedTuple):
     """The walkers of one world."""
 
-    closed: dict[str, tuple[Callable[[Walker], Moves], bool]]  # by name; whether it never ends by itself
+    named: Mapping[str, tuple[Callable[[Walker], Moves], bool]]  # and whether it never ends by itself
     loop: Callable[[str, int], Callable[[Walker], Moves]] | None  # of a task ("ABA") and a range
 
 

@@ -15,6 +15,7 @@ from wmgym.checkpoint import FORMAT, load, read_file, write_atomically
 from wmgym.data.episode import Episode, Metadata, list_episodes, load_episode, save_episode
 from wmgym.data.latents import Latents, encode
 from wmgym.nets.cdit import SIZES
+from wmgym.systems.worldpack import build
 from wmgym.train import fit as fitting
 from wmgym.train import loop, rehearsal
 from wmgym.train.fit import TrainArgs, half_precision, train
@@ -129,6 +130,21 @@ def test_another_models_autoencoder_or_weights_can_be_taken(data: Path, tmp_path
     assert not torch.equal(a["net.position"], b["net.position"])
     with pytest.raises(ValueError, match=r"model\.safetensors has other shapes"):
         train(arguments(data, tmp_path / "third", latent_channels=5, autoencoder=first), progress=False)
+
+
+def test_weights_of_one_world_can_start_another(data: Path, tmp_path: Path) -> None:
+    """All is taken but what the actions shape: ten rows of one embedding do not fit into six."""
+    first = train(arguments(data, tmp_path / "first", steps=1), progress=False)["checkpoint"]
+    config = load(first)[1]
+    model = build(replace(config, world="memory_maze", net=replace(config.net, num_actions=6)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fitting._warm_start(model, arguments(data, tmp_path / "second", world="memory_maze", init=first))
+    after, other = model.state_dict(), tensors(Path(first))
+    fresh = {k for k in after if torch.equal(after[k], before[k]) and not torch.equal(after[k], other.get(k, after[k][:0]))}
+    assert fresh == {"net.action_embed.weight", "motion_head.pair.action.weight"}
+    wider = build(replace(config, net=replace(config.net, width=2 * config.net.width)))
+    with pytest.raises(ValueError, match=r"other shapes than this model: net\.blocks\.0\..* does not fit; choose its --size"):
+        fitting._warm_start(wider, arguments(data, tmp_path / "third", init=first))
 
 
 def test_data_that_cannot_be_learnt_from_is_named_before_any_work(data: Path, tmp_path: Path) -> None:

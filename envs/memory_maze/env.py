@@ -78,13 +78,18 @@ class MemoryMazeEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Open a maze. `options`: `start` (a pose, to begin there at rest) and `goal` (a place on the target to be asked for first)."""
         start, goal = check_options(options, self.task)
+        before = copy.deepcopy(self._np_random), self._np_random_seed
         super().reset(seed=seed)
         world = int(seed) if seed is not None and seed < MOST_SEEDS else int(self.np_random.integers(2**31))
         ball = self._open(world)
-        if start is not None:
-            place(ball, start)
-        if goal is not None:
-            name_target(ball, goal)
+        try:
+            if start is not None:
+                place(ball, start)
+            if goal is not None:
+                name_target(ball, goal)
+        except ValueError:
+            self._np_random, self._np_random_seed = before
+            raise
         self._ball, self._elapsed = ball, 0
         return self._observe(ball), {"pose": ball.pose}
 

@@ -58,6 +58,7 @@ class Sight:
             mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
             if self._context is None:
                 self._context = self._make_context()
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another maze may have been drawn since
             mujoco.mjr_render(area, self._scene, self._context)
             mujoco.mjr_readPixels(pixels, None, area, self._context)
         return pixels[::-1].copy()
@@ -75,7 +76,6 @@ class Sight:
     def _make_context(self) -> Any:
         lent = gallery().lend(self._textures, self._pictures)
         context = mujoco.MjrContext(self._model, SMALL_FONT)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         own = context.texture.copy()
         for name, texture in lent.items():
             context.texture[self._model.texture(name).id] = texture

@@ -46,6 +46,11 @@ class WorldPackConfig:
             raise ValueError(f"net.num_actions {self.net.num_actions} differs from the {actions} of {self.world!r}")
 
 
+# How far away a frame may have been seen and still help, where it is not what a block world's view spans. In a maze of 2 m corridors walls
+# hide what is a few metres to the side.
+RETRIEVAL = {"memory_maze": RetrievalConfig(sigma_s=4.0, sigma_l=1.5)}
+
+
 def preset(size: str = "TINY", world: str = "minecraft", autoencoder: AutoencoderConfig | None = None) -> WorldPackConfig:
     """A config by the network's size (`nets.cdit.SIZES`)."""
     if size not in SIZES:
@@ -53,7 +58,8 @@ def preset(size: str = "TINY", world: str = "minecraft", autoencoder: Autoencode
     autoencoder = autoencoder or AutoencoderConfig()
     moves = kinematics(world)
     net = CDiTConfig(latent_shape=autoencoder.latent_shape, num_actions=moves.num_actions, field_of_view=moves.field_of_view)
-    return WorldPackConfig(world=world, autoencoder=autoencoder, net=replace(net, **SIZES[size]))  # type: ignore[arg-type]
+    retrieval = RETRIEVAL.get(world, RetrievalConfig())
+    return WorldPackConfig(world=world, autoencoder=autoencoder, net=replace(net, **SIZES[size]), retrieval=retrieval)  # type: ignore[arg-type]
 
 
 def memory_of(config: WorldPackConfig, mode: str | None = None, device: torch.device | str = "cpu") -> TrajectoryMemory:

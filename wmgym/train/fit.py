@@ -10,7 +10,6 @@ a reward head where the data hold rewards (reward.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from wmgym.core import Clip
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
+from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train import rehearsal, reward
@@ -63,7 +63,7 @@ class TrainArgs:
     pixels: bool = False
     """Fold pixels into patches instead of learning an autoencoder."""
     init: str | None = None
-    """Start from the weights of this checkpoint (same shape)."""
+    """Start from the weights of this checkpoint: of the same size, of this world or another."""
     modes: str = "none:2,packing:2,retrieval:3,worldpack:4"
     """Memory modes and how often each is trained."""
     matrix_rate: float = 2e-2
@@ -220,9 +220,9 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
 # -- network --------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> Batch:
+def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0, retrieval: RetrievalConfig | None = None) -> Batch:
     """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.moments`."""
-    rows, first = rehearsal.moments(data, draw, size, revisits)
+    rows, first = rehearsal.moments(data, draw, size, revisits, retrieval=retrieval)
     before, target = first - 1, first[:, None]
     return Batch(
         (rehearsal.past(data, rows, first),),
@@ -235,11 +235,11 @@ def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> B
     )
 
 
-def next_batch(data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs) -> Batch:
+def next_batch(data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs, retrieval: RetrievalConfig) -> Batch:
     """A batch of true pasts, or now and then one whose recent frames were dreamed."""
     if stretch is not None and draw.numpy.random() < args.rehearsal:
         return rehearsal.draw_batch(data, stretch, draw, args.batch)
-    return draw_batch(data, draw, args.batch, args.revisits)
+    return draw_batch(data, draw, args.batch, args.revisits, retrieval)
 
 
 def _fit_net(
@@ -279,7 +279,7 @@ def _fit_net(
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
             with half_precision(device):
                 stretch = rehearsal.dream(model, memories[mode], data, draw, rehearsed, length, args.revisits)
-        batch = next_batch(data, stretch, draw, args)
+        batch = next_batch(data, stretch, draw, args, config.retrieval)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
@@ -380,15 +380,19 @@ def half_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _warm_start(model: WorldModel, args: TrainArgs) -> None:
-    source = args.init or args.autoencoder
-    if source is None:
-        return
-    other = load(resolve(source))[0]
-    part: Callable[[WorldModel], nn.Module] = (lambda m: m) if args.init else (lambda m: m.autoencoder)
-    try:
-        part(model).load_state_dict(part(other).state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"{source} has other shapes than this model: {' '.join(str(error).split())[:200]}") from error
+    """Load what `init` and `autoencoder` name. What another world's actions or outcomes shape otherwise starts fresh; blocks must fit."""
+    if args.init is not None:
+        own, other = model.state_dict(), load(resolve(args.init))[0].state_dict()
+        fits = {k: v for k, v in other.items() if k in own and v.shape == own[k].shape}
+        lacking = next((k for k in own if k.startswith(("autoencoder.", "net.blocks.")) and k not in fits), None)
+        if lacking is not None:
+            raise ValueError(f"{args.init} has other shapes than this model: {lacking} does not fit; choose its --size or no --init")
+        model.load_state_dict(fits, strict=False)
+    if args.autoencoder is not None:
+        try:
+            model.autoencoder.load_state_dict(load(resolve(args.autoencoder))[0].autoencoder.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{args.autoencoder} has other shapes than this model: {' '.join(str(error).split())[:200]}") from error
 
 
 def _claim(args: TrainArgs) -> None:

@@ -44,7 +44,9 @@ def past(data: Latents, rows: Tensor, first: Tensor, room: int = 0) -> Bank:
     return recorded(Shared(data.latents, rows), data.poses[rows], torch.where(time < first[:, None], time, -1), room)
 
 
-def moments(data: Latents, draw: Draw, size: int, revisits: float, steps: int = 1) -> tuple[Tensor, Tensor]:
+def moments(
+    data: Latents, draw: Draw, size: int, revisits: float, steps: int = 1, retrieval: RetrievalConfig | None = None
+) -> tuple[Tensor, Tensor]:
     """Episodes [size] and times [size] of the first of `steps` frames to be learned.
 
     A share `revisits` of them are such that something seen long before the first resembles the last by pose: the best among several draws.
@@ -57,7 +59,7 @@ def moments(data: Latents, draw: Draw, size: int, revisits: float, steps: int = 
     time = torch.arange(data.latents.shape[1], device=rows.device)
     long_past = first[pool, None] - time > LONG_PAST
     target = data.poses[rows[pool], first[pool] + steps - 1]
-    likeness = torch.where(long_past, log_score(target, data.poses[rows[pool]], RetrievalConfig()), -torch.inf).amax(1)
+    likeness = torch.where(long_past, log_score(target, data.poses[rows[pool]], retrieval or RetrievalConfig()), -torch.inf).amax(1)
     best = likeness.topk(chosen).indices + size - chosen
     kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
     return rows[kept], first[kept]
@@ -66,7 +68,7 @@ def moments(data: Latents, draw: Draw, size: int, revisits: float, steps: int = 
 @torch.no_grad()
 def dream(model: WorldModel, memories: Sequence[Any], data: Latents, draw: Draw, size: int, steps: int, revisits: float = 0.0) -> Stretch:
     """Dream `size` stretches of `steps` frames with the present weights and one way to remember. Poses are the true ones throughout."""
-    rows, first = moments(data, draw, size, revisits, steps)
+    rows, first = moments(data, draw, size, revisits, steps, memories[0].retrieval)
     keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=size)], rows.device)
     kept = model.memories, model.sampler, model.pose_source
     model.memories, model.sampler, model.pose_source = tuple(memories), replace(model.sampler, denoise_steps=2), "actions"
