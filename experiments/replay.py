@@ -48,8 +48,9 @@ After the last step. `recall`: share of the 16 tiles whose mean squared error is
 among the tiles that show something else than in the last frame seen, which no copy can know.
 """
 REWARDS = """\
-Teacher-forced: from the true latents before and after each step of whole episodes. `said` rewards, `true` ones, and how many the head's
-probabilities `expect`; precision is the share of those said that came at that step, recall the share of those that came that were said.
+Teacher-forced: from the true latents before and after each step of whole episodes. `said` rewards, `true` ones, those that are both
+(`hits`), and how many the head's probabilities expect; precision is the share of those said that came at that step, recall the share of
+those that came that were said.
 """
 
 

@@ -155,6 +155,7 @@ def test_training_finds_the_reward_in_the_border(small: None, tmp_path: Path) ->
     folder = bordered(tmp_path / "data", episodes=6)
     report = train(arguments(folder, tmp_path / "run", steps=120, save_every=120, rehearse_every=120), progress=False)
     assert report["reward_true"] > 0 and report["reward_precision"] > 0.9 and report["reward_recall"] > 0.9
+    assert report["reward_hits"] == round(report["reward_recall"] * report["reward_true"])
     assert report["reward_expected"] == pytest.approx(report["reward_true"], rel=0.5)
     model, config, _ = load(report["checkpoint"])
     assert config.outcomes == ((0.0, False), (1.0, False)) and model.reward_head is not None

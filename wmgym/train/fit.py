@@ -1,9 +1,10 @@
 """`wmgym train worldpack`: autoencoder, then latents, then CDiT and motion head, in one resumable command.
 
-    episodes --> autoencoder --> latents of every frame, once --> CDiT on all four memory modes + motion head --> model.safetensors
+    episodes --> autoencoder --> latents of every frame, once --> CDiT on all four memory modes + heads --> model.safetensors
 
 One set of weights is trained across the modes none, packing, retrieval and worldpack (one mode per batch), so that they can be
-compared on equal terms. The batches' contexts come from the same memory code that dreams use.
+compared on equal terms. The batches' contexts come from the same memory code that dreams use. A motion head is trained beside it, and
+a reward head where the data hold rewards (reward.py).
 """
 
 from __future__ import annotations

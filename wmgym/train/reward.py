@@ -99,12 +99,12 @@ def predictions(head: RewardHead, data: Latents) -> tuple[Tensor, Tensor]:
 
 
 def measure(head: RewardHead, data: Latents) -> dict[str, float]:
-    """How the head does on whole true episodes: steps that paid, how many the head says and how many it expects, precision and recall."""
+    """How the head does on whole true episodes: steps that paid, how many the head says, rightly says and expects, precision and recall."""
     assert data.rewards is not None
     said, chances = predictions(head, data)
     there = torch.arange(1, data.latents.shape[1]) < data.lengths[:, None]
     counts = count_events(said[there].numpy(), data.rewards[:, 1:][there].numpy())
-    figures = {"true": counts.true, "said": counts.said, "expected": float(chances[there].sum())}
+    figures = {"true": counts.true, "said": counts.said, "hits": counts.hits, "expected": float(chances[there].sum())}
     figures |= {"precision": counts.precision} if counts.said else {}
     figures |= {"recall": counts.recall} if counts.true else {}
     return {f"reward_{name}": float(value) for name, value in figures.items()}
