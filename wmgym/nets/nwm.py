@@ -184,7 +184,7 @@ class NWMNet(nn.Module):
     def bind(self, condition: Condition, context: Context) -> NWMBound:
         """Condition.actions [B, 1, 3] as the kinematics of `Displacement` take them; one context group of up to `config.context` frames."""
         (group,) = context.frames
-        order = torch.where(group.valid, group.offsets, -1).argsort(1, descending=True, stable=True)  # oldest first, missing ones last
+        order = torch.where(group.valid, group.offsets, -1).argsort(dim=1, descending=True, stable=True)  # oldest first, missing ones last
         missing = (~group.valid).sum(1, keepdim=True)
         place = (torch.arange(order.shape[1], device=order.device) - missing).clamp(min=0)  # and in place of those the oldest
         frames = group.latents[torch.arange(len(order), device=order.device)[:, None], order.gather(1, place)]
