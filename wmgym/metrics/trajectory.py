@@ -1,11 +1,11 @@
 """How far a path is from the true one: ATE, RPE and what navigation is scored by.
 
-Positions are `[..., T, 2]` or `[..., T, 3]` (arrays or tensors; any leading axes, one figure for each), in whatever unit both share: metres give
-metres, and metres divided by a data set's waypoint spacing give the unit in which NWM's tables are printed. All are closed forms, equal to
-what `evo` prints for paths whose orientations agree (as NWM's evaluation writes them); a test holds them to it.
+Positions are `[..., T, 2]` or `[..., T, 3]` (arrays or tensors; any leading axes, one figure for each), in whatever unit both share:
+metres give metres, and metres divided by a data set's waypoint spacing give the unit in which NWM's tables are printed. All are closed
+forms, equal to what `evo` prints for paths whose orientations agree (as NWM's evaluation writes them); a test holds them to it.
 
-ATE and RPE: Sturm et al. 2012, "A benchmark for the evaluation of RGB-D SLAM systems". SPL: Anderson et al. 2018, "On evaluation of embodied
-navigation agents", section 3. Alignment: Umeyama 1991, equations 34 to 43.
+ATE and RPE: Sturm et al. 2012, "A benchmark for the evaluation of RGB-D SLAM systems". SPL: Anderson et al. 2018, "On evaluation of
+embodied navigation agents", section 3. Alignment: Umeyama 1991, equations 34 to 43.
 """
 
 from __future__ import annotations
