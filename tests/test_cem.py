@@ -116,7 +116,7 @@ def everything(keys: Tensor) -> list[Tensor]:
     return [
         cem(bowl(0.3), MEAN[:lanes], STD[:lanes], keys, (-1, 1)).plan,
         mppi(bowl(0.3), MEAN[:lanes], STD[:lanes], keys, (-1, 1)).plan,
-        categorical_cem(lambda c: (c * torch.tensor([1, 2, 4, 8, 16, 32])).sum(-1).float(), chances, keys, CEMConfig(iterations=1)).plan,
+        categorical_cem(lambda c: -(c * torch.tensor([1, 2, 4, 8, 16, 32])).sum(-1).float(), chances, keys, CEMConfig(iterations=1)).plan,
     ]
 
 
