@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmgym.data.recon import DATASETS
 from wmgym.kinematics import Displacement
 from wmgym.memory.packing import layout
 from wmgym.memory.retrieval import RetrievalConfig
@@ -30,10 +31,6 @@ from wmgym.world_model import SamplerConfig, WorldModel
 PREFIX = "nwm:"
 AUTOENCODER = "sd-vae-ft-ema"
 FACTOR = 8  # pixels per latent cell along a side
-
-# Metres between waypoints of the datasets that the weights were trained on; the normalisation is the same for all.
-SPACING = {"recon": 0.25, "scand": 0.38, "tartan_drive": 0.72, "go_stanford": 0.12, "sacson": 0.255}
-
 
 @dataclass(frozen=True)
 class NWMConfig:
@@ -85,8 +82,8 @@ def parse(name: str) -> Source:
     if unknown:
         raise ValueError(f"checkpoint 'nwm:PATH' may be followed by ,vae=PATH and ,dataset=NAME, got {unknown[0]!r} in {name!r}")
     dataset = given.get("dataset", "recon")
-    if dataset not in SPACING:
-        raise ValueError(f"dataset must be one of {sorted(SPACING)}, got {dataset!r}")
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {dataset!r}")
     weights = Path(path).expanduser()
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file; checkpoint 'nwm:PATH' wants published weights such as 0100000.pth.tar")
@@ -110,7 +107,7 @@ def load_published(source: Source, autoencoder: Path) -> tuple[WorldModel, NWMCo
     """The model of published weights, float32 on the CPU, and the config that they imply."""
     state = read_published(source.weights)
     net = config_of(state)
-    config = NWMConfig(net=net, displacement=Displacement(spacing=SPACING[source.dataset]))
+    config = NWMConfig(net=net, displacement=DATASETS[source.dataset].displacement)
     coder = load_kl_autoencoder(autoencoder, frame_size=FACTOR * net.latent_side)
     if coder.config.latent_shape != net.latent_shape:
         raise ValueError(f"{autoencoder} makes latents of {coder.config.latent_shape}, the network takes {net.latent_shape}")
