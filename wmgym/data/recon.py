@@ -227,14 +227,19 @@ def straight_lines(trajectories: Sequence[Trajectory], moves: Displacement, hori
 # -- as episodes, and back --------------------------------------------------------------------------------------------------------------
 
 
-def to_episode(trajectory: Trajectory, moves: Displacement, size: int, dataset: str = "recon") -> Episode:
-    """The same drive as wmgym's own episode: actions are normalised displacements float32 [T, 3], the first that of standing still."""
-    count = len(trajectory)
+def to_actions(trajectory: Trajectory, moves: Displacement) -> np.ndarray:
+    """What was done before each frame: normalised displacements float32 [T, 3], the first that of standing still."""
     egomotion = np.concatenate([np.zeros((1, 5), np.float32), trajectory.egomotion()])
+    return moves.action(torch.from_numpy(egomotion)).numpy()
+
+
+def to_episode(trajectory: Trajectory, moves: Displacement, size: int, dataset: str = "recon") -> Episode:
+    """The same drive as wmgym's own episode, its actions those of `to_actions`."""
+    count = len(trajectory)
     space = {"type": "Box", "low": -1.0, "high": 1.0, "shape": [3], "dtype": "float32"}
     return Episode(
         frames=trajectory.frames(range(count), size),
-        actions=moves.action(torch.from_numpy(egomotion)).numpy(),
+        actions=to_actions(trajectory, moves),
         poses=trajectory.poses,
         rewards=np.zeros(count, np.float32),
         terminated=np.zeros(count, np.bool_),

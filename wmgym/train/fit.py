@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from wmgym import rng
 from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
 from wmgym.core import Clip
+from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
+from wmgym.kinematics import Displacement
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
@@ -43,13 +46,17 @@ class TrainArgs:
     """Fit a WorldPack world model on a folder of episodes."""
 
     data: tuple[Path, ...]
-    """Folders of episodes (wmgym collect)."""
+    """Folders of episodes (wmgym collect); for world recon, of RECON's HDF5 files or processed trajectories."""
     out: Path
     """Folder for the run. If it holds one, that run is resumed."""
     size: str = "TINY"
     """Size of the network: TINY, S, B, L or XL."""
     world: str = "minecraft"
-    """Whose kinematics."""
+    """Whose kinematics: minecraft, or recon (what an action means is told by the data)."""
+    dataset: str = "recon"
+    """World recon only: which published dataset the data are, if their folder does not say it in dataset.json."""
+    frame_size: int = 64
+    """World recon only: side of the frames that images are brought to."""
     steps: int = 20_000
     """Training steps of the network."""
     batch: int = 64
@@ -110,7 +117,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     """Train or resume; the figures of the end."""
     device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
     torch.manual_seed(args.seed)
-    paths = [path for folder in args.data for path in list_episodes(folder)]
+    paths, displacement = _episodes(args, progress)
     held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
     training = training or held_out  # a single episode is both: enough for a test of the machinery
     frame_size = _frame_size(paths)
@@ -118,12 +125,12 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     _claim(args)
     writer = _writer(args.out)
     coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
-    config = preset(args.size, args.world, coder_config)
+    config = preset(args.size, args.world, coder_config, displacement)
     model = build(config, device)
     _warm_start(model, args)
     if not args.pixels and args.autoencoder is None:
         _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
-    data = _latents(model.autoencoder, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
+    data = _latents(model, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
     figures = _fit_net(model, config, data, held_out, args, device, writer, progress)
     command = f"wmgym train worldpack {_words(args)}"
     notes = {"command": command, "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
@@ -131,6 +138,23 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
     write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
     return report
+
+
+def _episodes(args: TrainArgs, progress: bool) -> tuple[list[Path], Displacement | None]:
+    """Files of episodes, and what their actions mean in world recon. There each drive is made one, once, in `out/episodes`."""
+    if args.world != Displacement.name:
+        return [path for folder in args.data for path in list_episodes(folder)], None
+    datasets = [recon.read_dataset(folder, args.dataset) for folder in args.data]
+    for folder, dataset in zip(args.data, datasets, strict=True):
+        if dataset.displacement != datasets[0].displacement:
+            raise ValueError(f"{folder}: {dataset} differs from {datasets[0]} of {args.data[0]}: one model has one meaning of an action")
+    args.out.mkdir(parents=True, exist_ok=True)
+    _claim(args)
+    files: list[Path] = []
+    with tqdm(total=sum(len(recon.list_trajectories(folder)) for folder in args.data), desc="read", disable=not progress) as bar:
+        for number, (folder, dataset) in enumerate(zip(args.data, datasets, strict=True)):
+            files += recon.convert(folder, args.out / "episodes" / str(number), dataset, args.frame_size, bar)
+    return files, datasets[0].displacement
 
 
 def _frame_size(paths: list[Path]) -> int:
@@ -186,8 +210,10 @@ def _frames(paths: list[Path], most: int, every: int) -> np.ndarray:
 # -- latents --------------------------------------------------------------------------------------------------------------------------
 
 
-def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.device, progress: bool, *, normalise: bool) -> Latents:
+def _latents(world: WorldModel, paths: list[Path], cache: Path, device: torch.device, progress: bool, *, normalise: bool) -> Latents:
     """Latents of all training frames, and with `normalise` the autoencoder's statistics from them. Kept in a file for the next start."""
+    model = world.autoencoder
+    assert isinstance(model, Autoencoder)
     if cache.exists():
         tensors, _ = read_file(cache)
         model.mean.copy_(tensors.pop("mean"))
@@ -203,7 +229,7 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
             return torch.cat([model.encode(part.to(device)).float() for part in frames.split(256)])
 
     model.eval()
-    data = encode(paths, encoder, model.config.frame_size, progress=progress)
+    data = encode(paths, encoder, model.config.frame_size, action_size=world.kinematics.action_size, progress=progress)
     if normalise:
         there = torch.arange(data.latents.shape[1]) < data.lengths[:, None]
         sample = data.latents[there][::7].float()
@@ -270,7 +296,7 @@ def _fit_net(
     memories = {mode: (memory_of(config, mode, device),) for mode in weights}
     odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
-    trained = nn.ModuleDict({"net": model.net, "motion_head": model.motion_head})
+    trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
     matrices = [p for p in model.net.blocks.parameters() if p.ndim == 2 and min(p.shape) > 16]
     ids = {id(p) for p in matrices}
     optimisers: dict[str, torch.optim.Optimizer] = {
@@ -293,7 +319,8 @@ def _fit_net(
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
-        figures = {"total": parts["flow"] + parts["motion"], **{k: v.detach() for k, v in parts.items()}}
+        total = parts["flow"] + parts["motion"] if "motion" in parts else parts["flow"]
+        figures = {"total": total, **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
     watch = _Watch(model, held_out, memories, device, args.out, writer)
@@ -406,7 +433,7 @@ def _claim(args: TrainArgs) -> None:
     free = {"steps", "decay", "device", "save_every", "compile", "out"}
     if file.exists():
         before = json.loads(file.read_text())
-        changed = sorted(k for k in now if k not in free and now[k] != before.get(k))
+        changed = sorted(k for k in now if k not in free and now[k] != before.get(k, getattr(TrainArgs, k, None)))
         if changed:
             name = changed[0]
             raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")
