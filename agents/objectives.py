@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,13 +57,13 @@ def make_objective(
     if name == "pose":
         if goal_poses is None:
             raise ValueError("objective 'pose' needs goal_poses [B, 5]: a goal image says nothing of where it is")
-        poses = torch.as_tensor(goal_poses, dtype=torch.float32)
+        poses = _tensor(goal_poses).float()
         if poses.ndim != 2 or poses.shape[1] != 5 or not bool(poses.isfinite().all()):
             raise ValueError(f"goal_poses must be finite [B, 5], got {list(poses.shape)}")
         return ToPose(poses, yaw_weight)
     if goal_frames is None:
         raise ValueError(f"objective {name!r} needs goal_frames uint8 [B, H, W, 3]")
-    frames = torch.as_tensor(goal_frames)
+    frames = _tensor(goal_frames)
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"goal_frames must be uint8 [B, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     if name == "latent":
@@ -118,3 +119,7 @@ class Reward:
     def __call__(self, futures: Futures) -> Tensor:
         steps = torch.arange(futures.rewards.shape[-1], device=futures.rewards.device)
         return -(futures.rewards * self.discount**steps).sum(-1)
+
+
+def _tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
