@@ -32,7 +32,7 @@ gym.register(
     "StandInChunks-v0", "wmgym.env:WorldModelChunkEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
     kwargs=DREAM_KEYWORDS | {"checkpoint": "standin-chunks"},
 )  # fmt: skip
-MADE = [row.id for row in TABLE if row.twin is None or weights_of(row.kwargs.get("checkpoint")) == "bundled"]
+MADE = [row.id for row in TABLE if "memory" not in row.kwargs or weights_of(row.kwargs["checkpoint"]) == "bundled"]
 IDS = [DREAM, "StandInChunks-v0", *MADE]
 DREAMS = [id for id in IDS if "twin" in gym.spec(id).kwargs]
 

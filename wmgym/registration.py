@@ -21,6 +21,7 @@ class World:
     action: str
 
 
+RECON = World(("free",), "64x64x3 uint8", "3 float32")  # frames have the size of the weights, which the user brings
 MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
 
 
@@ -47,6 +48,8 @@ TABLE = (
     Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft.env:MinecraftEnv", "wmgym.envs.minecraft.vector_env:MinecraftVectorEnv"),
     dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack", **IN_MINECRAFT),
     dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
+    dream("WorldPack-Recon-v0", RECON, None, checkpoint=None, memory="worldpack", setting="recon"),
+    dream("NWM-Recon-v0", RECON, None, checkpoint=None, memory="none", setting="recon"),
 )
 
 

@@ -156,17 +156,34 @@ class Setting:
 
     name: str
     frame_actions: spaces.Space  # what one frame is told
-    actions: tuple[str, ...] = ()  # what each action does, in words
-    keys: dict[Any, int] = field(default_factory=dict)  # for `gymnasium.utils.play`
+    actions: tuple[str, ...] = ()  # what each action does, in words; or each number of a continuous one
+    keys: dict[Any, Any] = field(default_factory=dict)  # for `gymnasium.utils.play`
     tasks: dict[str, Task] = field(default_factory=lambda: {"free": Free()})  # the first is the default
     opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
     fps: float = 10
+    needs_data: bool = False  # episodes open with recorded drives, which the user brings
 
 
 MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
 LOOK_AROUND = (MINECRAFT_ACTIONS.index("turn left"),) * 24  # once all the way round, by 15 degrees
 
+# One waypoint ahead or back, and 15 degrees, in NWM's normalisation; standing still is -1/3, and is what no key means.
+_STILL, _AHEAD, _BACK, _TURN = -1 / 3, -1 / 15, -3 / 5, 1 / 12
+RECON_KEYS = {
+    keys: np.array([ahead, 0, turn], np.float32)
+    for keys, ahead, turn in (
+        ((), _STILL, 0),
+        (("w",), _AHEAD, 0),
+        (("s",), _BACK, 0),
+        (("a",), _STILL, _TURN),
+        (("d",), _STILL, -_TURN),
+        (("a", "w"), _AHEAD, _TURN),
+        (("d", "w"), _AHEAD, -_TURN),
+    )
+}
+
 SETTINGS = {
+    "recon": Setting("recon", spaces.Box(-1, 1, (3,), np.float32), ("forward", "left", "turn"), RECON_KEYS, fps=4, needs_data=True),
     "minecraft": Setting(
         "minecraft",
         spaces.Discrete(len(MINECRAFT_ACTIONS)),

@@ -75,7 +75,13 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How old protocols write bytes of length 0."""
+    return b""
+
+
 _KNOWN = {
+    ("builtins", "bytes"): _no_bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -87,7 +93,7 @@ _KNOWN = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
+        known = _KNOWN.get((module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins"), name))
         if known is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return known
