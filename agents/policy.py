@@ -69,7 +69,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def propose(self, view: View, count: int) -> Tensor:
-        device = self.head[0].weight.device
+        device = next(self.parameters()).device
         mean, log_std = (x.float().cpu() for x in self(*(torch.from_numpy(x).to(device) for x in (view.frames, view.goals))))
         shift = rng.noise(view.keys.cpu(), (count, 2))
         shift[:, 0] = 0  # the most likely path comes first

@@ -54,7 +54,14 @@ class Chosen:
 
 
 def rank(
-    world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, *, repeats: int = 1, at_once: int = 512, as_released: bool = False
+    world: WorldModel,
+    state: WorldState,
+    objective: Objective,
+    paths: Tensor,
+    *,
+    repeats: int = 1,
+    at_once: int = 512,
+    as_released: bool = False,
 ) -> Chosen:
     """Dream each of the proposed paths [B, N, T, 5] and take the one whose last frame is nearest to the goal."""
     costs, frames = score(world, state, objective, paths, repeats=repeats, at_once=at_once, as_released=as_released)
@@ -113,7 +120,14 @@ def actions_along(paths: Tensor, moves: Displacement, *, as_released: bool = Fal
 
 
 def score(
-    world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, *, repeats: int = 1, at_once: int = 512, as_released: bool = False
+    world: WorldModel,
+    state: WorldState,
+    objective: Objective,
+    paths: Tensor,
+    *,
+    repeats: int = 1,
+    at_once: int = 512,
+    as_released: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Costs [B, K] of paths [B, K, T, 5], averaged over `repeats` dreams with other noise, and the last frames of the first."""
     costs: list[Tensor] = []

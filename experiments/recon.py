@@ -1,8 +1,8 @@
 """`wmgym eval recon`: NWM's planning table on RECON, or on data laid out like it, and single frames far ahead.
 
-Writes one folder: `args.json`, `result.json`, `table.md`, `paths.png` (planned and true paths), `frames.png` (last seen, goal, and the end of
-each plan), `far.png`, every judged frame in `images/`, and a file per system in `cells/` that grows with each batch of tasks, so that a
-killed run goes on where it was.
+Writes one folder: `args.json`, `result.json`, `table.md`, `paths.png` (planned and true paths), `frames.png` (last seen, goal, and the end
+of each plan), `far.png`, every judged frame in `images/`, and a file per system in `cells/` that grows with each batch of tasks, so that
+a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ class ReconArgs:
     """Folder for the results."""
 
     def __post_init__(self) -> None:
-        for names, known in ((self.evaluations, EVALUATIONS), (self.modes, tuple(LAYOUTS)), ((self.objective,), ("auto", *IMAGE_OBJECTIVES))):
+        objectives = ("auto", *IMAGE_OBJECTIVES)
+        for names, known in ((self.evaluations, EVALUATIONS), (self.modes, tuple(LAYOUTS)), ((self.objective,), objectives)):
             for name in names:
                 if name not in known:
                     raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
@@ -157,14 +158,14 @@ class _Evaluation:
         if "planning" in args.evaluations:
             tasks = self._tasks(args.horizon)
             for system in self.systems:
-                planning[system.name] = self._rows(f"planning {system.name}", tasks, lambda part, system=system: self._plan(system, part))
+                planning[system.name] = self._rows(f"planning {system.name}", tasks, partial(self._plan, system))
             self._plot_paths(planning)
             self._plot_frames(tasks, list(planning))
         for evaluation in (name for name in args.evaluations if name != "planning"):
             tasks = self._far_tasks()
             copy: list[System] = [System("copy"), *(s for s in self.systems if s.checkpoint and s.rank is None)]
             isolated[evaluation] = {
-                s.name: self._rows(f"{evaluation} {s.name}", tasks, lambda part, s=s, e=evaluation: self._far(s, e, part)) for s in copy
+                s.name: self._rows(f"{evaluation} {s.name}", tasks, partial(self._far, s, evaluation)) for s in copy
             }
         self._plot_far(isolated)
         summary = protocol.summarise(planning, isolated)
@@ -444,7 +445,8 @@ class _Evaluation:
 
     def _plot_grid(self, grid: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], labels: Sequence[str], name: str) -> None:
         plt = pyplot()
-        figure, axes = plt.subplots(len(grid), len(titles), figsize=(1.7 * len(titles), 1.5 * len(grid)), squeeze=False, layout="constrained")
+        size = 1.7 * len(titles), 1.5 * len(grid)
+        figure, axes = plt.subplots(len(grid), len(titles), figsize=size, squeeze=False, layout="constrained")
         for i, row in enumerate(grid):
             for j, picture in enumerate(row):
                 ax = axes[i, j]

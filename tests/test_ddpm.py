@@ -1,6 +1,7 @@
 """Discrete diffusion: the schedule is the published one, and the samplers undo what is known in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def point(value: float) -> Predict:
 def test_the_schedule_visits_the_ends_and_keeps_the_products_of_all_1000_betas() -> None:
     schedule = respaced(250)
     assert len(schedule.steps) == 250 and schedule.steps[0] == 0 and schedule.steps[-1] == 999
-    assert {b - a for a, b in zip(schedule.steps, schedule.steps[1:])} == {4, 5}
+    assert {b - a for a, b in pairwise(schedule.steps)} == {4, 5}
     betas = [1e-4 + t * (0.02 - 1e-4) / 999 for t in range(STEPS)]
     for i in (0, 100, 249):
         assert schedule.kept[i] == pytest.approx(math.prod(1 - beta for beta in betas[: schedule.steps[i] + 1]))
@@ -68,7 +69,7 @@ def test_ddim_moves_a_gaussian_to_the_datas_width() -> None:
     exact = std / math.sqrt(float(KEPT[-1]) * std**2 + 1 - float(KEPT[-1]))
     errors = [abs(float(ddim(gaussian(std), x, respaced(n), lambda i: x)) - exact) for n in (125, 250, 500, 1000)]
     assert errors[-1] < 0.01 * exact
-    assert all(1.5 < a / b < 3 for a, b in zip(errors, errors[1:]))  # first order
+    assert all(1.5 < a / b < 3 for a, b in pairwise(errors))  # first order
 
 
 @pytest.mark.parametrize("v", [-1.0, 1.0])

@@ -6,15 +6,18 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from drives import write_processed
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wmgym import rng
 from wmgym.checkpoint import load_world
 from wmgym.core import Clip, Context, ContextFrames
+from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.kinematics import Displacement
 from wmgym.nets import nwm as nets
 from wmgym.nets.cdit import Condition
@@ -279,6 +282,26 @@ def test_a_wrong_name_says_what_is_allowed(folder: Path, name: str, words: str) 
 def test_published_weights_know_one_memory_only(folder: Path) -> None:
     with pytest.raises(ValueError, match="memory of published NWM weights must be 'none'"):
         load_world(f"nwm:{folder}/tiny.pth.tar", memory="worldpack")
+
+
+def test_published_weights_plan_on_data_without_a_description(folder: Path, tmp_path: Path) -> None:
+    """Data that do not say what they are, are RECON: NWM's own prior and spacing."""
+    pytest.importorskip("h5py")
+    data = write_processed(tmp_path / "drives", count=3, dataset=None)
+    few = {"tasks": 2, "samples": 3, "elites": 2, "repeats": 1, "rank": (2,), "policy_steps": 2, "denoise_steps": 2, "context": 6}
+    args = ReconArgs(data, (f"nwm:{folder}/tiny.pth.tar",), device="cpu", out=tmp_path / "out", **few)  # type: ignore[arg-type]
+    report = evaluate(args, progress=False)
+    assert [row["system"] for row in report["planning"]][2:] == ["NWM (published)", "NWM (published) + policy x2"]
+    assert report["prior"] == "NWM's for recon" and report["spacing_m"] == 0.25
+
+
+def test_an_environment_dreams_with_published_weights(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    data = write_processed(tmp_path / "drives", count=1, dataset=None)
+    env = gym.make("wmgym:NWM-Recon-v0", checkpoint=f"nwm:{folder}/tiny.pth.tar", data=str(data), denoise_steps=2, device="cpu")
+    seen, info = env.reset(seed=1)
+    assert seen.shape == (64, 64, 3) and info["memory"]["frames"] >= 1
+    assert env.step(np.array([-1 / 15, 0, 0], np.float32))[0].shape == (64, 64, 3)
 
 
 # -- the autoencoder --------------------------------------------------------------------------------------------------------------------

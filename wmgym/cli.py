@@ -40,7 +40,7 @@ COMMANDS = (
     Command("train worldpack", "wmgym.train.fit:TrainArgs:train", "fit a WorldPack world model on stored episodes"),
     Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
     Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
-    Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on RECON or data laid out like it: ATE, RPE, frames far ahead"),
+    Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on drives as RECON has them: ATE, RPE, frames far ahead"),
     Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
     Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),

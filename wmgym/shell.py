@@ -404,7 +404,7 @@ def make_shell(
     """Check every keyword, load the world, and put the parts together. A wrong value raises `ValueError`."""
     place = _setting(setting, num_actions, action_space)
     if checkpoint is None:
-        raise ValueError("this id comes without weights: give checkpoint= (a path, 'hub:OWNER/NAME', or 'nwm:PATH' for published NWM weights)")
+        raise ValueError("this id comes without weights: give checkpoint=, a path, 'hub:OWNER/NAME' or 'nwm:PATH' (published NWM weights)")
     if place.needs_data and data is None:
         raise ValueError(f"episodes of setting {place.name!r} open with recorded drives: give data= (a folder of them)")
     if data is not None and not place.needs_data:

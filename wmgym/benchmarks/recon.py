@@ -35,8 +35,9 @@ SECONDS = (1, 2, 4, 8, 16)
 ISOLATED = ("time", "rollout_1fps", "rollout_4fps")
 BEST_PSNR = 60.0  # dB: what an equal frame counts as
 PAPER = """\
-Published, on 100 RECON trajectories (ATE / RPE in spacings of 0.25 m): GNM 1.87 / 0.73, NoMaD 1.93 / 0.52, NWM 1.13 / 0.35 (Bar et al. 2024);
-CoME 0.96 / 0.28, STM 1.05 / 0.32, LTM 1.10 / 0.32, NWM+STM 0.98 / 0.30, NWM+LTM 1.07 / 0.33 (CoME, table 2). Other data are not comparable."""
+Published, on 100 RECON trajectories (ATE / RPE in spacings of 0.25 m): GNM 1.87 / 0.73, NoMaD 1.93 / 0.52, NWM 1.13 / 0.35 (Bar et al.
+2024); CoME 0.96 / 0.28, STM 1.05 / 0.32, LTM 1.10 / 0.32, NWM+STM 0.98 / 0.30, NWM+LTM 1.07 / 0.33 (CoME, table 2). Other data are not
+comparable."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ def judge_frames(frames: np.ndarray, truth: np.ndarray) -> dict[str, list[float]
 PLAN_COLUMNS = ("ate_spacings", "rpe_spacings", "final_distance_spacings", "ate_m", "rpe_m", "final_yaw_rad")
 
 
-def summarise(planning: Mapping[str, Sequence[Mapping[str, Any]]], isolated: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict:
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # system -> rows
+
+
+def summarise(planning: Rows, isolated: Mapping[str, Rows]) -> dict[str, Any]:
     """System -> rows, and evaluation -> system -> rows, as tables of means with 95 % bootstrap intervals over trajectories."""
     plans = [{"system": name, "tasks": len(rows), **_means(rows, PLAN_COLUMNS)} for name, rows in planning.items() if rows]
     frames = []

@@ -77,7 +77,7 @@ def read_dataset(folder: Path | str, name: str = "recon") -> Dataset:
         return DATASETS[name]
     try:
         told = json.loads(file.read_text())
-        moves = {key: tuple(value) if isinstance(value, list) else value for key, value in told["displacement"].items()}
+        moves: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told["displacement"].items()}
         return Dataset(str(told["name"]), Displacement(**moves))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} does not describe a dataset: {error!r}") from error

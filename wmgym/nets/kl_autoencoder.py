@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -162,7 +162,7 @@ def load_kl_autoencoder(path: Path, frame_size: int) -> KLAutoencoder:
         raise ValueError(f"{path}: no {WEIGHTS} there")
     told = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
     known = {f.name for f in fields(KLAutoencoderConfig)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if name in known}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if name in known}
     model = KLAutoencoder(KLAutoencoderConfig(**{**values, "frame_size": frame_size}))
     try:
         model.load_state_dict({_renamed(name): tensor for name, tensor in load_file(file).items()})

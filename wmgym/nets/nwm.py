@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmgym.core import Context
+from wmgym.core import Context, KeysValues
 from wmgym.nets.cdit import SIZES, Condition
 from wmgym.nets.layers import modulate, sinusoid
 
@@ -78,7 +78,7 @@ class _Embed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         sin, cos = sinusoid(x, FREQUENCIES).chunk(2, -1)
-        return self.mlp(torch.cat([cos, sin], -1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([cos, sin], -1).to(next(self.mlp.parameters()).dtype))
 
 
 class _ActionEmbed(nn.Module):
@@ -164,6 +164,9 @@ class NWMBound:
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         """Noisy latents [B, 1, C, h, w] and noise steps [B] (of 1,000) -> [B, 1, 2 C, h, w]: noise, and where its log variance lies."""
         return self.net.denoise(self, x, step)
+
+    def keys_values(self, x: Tensor) -> tuple[KeysValues, ...]:
+        raise ValueError("published NWM weights take four frames: they have no keys and values that a memory could give back")
 
 
 class NWMNet(nn.Module):

@@ -128,6 +128,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     config = preset(args.size, args.world, coder_config, displacement)
     model = build(config, device)
     _warm_start(model, args)
+    assert isinstance(model.autoencoder, Autoencoder)
     if not args.pixels and args.autoencoder is None:
         _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
     data = _latents(model, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
@@ -304,7 +305,7 @@ def _fit_net(
         "adam": torch.optim.AdamW([p for p in trained.parameters() if id(p) not in ids], args.rate, betas=(0.9, 0.95), weight_decay=0.0),
     }
     if args.compile:
-        model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign]
+        model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign, assignment]
     model.train()
     stretch: rehearsal.Stretch | None = None
     length = min(REHEARSED[1], int(data.lengths.max()) - 1)
