@@ -21,7 +21,7 @@ class World:
     action: str
 
 
-MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
+MINECRAFT = World(("navigate", "navigate-near", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
 
 
 @dataclass(frozen=True)
