@@ -67,7 +67,7 @@ def rank(
     costs, frames = score(world, state, objective, paths, repeats=repeats, at_once=at_once, as_released=as_released)
     best = costs.argmin(1)
     rows = torch.arange(len(best))
-    return Chosen(paths[rows, best], frames[rows, best], costs[rows, best])
+    return Chosen(paths[rows, best], frames.cpu()[rows, best], costs[rows, best])
 
 
 def plan_line(
@@ -93,7 +93,7 @@ def plan_line(
     mean, std = (part.expand(rows, 3) for part in prior)
     found = cem(cost, mean, std, state.keys.cpu(), NWM_BOUNDS, config)
     path = line_paths(found.plan, horizon, moves)
-    frames = dream(world, state, path[:, None], at_once=at_once, as_released=as_released).frames[:, 0]
+    frames = dream(world, state, path[:, None], at_once=at_once, as_released=as_released).frames[:, 0].cpu()
     return Chosen(path, frames, found.cost)
 
 
@@ -160,7 +160,7 @@ def dream(
         for t in range(steps):
             running, shown = world.step(running, these[:, :, t].reshape(rows * width, 1, -1))
             walked.append(shown.poses[:, -1])
-        frames.append(shown.pixels[:, -1].unflatten(0, (rows, width)).cpu())
+        frames.append(shown.pixels[:, -1].unflatten(0, (rows, width)))
         poses.append(torch.stack(walked, 1).unflatten(0, (rows, width)).cpu())
     together = torch.cat(poses, 1)
     return Futures(torch.cat(frames, 1), together, together.new_zeros(together.shape[:-1]))

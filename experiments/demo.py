@@ -20,7 +20,7 @@ from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
 from wmgym.data.episode import as_json, write_atomically
-from wmgym.experiments.film import panel, write_film
+from wmgym.experiments.film import film_pages, write_film
 from wmgym.experiments.plots import pyplot
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
@@ -97,12 +97,7 @@ def numbers(loop: Loop, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
 
 def film(file: Path, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
     """Truth and dreams side by side; while exploring, all see the truth."""
-    pages = []
-    for t, true_frame in enumerate(loop.frames):
-        back = t - loop.split
-        panels = {"truth": true_frame, **{label: dream.frames[back] if back >= 0 else true_frame for label, dream in dreams.items()}}
-        note = "" if back >= 0 else " (seen)"
-        pages.append(np.concatenate([panel(frame, label + (note if label != "truth" else "")) for label, frame in panels.items()], 1))
+    pages = film_pages(loop, dreams)
     return write_film(file, pages + [pages[-1]] * RATE, RATE)
 
 

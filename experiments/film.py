@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from wmgym.benchmarks.rollout import Dream, Loop
 
 SIDE = 256  # screen pixels of a frame, about
 
@@ -20,6 +22,16 @@ def panel(frame: np.ndarray, label: str) -> np.ndarray:
     page[28 : 28 + large.shape[0], 4 : 4 + large.shape[1]] = large
     cv2.putText(page, label, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (235, 235, 235), 1, cv2.LINE_AA)
     return page
+
+
+def film_pages(loop: Loop, dreams: Mapping[str, Dream]) -> list[np.ndarray]:
+    """Truth and dreams side by side, a page for each frame; until the dream begins, all see the truth."""
+    pages = []
+    for t, true_frame in enumerate(loop.frames):
+        back = t - loop.split
+        shown = {name if back >= 0 else f"{name} (seen)": dream.frames[back] if back >= 0 else true_frame for name, dream in dreams.items()}
+        pages.append(np.concatenate([panel(frame, label) for label, frame in {"truth": true_frame, **shown}.items()], 1))
+    return pages
 
 
 def write_film(file: Path, pages: Sequence[np.ndarray], rate: float) -> Path:

@@ -307,7 +307,8 @@ class _Evaluation:
         else:
             world = self.world_of(system.checkpoint, system.mode or "none")
             state = protocol.opened(world, problems, seeds)
-            aim = make_objective(self.objective_name, goal_frames=np.stack([p.goal for p in problems]), encode=world.encode)
+            goals = torch.from_numpy(np.stack([problem.goal for problem in problems])).to(world.device)
+            aim = make_objective(self.objective_name, goal_frames=goals, encode=world.encode)
             chosen = self._choose(system, world, state, aim, problems, seeds)
             paths, shown = chosen.paths, chosen.frames.numpy()
         for i, problem in enumerate(problems):

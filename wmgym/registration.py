@@ -22,7 +22,7 @@ class World:
 
 
 RECON = World(("free",), "64x64x3 uint8", "3 float32")  # frames have the size of the weights, which the user brings
-MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
+MINECRAFT = World(("navigate", "navigate-near", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
 
 
 @dataclass(frozen=True)

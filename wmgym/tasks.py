@@ -109,6 +109,8 @@ class Navigate:
     name: str = "navigate"
     horizon: int = NAVIGATE_HORIZON
     needs_goal: bool = True
+    nearest: float = 8.0  # blocks to the goal, at least
+    farthest: float = 32.0
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32))
@@ -117,7 +119,7 @@ class Navigate:
         return {"pov": frames, "compass": compass(poses, goals)}
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
-        return sample_goal(rng, pose)
+        return sample_goal(rng, pose, self.nearest, self.farthest)
 
     def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
         return navigate_reward(before, after, goals)
@@ -189,7 +191,7 @@ SETTINGS = {
         spaces.Discrete(len(MINECRAFT_ACTIONS)),
         MINECRAFT_ACTIONS,
         MINECRAFT_KEYS,
-        {"navigate": Navigate(), "free": Free()},
+        {"navigate": Navigate(), "navigate-near": Navigate("navigate-near", 100, nearest=4.0, farthest=10.0), "free": Free()},
         LOOK_AROUND,
         fps=5,
     )

@@ -80,13 +80,14 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str, share: float = 0.5) ->
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The tables for people."""
-    lines = [PREFACE, "## The leg, dreamed", "", *_markdown(summary["cells"])]
-    lines += ["", "## Paired differences over the leg", "", *_markdown(summary["differences"])]
-    lines += ["", "## The next frame from true history, where the view moves", "", *_markdown(summary["next_frame"])]
+    lines = [PREFACE, "## The leg, dreamed", "", *markdown_rows(summary["cells"])]
+    lines += ["", "## Paired differences over the leg", "", *markdown_rows(summary["differences"])]
+    lines += ["", "## The next frame from true history, where the view moves", "", *markdown_rows(summary["next_frame"])]
     return "\n".join(lines) + "\n"
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of one table; `x_low` and `x_high` stand beside `x` as its interval."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(("_low", "_high"))]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
