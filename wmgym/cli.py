@@ -41,11 +41,8 @@ COMMANDS = (
     Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
     Command("plan", "wmgym.experiments.plan:PlanArgs:plan", "plan in a dream, act in its truth"),
     Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
-<<<<<<< HEAD
     Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on drives as RECON has them: ATE, RPE, frames far ahead"),
-=======
     Command("eval twin", "wmgym.experiments.twin:TwinArgs:evaluate", "the same actions in a dream and in its truth"),
->>>>>>> agents
     Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
     Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
