@@ -30,7 +30,7 @@ from wmgym.nets.layers import Mlp
 from wmgym.train.loop import Draw, LoopConfig, fit
 
 FURTHEST_GOAL = 20  # steps
-MOST_FRAMES = 200_000  # kept in memory
+MOST_FRAMES = 100_000  # kept in memory
 
 
 @dataclass(frozen=True)

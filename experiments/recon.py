@@ -231,7 +231,7 @@ class _Evaluation:
 
     @cached_property
     def _all(self) -> list[Trajectory]:
-        return [self._trajectory(name) for name in self.paths]
+        return [self._trajectory(name) for name in tqdm(self.paths, desc="odometry", disable=not self.progress)]
 
     @cache  # noqa: B019
     def _tasks(self, horizon: int) -> list[Task]:
@@ -381,7 +381,8 @@ class _Evaluation:
     def _claim(self, weights: Mapping[str, str]) -> None:
         """Make the folder ours, or see that its rows were made with the same arguments and weights."""
         args = self.args
-        free = {"checkpoint", "modes", "evaluations", "rank", "device", "lanes", "at_once", "out", "tasks"}  # change no finished row
+        free = {"checkpoint", "modes", "evaluations", "rank", "device", "lanes", "at_once", "out"}  # change no finished row
+        free |= {"tasks"} if args.train_data is not None else set()  # else it decides which drives policy and prior are made from
         values: dict[str, Any] = json.loads(json.dumps(asdict(args), default=str))
         file = args.out / "args.json"
         before: dict[str, Any] = {}

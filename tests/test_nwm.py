@@ -226,6 +226,13 @@ def test_a_published_file_dreams_and_the_same_seed_dreams_the_same(folder: Path)
     assert (world.step(alone, actions[:1])[1].pixels.int() - shown.pixels[:1].int()).abs().max() <= 1
 
 
+def test_half_precision_and_the_deterministic_sampler_run(folder: Path) -> None:
+    world = load_world(f"nwm:{folder}/tiny.pth.tar,sampler=ddim", device="cpu", dtype="bfloat16", denoise_steps=3)
+    full = load_world(f"nwm:{folder}/tiny.pth.tar,sampler=ddim", device="cpu", denoise_steps=3)
+    shown = [w.step(w.start(clip(), rng.make_keys([1, 2])), torch.zeros(2, 1, 3))[1].pixels.float() for w in (world, full)]
+    assert (shown[0] - shown[1]).abs().mean() < 4  # grey levels
+
+
 def test_what_is_remembered_is_the_frame_shown_encoded_again(folder: Path) -> None:
     world = load_world(f"nwm:{folder}/tiny.pth.tar", device="cpu", denoise_steps=2)
     after, shown = world.step(world.start(clip(), rng.make_keys([1, 2])), torch.zeros(2, 1, 3))
@@ -272,6 +279,7 @@ def test_weights_that_carry_code_are_refused(folder: Path, monkeypatch: pytest.M
         ("nwm:nowhere.pth.tar", "no such file"),
         ("nwm:{}/tiny.pth.tar,size=XL", "may be followed by"),
         ("nwm:{}/tiny.pth.tar,dataset=mars", "dataset must be one of"),
+        ("nwm:{}/tiny.pth.tar,sampler=euler", "sampler of published NWM weights must be one of"),
     ],
 )
 def test_a_wrong_name_says_what_is_allowed(folder: Path, name: str, words: str) -> None:

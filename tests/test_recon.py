@@ -24,6 +24,7 @@ from wmgym.benchmarks.recon import Problem, far_frames, hops, judge_path, proble
 from wmgym.checkpoint import load, load_world, save
 from wmgym.core import Clip, Footprint, Frames, Recall, WorldState
 from wmgym.data import recon
+from wmgym.data.latents import Latents
 from wmgym.data.recon import Task, Trajectory
 from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.geometry import compose
@@ -31,7 +32,8 @@ from wmgym.kinematics import Displacement
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
-from wmgym.train.fit import TrainArgs, train
+from wmgym.train import loop
+from wmgym.train.fit import TrainArgs, draw_batch, train
 from wmgym.world_model import WorldModel
 
 pytest.importorskip("h5py")
@@ -233,7 +235,7 @@ def test_the_prior_of_straight_drives_is_their_step() -> None:
 
 def test_the_policy_learns_where_one_drives_and_its_first_proposal_is_the_likeliest(tmp_path: Path) -> None:
     """On drives it was fitted to, it halves the error of standing still; proposals differ by row keys alone."""
-    config = PolicyConfig(size=SIZE, steps=120, batch=32, width=64)
+    config = PolicyConfig(size=SIZE, steps=60, batch=32, width=64)
     drives = [drive(i) for i in range(6)]
     policy = fit_policy(drives, MOVES.spacing, config, tmp_path, progress=False)
     asked = problems(6)
@@ -321,8 +323,8 @@ def test_weights_for_other_displacements_are_refused(tmp_path: Path, checkpoint:
 
 
 def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(tmp_path: Path) -> None:
-    data = write_released(tmp_path / "drives", count=2)
-    few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True}
+    data = write_released(tmp_path / "drives", count=2, length=8)  # rehearsal dreams 96 stretches, as long as drives are
+    few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True, "modes": "none:1,worldpack:1"}
     args = TrainArgs((data,), tmp_path / "run", world="recon", frame_size=16, device="cpu", **few)  # type: ignore[arg-type]
     report = train(args, progress=False)
     model, config, _ = load(report["checkpoint"])
@@ -333,6 +335,25 @@ def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(t
     assert not torch.equal(one.poses, other.poses)
     with pytest.raises(ValueError, match=r"actions must have shape \(1, 1, 3\), got \(1, 1\)"):
         model.step(state, torch.zeros(1, 1))
+
+
+def test_jumps_are_told_the_whole_displacement_and_show_the_frame_there() -> None:
+    """Every example's action leads from the pose before it to the pose of its target; about half are single steps."""
+    drives = [path(30, seed) for seed in range(4)]
+    poses = torch.from_numpy(np.stack(drives))
+    marks = torch.arange(4 * 30).view(4, 30, 1, 1, 1).float()  # each frame's latent is its number
+    actions = torch.from_numpy(np.stack([recon.to_actions(Trajectory("", p, Path()), MOVES) for p in drives]))
+    data = Latents(marks, poses, actions, torch.full((4,), 30))
+    batch = draw_batch(data, loop.draw(0, 0, "cpu"), 400, jumps=(MOVES, 16))
+    row, number = batch.latents.flatten().long() // 30, batch.latents.flatten().long() % 30
+    assert torch.equal(batch.times[:, 0], number) and torch.equal(batch.poses[:, 0], poses[row, number])
+    assert torch.allclose(compose(batch.pose, MOVES.motion(batch.actions[:, 0]))[:, :3], batch.poses[:, 0, :3], atol=1e-4)
+    strides = number - batch.before.flatten().long() % 30
+    assert 0.4 < (strides == 1).float().mean() < 0.65 and 12 < strides.max() <= 16 and strides.min() == 1
+    plain = draw_batch(data, loop.draw(0, 0, "cpu"), 50)
+    assert torch.equal(plain.actions[:, 0], actions[plain.latents.flatten().long() // 30, plain.times[:, 0]])
+    with pytest.raises(ValueError, match="furthest must be positive, and 1 but in world 'recon'"):
+        TrainArgs((Path(),), Path(), furthest=4)
 
 
 def clip(data: Path) -> Clip:

@@ -200,14 +200,17 @@ def read_split(path: Path | str) -> list[Task]:
 
 
 def make_split(trajectories: Sequence[Trajectory], count: int, horizon: int, context: int, seed: int) -> list[Task]:
-    """`count` tasks spread over trajectories, at times 3, 11, 19, ... as in the published split; each has `context` frames before it."""
+    """`count` tasks spread over trajectories, at times 3, 11, 19, ... as in the published split; each has `context` frames before it.
+
+    More tasks begin with the same ones.
+    """
     first = 3 + 8 * max(0, -(-(context - 4) // 8))
     places = [Task(t.name, time, horizon) for t in trajectories for time in range(first, len(t) - horizon, 8)]
     if not places:
         longest = max(map(len, trajectories), default=0)
         raise ValueError(f"no trajectory is long enough for {context} frames of context and {horizon} ahead: the longest has {longest}")
     order = np.random.default_rng(seed).permutation(len(places))
-    return sorted(places[i] for i in order[:count])
+    return [places[i] for i in order[:count]]
 
 
 def straight_lines(trajectories: Sequence[Trajectory], moves: Displacement, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,12 +91,27 @@ _KNOWN = {
 }
 
 
+class _Function:
+    """One of the above, that a file can call and do nothing else with: a pickle may also set attributes of what it names."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes a function")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins"), name))
         if known is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return known
+        return known if isinstance(known, type) else _Function(known)
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@
     displacement and time ahead, noise step ------- adaLN-Zero --^
 
 `checkpoint="nwm:PATH"` opens a file such as `0100000.pth.tar` (its moving average of the weights). The autoencoder is Stable Diffusion's:
-by default the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB_NAME,dataset=scand` says otherwise.
+by default the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB_NAME,dataset=scand,sampler=ddim` says otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wmgym.data.recon import DATASETS
+from wmgym.diffusion.ddpm import ANCESTRAL
 from wmgym.kinematics import Displacement
 from wmgym.memory.packing import layout
 from wmgym.memory.retrieval import RetrievalConfig
@@ -72,22 +73,26 @@ class Source:
     weights: Path
     autoencoder: str  # a path, or "hub:OWNER/NAME"
     dataset: str
+    sampler: str
 
 
 def parse(name: str) -> Source:
-    """ "nwm:PATH,vae=PATH,dataset=NAME" in its parts."""
+    """ "nwm:PATH,vae=PATH,dataset=NAME,sampler=NAME" in its parts."""
     path, *rest = name.removeprefix(PREFIX).split(",")
     given = dict(part.partition("=")[::2] for part in rest)
-    unknown = sorted(set(given) - {"vae", "dataset"})
+    unknown = sorted(set(given) - {"vae", "dataset", "sampler"})
     if unknown:
-        raise ValueError(f"checkpoint 'nwm:PATH' may be followed by ,vae=PATH and ,dataset=NAME, got {unknown[0]!r} in {name!r}")
+        raise ValueError(f"checkpoint 'nwm:PATH' may be followed by ,vae=PATH ,dataset=NAME ,sampler=NAME, got {unknown[0]!r} in {name!r}")
+    sampler = given.get("sampler", "ddpm")
+    if sampler not in ANCESTRAL:
+        raise ValueError(f"sampler of published NWM weights must be one of {sorted(ANCESTRAL)}, got {sampler!r}")
     dataset = given.get("dataset", "recon")
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {dataset!r}")
     weights = Path(path).expanduser()
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file; checkpoint 'nwm:PATH' wants published weights such as 0100000.pth.tar")
-    return Source(weights, given.get("vae", str(weights.parent / AUTOENCODER)), dataset)
+    return Source(weights, given.get("vae", str(weights.parent / AUTOENCODER)), dataset, sampler)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
@@ -107,7 +112,8 @@ def load_published(source: Source, autoencoder: Path) -> tuple[WorldModel, NWMCo
     """The model of published weights, float32 on the CPU, and the config that they imply."""
     state = read_published(source.weights)
     net = config_of(state)
-    config = NWMConfig(net=net, displacement=DATASETS[source.dataset].displacement)
+    sampler = SamplerConfig(source.sampler, NWMConfig().sampler.denoise_steps)
+    config = NWMConfig(net=net, sampler=sampler, displacement=DATASETS[source.dataset].displacement)
     coder = load_kl_autoencoder(autoencoder, frame_size=FACTOR * net.latent_side)
     if coder.config.latent_shape != net.latent_shape:
         raise ValueError(f"{autoencoder} makes latents of {coder.config.latent_shape}, the network takes {net.latent_shape}")

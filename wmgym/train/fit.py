@@ -27,6 +27,7 @@ from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
+from wmgym.geometry import relative_pose
 from wmgym.kinematics import Displacement
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
@@ -57,6 +58,8 @@ class TrainArgs:
     """World recon only: which published dataset the data are, if their folder does not say it in dataset.json."""
     frame_size: int = 64
     """World recon only: side of the frames that images are brought to."""
+    furthest: int = 1
+    """World recon only: half of the examples are jumps of up to so many frames at once (NWM: 64)."""
     steps: int = 20_000
     """Training steps of the network."""
     batch: int = 64
@@ -105,6 +108,8 @@ class TrainArgs:
     """Read at most so many frames."""
 
     def __post_init__(self) -> None:
+        if self.furthest < 1 or (self.furthest > 1 and self.world != Displacement.name):
+            raise ValueError(f"furthest must be positive, and 1 but in world {Displacement.name!r}, got {self.furthest}")
         if self.rehearsal > 0 and self.save_every % self.rehearse_every:
             raise ValueError(f"save_every must be a multiple of rehearse_every {self.rehearse_every}, got {self.save_every}")
 
@@ -247,10 +252,11 @@ def _latents(world: WorldModel, paths: list[Path], cache: Path, device: torch.de
 # -- network --------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> Batch:
+def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0, jumps: tuple[Displacement, int] | None = None) -> Batch:
     """Examples with their whole past as a memory; the mode decides what of it is read.
 
-    A share `revisits` of them are views that something long past resembles: the best by pose among several draws.
+    A share `revisits` of them are views that something long past resembles: the best by pose among several draws. With `jumps` (what
+    actions mean, and how far at most) half of the examples are further ahead than one step, told the whole displacement.
     """
     chosen = round(revisits * size)
     rows, first = data.draw(draw.numpy, size - chosen + chosen * REVISIT_DRAWS)
@@ -265,22 +271,30 @@ def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0) -> B
         kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
         rows, first = rows[kept], first[kept]
     before, target = first - 1, first[:, None]
+    actions = data.actions[rows[:, None], target]
+    if jumps is not None:
+        moves, furthest = jumps
+        ahead = draw.numpy.integers(1, furthest, size) * (draw.numpy.random(size) < 0.5)
+        target = torch.minimum(target + torch.from_numpy(ahead).to(target)[:, None], data.lengths.to(target)[rows][:, None] - 1)
+        actions = moves.action(relative_pose(data.poses[rows[:, None], target], data.poses[rows, before][:, None]))
     return Batch(
         (rehearsal.past(data, rows, first),),
         data.latents[rows, before],
         data.poses[rows, before],
-        data.actions[rows[:, None], target],
+        actions,
         data.latents[rows[:, None], target],
         data.poses[rows[:, None], target],
         target,
     )
 
 
-def next_batch(data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs) -> Batch:
+def next_batch(
+    data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs, jumps: tuple[Displacement, int] | None = None
+) -> Batch:
     """A batch of true pasts, or now and then one whose recent frames were dreamed."""
     if stretch is not None and draw.numpy.random() < args.rehearsal:
         return rehearsal.draw_batch(data, stretch, draw, args.batch)
-    return draw_batch(data, draw, args.batch, args.revisits)
+    return draw_batch(data, draw, args.batch, args.revisits, jumps)
 
 
 def _fit_net(
@@ -308,6 +322,7 @@ def _fit_net(
         model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign, assignment]
     model.train()
     stretch: rehearsal.Stretch | None = None
+    jumps = (model.kinematics, args.furthest) if isinstance(model.kinematics, Displacement) and args.furthest > 1 else None
     length = min(REHEARSED[1], int(data.lengths.max()) - 1)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -316,7 +331,7 @@ def _fit_net(
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
             with half_precision(device):
                 stretch = rehearsal.dream(model, memories[mode], data, draw, REHEARSED[0], length)
-        batch = next_batch(data, stretch, draw, args)
+        batch = next_batch(data, stretch, draw, args, jumps)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
