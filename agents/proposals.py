@@ -3,8 +3,8 @@
 A path is poses float32 [..., T, 5] seen from where it begins. A proposer is any object that gives N paths for a context and a goal: GNM,
 NoMaD, or the small policy in `policy.py`.
 
-    found = plan_line(world, state, objective, prior, CEMConfig(...), horizon=8, repeats=3)      # NWM
-    ranked = rank(world, state, objective, policy.propose(seen, 16))                             # "NWM + policy x 16"
+    found = plan_line(world, state, objective, prior, NWM_CEM)          # NWM
+    ranked = rank(world, state, objective, policy.propose(view, 16))    # "NWM + policy x16"
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wmgym import rng, tree
-from wmgym.agents.cem import NWM_BOUNDS, CEMConfig, Gaussian, cem, straight_line
+from wmgym.agents.cem import NWM_BOUNDS, NWM_REPEATS, CEMConfig, Gaussian, cem, straight_line
 from wmgym.agents.objectives import Futures, Objective
 from wmgym.core import WorldState
 from wmgym.geometry import relative_pose, wrap_angle
@@ -53,18 +53,22 @@ class Chosen:
     costs: Tensor  # float32 [B]
 
 
-def rank(
-    world: WorldModel,
-    state: WorldState,
-    objective: Objective,
-    paths: Tensor,
-    *,
-    repeats: int = 1,
-    at_once: int = 512,
-    as_released: bool = False,
-) -> Chosen:
+@dataclass(frozen=True)
+class DreamConfig:
+    """How paths are dreamed."""
+
+    repeats: int = 1  # dreams of each with other noise, whose costs are averaged
+    at_once: int = 512  # paths in one batch
+    as_released: bool = False  # see `actions_along`
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.at_once < 1:
+            raise ValueError(f"repeats and at_once must be positive, got {self.repeats} and {self.at_once}")
+
+
+def rank(world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, config: DreamConfig = DreamConfig()) -> Chosen:
     """Dream each of the proposed paths [B, N, T, 5] and take the one whose last frame is nearest to the goal."""
-    costs, frames = score(world, state, objective, paths, repeats=repeats, at_once=at_once, as_released=as_released)
+    costs, frames = score(world, state, objective, paths, config)
     best = costs.argmin(1)
     rows = torch.arange(len(best))
     return Chosen(paths[rows, best], frames.cpu()[rows, best], costs[rows, best])
@@ -75,26 +79,21 @@ def plan_line(
     state: WorldState,
     objective: Objective,
     prior: Gaussian,
-    config: CEMConfig,
-    *,
+    search: CEMConfig,
     horizon: int = 8,
-    repeats: int = 3,
-    at_once: int = 512,
-    as_released: bool = False,
+    config: DreamConfig = DreamConfig(repeats=NWM_REPEATS),
 ) -> Chosen:
     """NWM's planner: CEM over straight lines at constant speed with a turn at the end. prior: mean and std [1, 3] or [B, 3]."""
     moves = moves_of(world)
     rows = len(state.times)
 
     def cost(samples: Tensor) -> Tensor:
-        paths = line_paths(samples, horizon, moves)
-        return score(world, state, objective, paths, repeats=repeats, at_once=at_once, as_released=as_released)[0]
+        return score(world, state, objective, line_paths(samples, horizon, moves), config)[0]
 
     mean, std = (part.expand(rows, 3) for part in prior)
-    found = cem(cost, mean, std, state.keys.cpu(), NWM_BOUNDS, config)
+    found = cem(cost, mean, std, state.keys.cpu(), NWM_BOUNDS, search)
     path = line_paths(found.plan, horizon, moves)
-    frames = dream(world, state, path[:, None], at_once=at_once, as_released=as_released).frames[:, 0].cpu()
-    return Chosen(path, frames, found.cost)
+    return Chosen(path, dream(world, state, path[:, None], config).frames[:, 0].cpu(), found.cost)
 
 
 def line_paths(samples: Tensor, horizon: int, moves: Displacement) -> Tensor:
@@ -119,38 +118,27 @@ def actions_along(paths: Tensor, moves: Displacement, *, as_released: bool = Fal
     return moves.action(relative_pose(paths, before))
 
 
-def score(
-    world: WorldModel,
-    state: WorldState,
-    objective: Objective,
-    paths: Tensor,
-    *,
-    repeats: int = 1,
-    at_once: int = 512,
-    as_released: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Costs [B, K] of paths [B, K, T, 5], averaged over `repeats` dreams with other noise, and the last frames of the first."""
+def score(world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, config: DreamConfig) -> tuple[Tensor, Tensor]:
+    """Costs [B, K] of paths [B, K, T, 5], and the last frames of the first dreams."""
     costs: list[Tensor] = []
     shown: list[Tensor] = []
-    for repeat in range(repeats):
-        futures = dream(world, state, paths, repeat=repeat, at_once=at_once, as_released=as_released)
+    for repeat in range(config.repeats):
+        futures = dream(world, state, paths, config, repeat)
         costs.append(objective(futures).cpu())
         shown = shown or [futures.frames]
     return torch.stack(costs).mean(0), shown[0]
 
 
 @torch.no_grad()
-def dream(
-    world: WorldModel, state: WorldState, paths: Tensor, *, repeat: int = 0, at_once: int = 512, as_released: bool = False
-) -> Futures:
+def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConfig = DreamConfig(), repeat: int = 0) -> Futures:
     """Follow paths [B, K, T, 5] from a state of B rows. The paths of a row share its noise, so that they differ by what is done alone.
 
-    At most `at_once` paths are dreamed in one batch; they share what is remembered.
+    They also share what is remembered. Frames stay on the world's device, poses do not.
     """
     rows, count, steps = paths.shape[:3]
-    actions = actions_along(paths, moves_of(world), as_released=as_released).to(state.poses.device)
+    actions = actions_along(paths, moves_of(world), as_released=config.as_released).to(state.poses.device)
     start = replace(state, keys=rng.fold(state.keys, repeat))
-    part = max(1, at_once // rows)
+    part = max(1, config.at_once // rows)
     frames, poses = [], []
     for first in range(0, count, part):
         these = actions[:, first : first + part]

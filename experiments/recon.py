@@ -16,7 +16,6 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -25,15 +24,15 @@ from wmgym import rng
 from wmgym.agents.cem import NWM_CEM, NWM_HORIZON, NWM_PRIORS, NWM_REPEATS, CEMConfig, Gaussian, straight_line_prior
 from wmgym.agents.objectives import IMAGE_OBJECTIVES, Objective, make_objective
 from wmgym.agents.policy import Policy, PolicyConfig, fit_policy
-from wmgym.agents.proposals import Chosen, View, line_paths, moves_of, plan_line, rank
+from wmgym.agents.proposals import Chosen, DreamConfig, View, line_paths, moves_of, plan_line, rank
 from wmgym.benchmarks import recon as protocol
 from wmgym.benchmarks.recon import Problem
 from wmgym.checkpoint import load_world
 from wmgym.data import recon
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.data.recon import Dataset, Task, Trajectory
+from wmgym.experiments import recon_pictures as pictures
 from wmgym.experiments.loopnav import fingerprint
-from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import LAYOUTS
 from wmgym.metrics.image import lpips_available
 from wmgym.systems.nwm import PREFIX
@@ -42,7 +41,6 @@ from wmgym.world_model import WorldModel
 EVALUATIONS = ("planning", *protocol.ISOLATED)
 LINE, POLICY = "straight line", "GNM-like policy"
 NAMES = {"none": "NWM", "worldpack": "WorldPack"}
-SHOWN = 8  # tasks in the pictures
 
 
 @dataclass(frozen=True)
@@ -159,15 +157,18 @@ class _Evaluation:
             tasks = self._tasks(args.horizon)
             for system in self.systems:
                 planning[system.name] = self._rows(f"planning {system.name}", tasks, partial(self._plan, system))
-            self._plot_paths(planning)
-            self._plot_frames(tasks, list(planning))
+            pictures.plot_paths(planning, args.out / "paths.png")
+            pictures.plot_plans(args.out, tasks, list(planning))
         for evaluation in (name for name in args.evaluations if name != "planning"):
             tasks = self._far_tasks()
             copy: list[System] = [System("copy"), *(s for s in self.systems if s.checkpoint and s.rank is None)]
             isolated[evaluation] = {
                 s.name: self._rows(f"{evaluation} {s.name}", tasks, partial(self._far, s, evaluation)) for s in copy
             }
-        self._plot_far(isolated)
+        if isolated:
+            first = self._far_tasks()[0]
+            rows = {name: (self._names(name), [s for s in systems if s != "copy"]) for name, systems in isolated.items()}
+            pictures.plot_far(args.out, first, rows, args.seconds)
         summary = protocol.summarise(planning, isolated)
         about = (
             f"Data `{args.data}` ({self.dataset.name}, {len(self.paths)} trajectories, spacing {self.dataset.displacement.spacing:g} m). "
@@ -312,9 +313,9 @@ class _Evaluation:
             chosen = self._choose(system, world, state, aim, problems, seeds)
             paths, shown = chosen.paths, chosen.frames.numpy()
         for i, problem in enumerate(problems):
-            self._keep(f"planning/gt/{problem.name}", np.stack([problem.frames[-1], problem.goal]))
+            pictures.keep(args.out, f"planning/gt/{problem.name}", np.stack([problem.frames[-1], problem.goal]), ["seen", "goal"])
             if shown is not None:
-                self._keep(f"planning/{_file(system.name)}/{problem.name}", shown[i : i + 1])
+                pictures.keep(args.out, f"planning/{pictures.plain(system.name)}/{problem.name}", shown[i : i + 1], ["end"])
         spacing = self.dataset.displacement.spacing
         return [protocol.judge_path(path.numpy(), problem, spacing) for path, problem in zip(paths, problems, strict=True)]
 
@@ -322,10 +323,10 @@ class _Evaluation:
         self, system: System, world: WorldModel, state: Any, aim: Objective, problems: Sequence[Problem], seeds: Sequence[int]
     ) -> Chosen:
         args = self.args
-        settings: dict[str, Any] = {"repeats": args.repeats, "at_once": args.at_once, "as_released": args.as_released}
+        config = DreamConfig(args.repeats, args.at_once, args.as_released)
         if system.rank is None:
-            return plan_line(world, state, aim, self._prior, args.cem, horizon=args.horizon, **settings)
-        return rank(world, state, aim, self._policy.propose(_view(problems, seeds, self._policy.context), system.rank), **settings)
+            return plan_line(world, state, aim, self._prior, args.cem, args.horizon, config)
+        return rank(world, state, aim, self._policy.propose(_view(problems, seeds, self._policy.context), system.rank), config)
 
     def _far(self, system: System, evaluation: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         args, rate = self.args, self.dataset.displacement.rate
@@ -339,20 +340,23 @@ class _Evaluation:
             seeds = self._seeds(problems)
             frames = protocol.far_frames(world, problems, evaluation, args.seconds, seeds, as_released=args.as_released)
         rows = []
-        fps = {"rollout_1fps": 1, "rollout_4fps": 4}.get(evaluation)
-        names = [f"{second * fps - 1 if fps else second}" for second in args.seconds]  # as NWM's files are called
         for i, problem in enumerate(problems):
-            self._keep(f"{evaluation}/gt/{problem.name}", truth[i], names)
-            self._keep(f"{evaluation}/{_file(system.name)}/{problem.name}", frames[i], names)
+            for name, pixels in (("gt", truth[i]), (pictures.plain(system.name), frames[i])):
+                pictures.keep(args.out, f"{evaluation}/{name}/{problem.name}", pixels, self._names(evaluation))
             where = {"trajectory": problem.task.trajectory, "time": problem.task.time, "seconds": list(args.seconds)}
             rows.append({**where, **protocol.judge_frames(frames[i], truth[i])})
         return rows
+
+    def _names(self, evaluation: str) -> list[str]:
+        """What the files of frames far ahead are called, as NWM's are: by second, or by the number of the frame."""
+        fps = {"rollout_1fps": 1, "rollout_4fps": 4}.get(evaluation)
+        return [str(second * fps - 1 if fps else second) for second in self.args.seconds]
 
     # -- kept on the disk ---------------------------------------------------------------------------------------------------------------
 
     def _rows(self, name: str, tasks: Sequence[Task], make: Callable[[Sequence[Task]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """A row per task; those in the cell's file are not made again."""
-        file = self.args.out / "cells" / f"{_file(name)}.json"
+        file = self.args.out / "cells" / f"{pictures.plain(name)}.json"
         try:
             rows = json.loads(file.read_text())
         except (OSError, ValueError):
@@ -367,16 +371,6 @@ class _Evaluation:
                 write_atomically(file, json.dumps(rows).encode())
                 bar.update(len(part))
         return rows
-
-    def _keep(self, folder: str, frames: np.ndarray, names: Sequence[str] | None = None) -> None:
-        for name, frame in zip(names or [str(i) for i in range(len(frames))], frames, strict=True):
-            done, png = cv2.imencode(".png", np.ascontiguousarray(frame[..., ::-1]))
-            assert done
-            write_atomically(self.args.out / "images" / folder / f"{name}.png", png.tobytes())
-
-    def _kept(self, folder: str, name: str) -> np.ndarray | None:
-        image = cv2.imread(str(self.args.out / "images" / folder / f"{name}.png"))
-        return None if image is None else image[..., ::-1]
 
     def _claim(self, weights: Mapping[str, str]) -> None:
         """Make the folder ours, or see that its rows were made with the same arguments and weights."""
@@ -400,79 +394,9 @@ class _Evaluation:
                 raise ValueError(f"{args.out} holds results of other weights under the name {name!r}; use another folder")
         write_atomically(file, as_json({**values, "weights": known}))
 
-    # -- pictures -----------------------------------------------------------------------------------------------------------------------
-
-    def _plot_paths(self, planning: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Planned and true paths of the first tasks, seen from above; the robot looks up the page."""
-        plt = pyplot()
-        systems = {name: rows for name, rows in planning.items() if rows and " x" not in name}
-        count = min(SHOWN, *(len(rows) for rows in systems.values()))
-        figure, axes = plt.subplots(2, math.ceil(count / 2), figsize=(3 * math.ceil(count / 2), 6.4), squeeze=False, layout="constrained")
-        for ax, i in zip(axes.flat, range(count)):
-            first = next(iter(systems.values()))[i]
-            for name, path in [("driven", first["truth"]), *((name, rows[i]["path"]) for name, rows in systems.items())]:
-                xy = np.array([[0.0, 0.0], *(place[:2] for place in path)])
-                style: dict[str, Any] = {"color": "black", "lw": 2.5} if name == "driven" else {"lw": 1.2}
-                ax.plot(-xy[:, 1], xy[:, 0], marker=".", ms=4, label=name, **style)
-            ax.set_aspect("equal", adjustable="datalim")
-            ax.set_title(f"{first['trajectory']}, frame {first['time']}", fontsize="small")
-            ax.set(xlabel="metres to the right", ylabel="metres ahead")
-        for ax in axes.flat[count:]:
-            ax.axis("off")
-        axes[0, 0].legend(fontsize="x-small")
-        self._save(figure, "paths.png")
-
-    def _plot_frames(self, tasks: Sequence[Task], systems: Sequence[str]) -> None:
-        """Last seen, goal, and the last frame that each world dreamed along its plan."""
-        worlds = [name for name in systems if self._kept(f"planning/{_file(name)}/{tasks[0].trajectory}-{tasks[0].time}", "0") is not None]
-        columns = [("seen", "gt", "0"), ("goal", "gt", "1"), *((name, _file(name), "0") for name in worlds)]
-        grid = [
-            [self._kept(f"planning/{folder}/{task.trajectory}-{task.time}", name) for _, folder, name in columns] for task in tasks[:SHOWN]
-        ]
-        self._plot_grid(grid, [title for title, _, _ in columns], [f"{t.trajectory}\n{t.time}" for t in tasks[:SHOWN]], "frames.png")
-
-    def _plot_far(self, isolated: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """The first task's truth and dreams at each time."""
-        rows, labels = [], []
-        for evaluation, systems in isolated.items():
-            fps = {"rollout_1fps": 1, "rollout_4fps": 4}.get(evaluation)
-            names = [f"{second * fps - 1 if fps else second}" for second in self.args.seconds]
-            for system in ("gt", *(name for name in systems if name != "copy")):
-                first = next(iter(systems.values()))[0]
-                folder = f"{evaluation}/{system if system == 'gt' else _file(system)}/{first['trajectory']}-{first['time']}"
-                rows.append([self._kept(folder, name) for name in names])
-                labels.append(f"{evaluation}\n{'truth' if system == 'gt' else system}")
-        if rows:
-            self._plot_grid(rows, [f"{second} s" for second in self.args.seconds], labels, "far.png")
-
-    def _plot_grid(self, grid: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], labels: Sequence[str], name: str) -> None:
-        plt = pyplot()
-        size = 1.7 * len(titles), 1.5 * len(grid)
-        figure, axes = plt.subplots(len(grid), len(titles), figsize=size, squeeze=False, layout="constrained")
-        for i, row in enumerate(grid):
-            for j, picture in enumerate(row):
-                ax = axes[i, j]
-                ax.set(xticks=[], yticks=[])
-                if picture is not None:
-                    ax.imshow(picture, interpolation="nearest")
-                if i == 0:
-                    ax.set_title(titles[j], fontsize="x-small")
-            axes[i, 0].set_ylabel(labels[i], fontsize="x-small", rotation=0, ha="right", va="center")
-        self._save(figure, name)
-
-    def _save(self, figure: Any, name: str) -> None:
-        self.args.out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.args.out / name, dpi=110)
-        pyplot().close(figure)
-
 
 def _view(problems: Sequence[Problem], seeds: Sequence[int], context: int) -> View:
     """What a policy is shown of problems."""
     index = [np.maximum(np.arange(len(problem.frames) - context, len(problem.frames)), 0) for problem in problems]
     frames = np.stack([problem.frames[rows] for problem, rows in zip(problems, index, strict=True)])
     return View(frames, np.stack([problem.goal for problem in problems]), rng.make_keys(list(seeds)))
-
-
-def _file(name: str) -> str:
-    """A name that a file may have."""
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-")

@@ -18,7 +18,7 @@ from wmgym import rng
 from wmgym.agents.cem import CEMConfig, Gaussian, straight_line_prior
 from wmgym.agents.objectives import make_objective
 from wmgym.agents.policy import PolicyConfig, along, fit_policy
-from wmgym.agents.proposals import View, actions_along, line_paths, plan_line, rank
+from wmgym.agents.proposals import DreamConfig, View, actions_along, line_paths, plan_line, rank
 from wmgym.benchmarks import recon as protocol
 from wmgym.benchmarks.recon import Problem, far_frames, hops, judge_path, problem_of, stops
 from wmgym.checkpoint import load, load_world, save
@@ -182,7 +182,7 @@ def planned(asked: list[Problem], seeds: list[int], samples: int = 300) -> Tenso
     aim = make_objective("ssim", goal_frames=np.stack([p.goal for p in asked]))
     prior = Gaussian(torch.tensor([[-0.1, 0.0, 0.0]]), torch.tensor([[0.08, 0.1, 0.1]]))
     config = CEMConfig(samples=samples, elites=10, iterations=4, min_std=1e-3, with_mean=False, answer="mean")
-    return plan_line(world, state, aim, prior, config, horizon=8, repeats=1).paths
+    return plan_line(world, state, aim, prior, config, 8, DreamConfig()).paths
 
 
 def test_planning_with_the_truth_as_the_model_finds_the_line_that_was_driven() -> None:
@@ -206,7 +206,7 @@ def test_ranking_takes_the_proposal_that_was_driven() -> None:
     state = protocol.opened(world, asked, [0, 1, 2])
     aim = make_objective("ssim", goal_frames=np.stack([p.goal for p in asked]))
     for at_once in (512, 4):
-        chosen = rank(world, state, aim, proposals, repeats=2, at_once=at_once)
+        chosen = rank(world, state, aim, proposals, DreamConfig(2, at_once))
         assert torch.equal(chosen.paths, truth)
         assert np.abs(chosen.frames.numpy().astype(int) - np.stack([p.goal for p in asked])).max() <= 1
 
