@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST ?= -q
 STAMP := .venv/.ready
 BIN := $(CURDIR)/.venv/bin
-EXTRAS := train,rl,eval,video,maze,dev
+EXTRAS := train,rl,eval,video,maze,recon,dev
 
 .PHONY: setup demo test test-slow lint clean
 

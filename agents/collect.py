@@ -28,9 +28,11 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from wmgym.agents import robot
 from wmgym.agents.maze_walkers import random_start
 from wmgym.agents.pathfinding import Region
 from wmgym.agents.scripted import Walker, find_program, make_walker, world_of
+from wmgym.data import recon
 from wmgym.data.episode import (
     Episode,
     Header,
@@ -49,6 +51,7 @@ ATTEMPTS = 10  # walks tried for one episode before giving up
 FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
 WORLDS = {"MemoryMaze-": "memory_maze", "MemoryCards-": "memory_cards"}  # whose walkers an id takes, if not Minecraft's
 ENV_KWARGS = {"Minecraft-v0": FREE}
+FORMATS = {"episodes": ".safetensors", "recon": recon.SUFFIX}
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class CollectArgs:
     """Write a contact sheet, preview.png: a row for each of the first episodes, time from left to right."""
     worlds: int | None = None
     """Number of different worlds; by default each episode has its own. In shared worlds, walks begin at different places."""
+    format: str = "episodes"
+    """How walks are stored: episodes, or recon: as RECON was released (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "episode_length"):
@@ -86,6 +91,8 @@ class CollectArgs:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.worlds is not None and not 1 <= self.worlds <= WORLDS_PER_SEED:
             raise ValueError(f"worlds must be between 1 and {WORLDS_PER_SEED}, got {self.worlds}")
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         for name in parse_walkers(self.walker)[0]:
             find_program(name, next((world for mark, world in WORLDS.items() if mark in self.env_id), "minecraft"))
         parse_kwargs(self.env_kwargs)
@@ -97,6 +104,8 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
     begun = time.perf_counter()
     _make_env(args)  # what cannot be made should leave no folder behind
     _claim(out, args)
+    if args.format == "recon":
+        recon.write_dataset(out, robot.DATASET)
     processes = args.processes or os.cpu_count() or 1
     lengths: dict[int, Header] = {}
     reused, aborted = 0, []
@@ -106,7 +115,7 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
             reused += new is None
             bar.update(lengths[index].steps)
     if args.preview:
-        contact_sheet([episode_path(out, k) for k in sorted(lengths)], out / "preview.png")
+        contact_sheet([episode_path(out, k, args.format) for k in sorted(lengths)], out / "preview.png")
     seconds = time.perf_counter() - begun
     steps = sum(header.steps for header in lengths.values())
     names = sorted({header.meta.walker for header in lengths.values()})
@@ -124,8 +133,8 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
     return report
 
 
-def episode_path(out: Path, index: int) -> Path:
-    return out / f"episode-{index:06d}.safetensors"
+def episode_path(out: Path, index: int, format: str = "episodes") -> Path:
+    return out / f"episode-{index:06d}{FORMATS[format]}"
 
 
 def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
@@ -204,9 +213,11 @@ def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 
 
     lines = []
     for path in paths[:rows]:
-        episode = load_episode(path)
-        index = np.linspace(0, len(episode) - 1, columns).round().astype(int)
-        lines.append(np.concatenate([np.pad(episode.frames[i], ((1, 1), (1, 1), (0, 0))) for i in index], 1))
+        drive = recon.read_trajectory(path) if path.suffix == recon.SUFFIX else None
+        episode = load_episode(path) if drive is None else None
+        index = np.linspace(0, len(drive or episode or ()) - 1, columns).round().astype(int)
+        frames = drive.frames(index, 64) if drive is not None else episode.frames[index]  # type: ignore[union-attr]
+        lines.append(np.concatenate([np.pad(frame, ((1, 1), (1, 1), (0, 0))) for frame in frames], 1))
     sheet = np.concatenate(lines, 0)
     done, png = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))
     assert done
@@ -242,13 +253,13 @@ def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reac
 
 # One episode, in whatever process
 
-_ENVS: dict[tuple[str, str], gym.Env] = {}  # one environment per process, kept between episodes
+_ENVS: dict[tuple[str, str, str], gym.Env] = {}  # one environment per process, kept between episodes
 
 
 def _make_env(args: CollectArgs) -> gym.Env:
-    key = (args.env_id, args.env_kwargs)
+    key = (args.env_id, args.env_kwargs, args.format)
     if key not in _ENVS:
-        defaults = ENV_KWARGS.get(args.env_id.split(":")[-1], {})
+        defaults = ENV_KWARGS.get(args.env_id.split(":")[-1], {}) | (robot.CAMERA if args.format == "recon" else {})
         try:
             _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **parse_kwargs(args.env_kwargs)})
         except (gym.error.Error, TypeError) as error:
@@ -272,7 +283,11 @@ def _collect_one(args: CollectArgs, index: int) -> list[str]:
         rng = np.random.default_rng([args.seed, index, attempt])
         episode = record(env, name, _world_seed(args, index, attempt), rng, args.episode_length, somewhere=args.worlds is not None)
         if episode.meta.outcome == "done":
-            save_episode(episode_path(Path(args.out), index), episode)
+            path = episode_path(Path(args.out), index, args.format)
+            if args.format == "recon":
+                robot.save_drive(path, env, episode)
+            else:
+                save_episode(path, episode)
             return failures
         failures.append(f"{name} in world {episode.meta.seed}: {episode.meta.outcome.removeprefix('aborted: ')}")
     raise ValueError(f"episode {index}: {ATTEMPTS} walks in a row failed: {'; '.join(failures)}")
@@ -281,9 +296,17 @@ def _collect_one(args: CollectArgs, index: int) -> list[str]:
 def _existing(args: CollectArgs, index: int) -> Header | None:
     """The episode if it is there and whole; a damaged file is collected again."""
     try:
-        return read_header(episode_path(Path(args.out), index))
+        return _header(args, index)
     except ValueError:
         return None
+
+
+def _header(args: CollectArgs, index: int) -> Header:
+    path = episode_path(Path(args.out), index, args.format)
+    if args.format != "recon":
+        return read_header(path)
+    text, length, shape = recon.read_meta(path)
+    return Header(Metadata.from_json(text), length, shape)
 
 
 # Many episodes
@@ -300,9 +323,9 @@ def _claim(out: Path, args: CollectArgs) -> None:
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); collect into another folder") from error
         for key, value in wanted.items():
-            if found.get(key) != value:
+            if found.get(key, CollectArgs.__dataclass_fields__[key].default) != value:  # an option that did not exist had its default
                 raise ValueError(f"{out} was collected with {key}={found.get(key)!r}, not {value!r}; use another folder")
-    elif out.is_dir() and next(out.glob("episode-*.safetensors"), None) is not None:
+    elif out.is_dir() and next(out.glob(f"episode-*{FORMATS[args.format]}"), None) is not None:
         raise ValueError(f"{out} holds episodes but no args.json to tell how they were made; use another folder")
     write_atomically(file, as_json({**asdict(args), "out": str(out)}))
     for leftover in out.glob(".episode-*.tmp"):  # of a run that was killed
@@ -330,7 +353,7 @@ def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> 
                     yield index, None
                 elif processes == 1:
                     failures = _collect_one(args, index)
-                    headers[index] = read_header(episode_path(Path(args.out), index))
+                    headers[index] = _header(args, index)
                     yield index, failures
                 else:
                     if pool is None:
@@ -343,7 +366,7 @@ def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> 
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 done = running.pop(future)
                 failures = future.result()
-                headers[done] = read_header(episode_path(Path(args.out), done))
+                headers[done] = _header(args, done)
                 yield done, failures
         _drop_surplus(args, headers)
     except BrokenProcessPool as error:
@@ -359,7 +382,7 @@ def _drop_surplus(args: CollectArgs, headers: dict[int, Header]) -> None:
     for index in sorted(headers):
         if total >= args.steps:
             del headers[index]
-            episode_path(Path(args.out), index).unlink(missing_ok=True)
+            episode_path(Path(args.out), index, args.format).unlink(missing_ok=True)
         else:
             total += headers[index].steps
 

@@ -20,12 +20,12 @@ from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
 from wmgym.data.episode import as_json, write_atomically
+from wmgym.experiments.film import film_pages, write_film
 from wmgym.experiments.plots import pyplot
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
 DREAMS = {"with memory": "worldpack", "without": "none"}  # label -> memory mode
 RATE = 8  # frames per second of the films; the world's own rate is 5
-ZOOM = 4  # screen pixels per pixel
 MARGIN = 8  # blocks of map around the path
 
 
@@ -97,44 +97,8 @@ def numbers(loop: Loop, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
 
 def film(file: Path, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
     """Truth and dreams side by side; while exploring, all see the truth."""
-    pages = []
-    for t, true_frame in enumerate(loop.frames):
-        back = t - loop.split
-        panels = {"truth": true_frame, **{label: dream.frames[back] if back >= 0 else true_frame for label, dream in dreams.items()}}
-        note = "" if back >= 0 else " (seen)"
-        pages.append(np.concatenate([_panel(frame, label + (note if label != "truth" else "")) for label, frame in panels.items()], 1))
-    pages += [pages[-1]] * RATE
-    try:
-        from moviepy import ImageSequenceClip
-    except ImportError:
-        return _film_by_opencv(file, pages)
-    ImageSequenceClip(pages, fps=RATE).write_videofile(str(file), codec="libx264", audio=False, logger=None)
-    return file
-
-
-def _film_by_opencv(file: Path, pages: list[np.ndarray]) -> Path:
-    """MPEG-4 part 2: larger, and some browsers will not show it, but OpenCV always has it."""
-    import cv2
-
-    height, width = pages[0].shape[:2]
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (width, height))
-    if not writer.isOpened():
-        raise OSError(f"OpenCV cannot write {file}; pip install 'wmgym[train]' brings an encoder")
-    for page in pages:
-        writer.write(np.ascontiguousarray(page[..., ::-1]))
-    writer.release()
-    return file
-
-
-def _panel(frame: np.ndarray, label: str) -> np.ndarray:
-    """A frame, enlarged, under its label; even sides, as the codec wants."""
-    import cv2
-
-    large = frame.repeat(ZOOM, 0).repeat(ZOOM, 1)
-    page = np.full((large.shape[0] + 32, large.shape[1] + 8, 3), 24, np.uint8)
-    page[28:-4, 4:-4] = large
-    cv2.putText(page, label, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (235, 235, 235), 1, cv2.LINE_AA)
-    return page
+    pages = film_pages(loop, dreams)
+    return write_film(file, pages + [pages[-1]] * RATE, RATE)
 
 
 def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8) -> Path:

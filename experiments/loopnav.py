@@ -8,7 +8,6 @@ gives them. Worlds: seed 100 and above, as collecting has it, so none of those t
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,8 @@ from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
 from wmgym.benchmarks import loopnav, loopnav_table
 from wmgym.benchmarks.loopnav import BASELINES, Course
 from wmgym.checkpoint import load_world
-from wmgym.data.episode import as_json, write_atomically
+from wmgym.data.episode import write_atomically
+from wmgym.experiments.folder import claim
 from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import layout
 from wmgym.metrics.image import lpips_available
@@ -94,7 +94,8 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     modes = tuple(dict.fromkeys(args.modes))
 
     world_of = loader(args)
-    claim(args, fingerprint(world_of(modes[0])), {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"})
+    free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+    claim(out, {**asdict(args), "weights": fingerprint(world_of(modes[0]))}, free)
     loops_of = _from_data(args, wanted) if args.data else lambda course: loopnav.read_loops(_walk(args, course, progress))
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available())
     through = partial(reconstruct, world_of(modes[0]))
@@ -173,21 +174,6 @@ def fingerprint(world: WorldModel) -> str:
     for name, tensor in sorted(world.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def claim(args: Any, weights: str, free: set[str]) -> None:
-    """Make the folder ours, or see that its cells were made with the same weights and arguments, but for those that change no cell."""
-    values = {**json.loads(json.dumps(asdict(args), default=str)), "weights": weights}
-    file = args.out / "args.json"
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); use another folder") from error
-        for key in values.keys() - free:
-            if found.get(key) != values[key]:
-                raise ValueError(f"{args.out} holds results with {key}={found.get(key)!r}, not {values[key]!r}; use another folder")
-    write_atomically(file, as_json(values))
 
 
 def show_in(bar: tqdm) -> loopnav.Progress:

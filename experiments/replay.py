@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from wmgym.benchmarks import loopnav, loopnav_table, replay
 from wmgym.benchmarks.loopnav import BASELINES
 from wmgym.data.episode import Header, read_header, write_atomically
 from wmgym.experiments.bundle import ENVS
-from wmgym.experiments.loopnav import COLOURS, claim, context_lengths, fingerprint, loader, plot_strips, reconstruct, save_figure, show_in
+from wmgym.experiments.folder import claim
+from wmgym.experiments.loopnav import COLOURS, context_lengths, fingerprint, loader, plot_strips, reconstruct, save_figure, show_in
 from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import layout
 from wmgym.metrics.image import lpips_available
@@ -113,7 +114,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     world_of = loader(args)
     model = world_of(modes[0])
     is_cards = model.kinematics.name == "memory_cards"
-    claim(args, fingerprint(model), {"modes", "device", "lanes", "out", "checkpoint"})
+    claim(args.out, {**asdict(args), "weights": fingerprint(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
     paths = _episodes(args, model, progress)
     more = {"more": replay.tile_scores} if is_cards else {}
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available(), **more)
@@ -150,7 +151,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
         ("Reward head", REWARDS, [rewards] if rewards else None),
     ):
         if rows:
-            text += "\n".join(["", f"## {title}", "", words, *loopnav_table.rows_for_people(rows), ""])
+            text += "\n".join(["", f"## {title}", "", words, *loopnav_table.markdown_rows(rows), ""])
     write_atomically(out / "table.md", text.encode())
     return report
 

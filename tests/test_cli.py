@@ -69,7 +69,7 @@ def space_in_words(space: gym.Space) -> str:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
 def test_list_tells_the_spaces_as_they_are(row) -> None:
-    if row.twin and weights_of(row.kwargs.get("checkpoint")) != "bundled":
+    if "memory" in row.kwargs and weights_of(row.kwargs["checkpoint"]) != "bundled":
         pytest.skip("no weights here to make it with")
     env = gym.make(row.id)
     assert space_in_words(env.observation_space) == row.world.observation

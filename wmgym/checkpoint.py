@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wmgym.memory.packing import layout
-from wmgym.systems import worldpack
+from wmgym.systems import nwm, worldpack
 from wmgym.world_model import WorldModel
 
 FORMAT = "wmgym-1"
@@ -212,11 +213,16 @@ def resolve(checkpoint: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    return _fetched(name, ["*.safetensors"]) / "model.safetensors"
+
+
+def _fetched(name: str, patterns: list[str]) -> Path:
+    """The folder of a hub's repository."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError("checkpoints from a hub need huggingface_hub: pip install 'wmgym[hub]'") from error
-    return Path(snapshot_download(name, allow_patterns=["*.safetensors"])) / "model.safetensors"
+    return Path(snapshot_download(name, allow_patterns=patterns))
 
 
 def load_world(
@@ -238,9 +244,15 @@ def load_world(
     dtype = dtype if dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-    path = resolve(checkpoint)
-    stamp = max(part.stat().st_mtime_ns for part in _parts(path))
-    model, config = _weights(str(path), stamp, device, dtype)
+    if checkpoint.startswith(nwm.PREFIX):
+        stamp = nwm.parse(checkpoint).weights.stat().st_mtime_ns
+        model, config = _published(checkpoint, stamp, device, dtype)
+        memory_of: Callable[..., Any] = nwm.memory_of
+    else:
+        path = resolve(checkpoint)
+        stamp = max(part.stat().st_mtime_ns for part in _parts(path))
+        model, config = _weights(str(path), stamp, device, dtype)
+        memory_of = worldpack.memory_of
     config = replace(
         config,
         memory=memory if memory is not None else config.memory,
@@ -254,10 +266,11 @@ def load_world(
         model.net,
         model.motion_head,
         model.kinematics,
-        (worldpack.memory_of(config, device=device),),
+        (memory_of(config, device=device),),
         config.sampler,
         reward_head=model.reward_head,
         pose_source=config.pose_source,
+        through_pixels=model.through_pixels,
     )
     return view.eval()
 
@@ -265,4 +278,16 @@ def load_world(
 @lru_cache(maxsize=8)
 def _weights(path: str, stamp: int, device: str, dtype: str) -> tuple[WorldModel, Any]:
     model, config, _ = load(path)
+    return model.to(device, getattr(torch, dtype)), config
+
+
+@lru_cache(maxsize=2)
+def _published(checkpoint: str, stamp: int, device: str, dtype: str) -> tuple[WorldModel, Any]:
+    source = nwm.parse(checkpoint)
+    name = source.autoencoder
+    folder = _fetched(name.removeprefix("hub:"), ["config.json", "*.safetensors"]) if name.startswith("hub:") else Path(name).expanduser()
+    if not folder.exists():
+        get = "download stabilityai/sd-vae-ft-ema there, or say 'nwm:PATH,vae=PATH' or 'nwm:PATH,vae=hub:stabilityai/sd-vae-ft-ema'"
+        raise ValueError(f"{source.weights} needs Stable Diffusion's autoencoder, which is not at {folder}: {get}")
+    model, config = nwm.load_published(source, folder)
     return model.to(device, getattr(torch, dtype)), config

@@ -46,6 +46,7 @@ PACKAGES = (
     Package("moviepy", "moviepy", "RecordVideo", "video"),
     Package("matplotlib", "matplotlib", "plots", "eval"),
     Package("torchmetrics", "torchmetrics", "image metrics", "eval"),
+    Package("h5py", "h5py", "RECON's HDF5 files", "recon"),
     Package("stable-baselines3", "stable_baselines3", "PPO", "rl"),
     Package("pygame", "pygame", "wmgym play", "play"),
     Package("memory-maze", "wmgym.envs.memory_maze.maze", "Memory Maze", "maze"),
@@ -179,7 +180,7 @@ def memory_maze() -> str:
 
 
 def bundled_names() -> list[str]:
-    return list(dict.fromkeys(row.kwargs["checkpoint"] for row in TABLE if "checkpoint" in row.kwargs))
+    return list(dict.fromkeys(row.kwargs["checkpoint"] for row in TABLE if row.kwargs.get("checkpoint")))
 
 
 def weights(name: str) -> str:

@@ -32,6 +32,7 @@ class WorldModelEnv(gym.Env):
     hold_action    worlds that make F frames a step: one action for all of them instead of F
     horizon        frames after which the env itself truncates
     context        "live" (the twin is walked for the opening frames), "bundled" (shipped clips), or frames, actions, poses
+    data           setting "recon": folder of recorded drives, which episodes open with
     twin, twin_kwargs   the id of the ground truth, and what it is made with
     """
 
@@ -39,7 +40,7 @@ class WorldModelEnv(gym.Env):
 
     def __init__(
         self,
-        checkpoint: str | World,
+        checkpoint: str | World | None = None,
         *,
         setting: str | None = None,
         num_actions: int | None = None,
@@ -53,6 +54,7 @@ class WorldModelEnv(gym.Env):
         hold_action: bool = False,
         horizon: int | None = None,
         context: Any = None,
+        data: str | None = None,
         twin: str | None = None,
         twin_kwargs: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
@@ -71,6 +73,7 @@ class WorldModelEnv(gym.Env):
             hold_action=hold_action,
             horizon=horizon,
             context=context,
+            data=data,
             twin=twin,
             twin_kwargs=twin_kwargs,
         )

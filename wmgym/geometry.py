@@ -47,17 +47,18 @@ def view_direction(pose: Tensor) -> Tensor:
     return torch.stack([pitch.cos() * yaw.cos(), pitch.cos() * yaw.sin(), pitch.sin()], -1)
 
 
-def token_rays(relative: Tensor, pitch: Tensor, height: int, width: int, field_of_view: float) -> Tensor:
+def token_rays(relative: Tensor, pitch: Tensor, height: int, width: int, field_of_view: float, aspect: float = 1.0) -> Tensor:
     """Where the tokens of a frame look, in the yaw frame of a reference pose.
 
     relative: [B, n, 5], each frame's pose seen from the reference pose (`relative_pose`); pitch: [B], the reference's own pitch.
-    Frames are cut into height x width tokens; field_of_view is vertical, in radians; pixels are square.
+    Frames are cut into height x width tokens; field_of_view is vertical, in radians; a pixel is `aspect`
+    times as wide as it is high (1 unless a wide view was squeezed into a square).
     Returns [B, n, height * width, 6]: unit direction of the token's centre (forward, left, up) and the eye's offset
     (forward, left, up; metres). Two tokens that see the same distant thing have the same direction.
     """
     tan = math.tan(field_of_view / 2)
     rows = (1 - 2 * (torch.arange(height, device=relative.device) + 0.5) / height) * tan
-    columns = (1 - 2 * (torch.arange(width, device=relative.device) + 0.5) / width) * tan * width / height
+    columns = (1 - 2 * (torch.arange(width, device=relative.device) + 0.5) / width) * tan * width / height * aspect
     up, left = torch.meshgrid(rows, columns, indexing="ij")
     up, left = up.flatten(), left.flatten()  # [N]; the camera looks along forward = 1
     tilt = (pitch[:, None] + relative[..., 4])[..., None]  # [B, n, 1]: each frame's absolute pitch

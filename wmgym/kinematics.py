@@ -25,6 +25,9 @@ class Kinematics:
     uncertain: tuple[bool, ...]  # components that a learned head may correct: a turn is always obeyed, a step is not
     field_of_view: float  # radians, vertical; frames are square in what we train on
 
+    action_size = 0  # numbers in an action; 0: actions are counted
+    aspect = 1.0  # width to height of the view
+
     @property
     def num_actions(self) -> int:
         return len(self.egomotion)
@@ -89,11 +92,62 @@ MEMORY_MAZE = Kinematics(
     math.radians(80),
 )
 
+
+@dataclass(frozen=True)
+class Displacement:
+    """Continuous actions: a displacement in the frame of the pose it starts from, normalised as NWM does it for one dataset.
+
+    (x, y) is divided by `spacing` and brought from [low, high] to [-1, 1], offset included: standing still is (-1/3, 0), not 0. The turn
+    is divided by pi. A displacement over several steps lies outside of [-1, 1], and is normalised all the same.
+    """
+
+    spacing: float = 0.25  # metres between waypoints: about one step's way
+    low: tuple[float, float] = (-2.5, -4.0)  # x, y in waypoints
+    high: tuple[float, float] = (5.0, 4.0)
+    rate: float = 4.0  # frames per second
+    field_of_view: float = 1.309  # radians, vertical
+    aspect: float = 4 / 3  # width to height of the view, before it is squeezed into a square frame
+
+    name = "recon"
+    action_size = 3
+    num_actions = 0
+    uncertain = (False,) * 5  # what was done is what was measured
+
+    def __post_init__(self) -> None:
+        if not (self.spacing > 0 and self.rate > 0 and self.aspect > 0 and 0 < self.field_of_view < math.pi):
+            raise ValueError(f"spacing, rate, aspect and field_of_view must be positive (the last below pi), got {self}")
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+
+    def motion(self, actions: Tensor) -> Tensor:
+        """Normalised displacements [..., 3] -> egomotion float32 [..., 5]."""
+        low, span = self._scale(actions.device)
+        xy = ((actions[..., :2].float() + 1) / 2 * span + low) * self.spacing
+        still = torch.zeros_like(xy[..., :1])
+        return torch.cat([xy, still, actions[..., 2:].float() * math.pi, still], -1)
+
+    def action(self, egomotion: Tensor) -> Tensor:
+        """The inverse of `motion`: egomotion [..., 5] -> float32 [..., 3]. Height and tilt have no part in it."""
+        low, span = self._scale(egomotion.device)
+        xy = 2 * (egomotion[..., :2].float() / self.spacing - low) / span - 1
+        return torch.cat([xy, egomotion[..., 3:4].float() / math.pi], -1)
+
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """float32 [5]: zeros, since nothing is to be corrected."""
+        return torch.zeros(5, device=device)
+
+    def _scale(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        low = torch.tensor(self.low, device=device)
+        return low, torch.tensor(self.high, device=device) - low
+
+
 KINEMATICS = {k.name: k for k in (MINECRAFT, MEMORY_CARDS, MEMORY_MAZE)}
 
 
-def kinematics(name: str) -> Kinematics:
-    """The kinematics of a world by name."""
+def kinematics(name: str, displacement: Displacement | None = None) -> Kinematics | Displacement:
+    """The kinematics of a world by name; those of "recon" are told by its data."""
+    if name == Displacement.name:
+        return displacement or Displacement()
     if name not in KINEMATICS:
-        raise ValueError(f"kinematics must be one of {sorted(KINEMATICS)}, got {name!r}")
+        raise ValueError(f"kinematics must be one of {sorted([*KINEMATICS, Displacement.name])}, got {name!r}")
     return KINEMATICS[name]

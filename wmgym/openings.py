@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import gymnasium as gym
 import numpy as np
 
+from wmgym.data import recon
 from wmgym.data.episode import write_atomically
 
 CONTEXT_KEYS = ("frames", "actions", "poses")
@@ -106,6 +107,35 @@ class ClipOpenings:
         if clip.seed is None:
             raise ValueError("this opening does not say with which seed the ground truth begins there")
         return clip.seed, list(clip.actions[1:])
+
+    def close(self) -> None:
+        pass
+
+
+class DriveOpenings:
+    """A stretch of one of several recorded drives; the goal is the pose a little further on."""
+
+    CONTEXT, AHEAD = 32, 8  # frames before the episode, at most; frames to the goal
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.dataset = recon.read_dataset(folder)
+        self._paths, self._size = recon.list_trajectories(folder), size
+
+    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
+        for _ in range(64):
+            drive = recon.read_trajectory(self._paths[int(rng.integers(len(self._paths)))])
+            if len(drive) > self.AHEAD + 1:
+                break
+        else:
+            raise ValueError(f"{self._paths[0].parent} holds hardly a drive of more than {self.AHEAD + 1} frames")
+        now = int(rng.integers(len(drive) - self.AHEAD))
+        seen = slice(max(0, now + 1 - self.CONTEXT), now + 1)
+        actions = recon.to_actions(drive, self.dataset.displacement)[seen]
+        frames = drive.frames(range(seen.start, seen.stop), self._size)
+        return Opening(frames, actions, drive.poses[seen], drive.poses[now + self.AHEAD])
+
+    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
+        raise ValueError("recorded drives have no ground truth that could open there")
 
     def close(self) -> None:
         pass

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import gymnasium as gym
+import numpy as np
 import tyro
 
 from wmgym.registration import row_of
@@ -18,6 +19,7 @@ class PlayArgs:
     seed: int | None = None  # which world, and which noise
     task: str | None = None
     checkpoint: str | None = None  # dreams only: bundled name, path, or hub name
+    data: str | None = None  # dreams of RECON only: folder of drives
     memory: str | None = None  # dreams only
     denoise_steps: int | None = None  # dreams only
     device: str | None = None  # dreams only
@@ -37,9 +39,10 @@ def play(args: PlayArgs) -> None:
     env = gym.make(row_of(args.id).id, render_mode="rgb_array", **keywords)
     keys = env.unwrapped.get_keys_to_action()  # type: ignore[attr-defined]  # each id has one, by contract
     meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
-    print("keys:", ", ".join(f"{_key_name(key)} = {meanings[action]}" for key, action in keys.items()))
+    print("keys:", ", ".join(f"{_key_name(key)} = {_in_words(action, meanings)}" for key, action in keys.items()))
+    noop = keys.pop((), 0)
     try:
-        play_in_window(env, zoom=args.zoom, keys_to_action=keys, seed=args.seed, noop=0, wait_on_player=args.wait)
+        play_in_window(env, zoom=args.zoom, keys_to_action=keys, seed=args.seed, noop=noop, wait_on_player=args.wait)
     finally:
         env.close()
 
@@ -48,12 +51,12 @@ def make_keywords(args: PlayArgs) -> dict[str, Any]:
     """What `gym.make` is given. An option that the id does not know raises ValueError."""
     row = row_of(args.id)
     imagined = "memory" in row.kwargs
-    foreign = ("backend",) if imagined else ("checkpoint", "memory", "denoise_steps", "device")
+    foreign = ("backend",) if imagined else ("checkpoint", "data", "memory", "denoise_steps", "device")
     for name in foreign:
         if getattr(args, name) is not None:
             kind = "a dream" if imagined else "a ground truth"
             raise ValueError(f"--{name.replace('_', '-')} means nothing for {row.id}, which is {kind}")
-    names = ("task", "checkpoint", "memory", "denoise_steps", "device", "backend")
+    names = ("task", "checkpoint", "data", "memory", "denoise_steps", "device", "backend")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
@@ -64,6 +67,13 @@ def _check_display() -> None:
         pygame.display.init()
     except pygame.error as error:
         raise OSError(f"wmgym play cannot open a window here: {error}") from error
+
+
+def _in_words(action: Any, meanings: list[str]) -> str:
+    """An action by its name, or a continuous one by its numbers."""
+    if np.ndim(action) == 0:
+        return meanings[action]
+    return " ".join(f"{name} {value:.2f}" for name, value in zip(meanings, action, strict=True))
 
 
 def _key_name(key: Any) -> str:

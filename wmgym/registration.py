@@ -21,7 +21,8 @@ class World:
     action: str
 
 
-MINECRAFT = World(("navigate", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
+RECON = World(("free",), "64x64x3 uint8", "3 float32")  # frames have the size of the weights, which the user brings
+MINECRAFT = World(("navigate", "navigate-near", "free"), "compass 2 float32, pov 64x64x3 uint8", "Discrete(10)")
 MEMORY_CARDS = World(("free",), "48x48x3 uint8", "Discrete(5)")
 
 
@@ -71,6 +72,8 @@ TABLE = (
     dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
     *(maze(cells, variant) for cells in (9, 11, 13, 15) for variant in MAZE_VARIANTS),
     Row("MemoryCards-v0", MEMORY_CARDS, "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),
+    dream("WorldPack-Recon-v0", RECON, None, checkpoint=None, memory="worldpack", setting="recon"),
+    dream("NWM-Recon-v0", RECON, None, checkpoint=None, memory="none", setting="recon"),
 )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wmgym import rng, tree
 from wmgym.core import Clip, World
-from wmgym.openings import ClipOpenings, LiveOpenings, Opening, Openings, check_context, check_goal, read_clips
+from wmgym.openings import ClipOpenings, DriveOpenings, LiveOpenings, Opening, Openings, check_context, check_goal, read_clips
 from wmgym.tasks import SETTINGS, Free, Setting, Task, horizontal_distance
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -383,7 +383,7 @@ def to_numpy(values: Tensor) -> np.ndarray:
 
 
 def make_shell(
-    checkpoint: str | World,
+    checkpoint: str | World | None,
     *,
     setting: str | None,
     num_actions: int | None,
@@ -397,11 +397,18 @@ def make_shell(
     hold_action: bool,
     horizon: int | None,
     context: Any,
+    data: str | None,
     twin: str | None,
     twin_kwargs: Mapping[str, Any] | None,
 ) -> Shell:
     """Check every keyword, load the world, and put the parts together. A wrong value raises `ValueError`."""
     place = _setting(setting, num_actions, action_space)
+    if checkpoint is None:
+        raise ValueError("this id comes without weights: give checkpoint=, a path, 'hub:OWNER/NAME' or 'nwm:PATH' (published NWM weights)")
+    if place.needs_data and data is None:
+        raise ValueError(f"episodes of setting {place.name!r} open with recorded drives: give data= (a folder of them)")
+    if data is not None and not place.needs_data:
+        raise ValueError(f"data means nothing for setting {place.name!r}, got {data!r}")
     chosen = _task(place, task)
     check_positive(horizon=horizon, memory_budget=memory_budget, denoise_steps=denoise_steps)
     if not isinstance(hold_action, (bool, np.bool_)):
@@ -417,7 +424,7 @@ def make_shell(
         checkpoint, device=device, dtype=dtype, memory=memory, memory_budget=memory_budget, denoise_steps=denoise_steps
     )
     shell = Shell(loaded, chosen, place, None, horizon=horizon or chosen.horizon, hold_action=bool(hold_action))
-    shell.openings = _openings(shell, context, twin, dict(twin_kwargs or {}))
+    shell.openings = _openings(shell, context, data, twin, dict(twin_kwargs or {}))
     return shell
 
 
@@ -467,7 +474,9 @@ def _world(checkpoint: str | World, *, device: str | None, dtype: str | None, **
     return checkpoint
 
 
-def _openings(shell: Shell, context: Any, twin: str | None, twin_kwargs: dict[str, Any]) -> Openings | None:
+def _openings(shell: Shell, context: Any, data: str | None, twin: str | None, twin_kwargs: dict[str, Any]) -> Openings | None:
+    if context is None and data is not None:
+        return _drives(shell, data)
     if context is None:
         context = "live" if twin else "bundled" if _clips_of(shell).is_file() else None
     if context is None:
@@ -479,6 +488,18 @@ def _openings(shell: Shell, context: Any, twin: str | None, twin_kwargs: dict[st
         return read_clips(_clips_of(shell))
     clips = [context] if isinstance(context, Mapping) else list(context)
     return ClipOpenings([shell.check_context(clip) for clip in clips])
+
+
+def _drives(shell: Shell, data: str) -> DriveOpenings:
+    """Openings from recorded drives, whose displacements must mean what the world's actions mean."""
+    from wmgym.kinematics import Displacement
+    from wmgym.world_model import WorldModel
+
+    openings = DriveOpenings(Path(data), shell.world.frame_shape[0])
+    if isinstance(shell.world, WorldModel) and shell.world.kinematics != openings.dataset.displacement:
+        told = shell.world.kinematics if isinstance(shell.world.kinematics, Displacement) else shell.world.kinematics.name
+        raise ValueError(f"the checkpoint was made for {told}, the drives of {data} say {openings.dataset.displacement}")
+    return openings
 
 
 def _clips_of(shell: Shell) -> Path:

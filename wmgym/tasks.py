@@ -117,6 +117,8 @@ class Navigate:
     name: str = "navigate"
     horizon: int = NAVIGATE_HORIZON
     needs_goal: bool = True
+    nearest: float = 8.0  # blocks to the goal, at least
+    farthest: float = 32.0
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32))
@@ -125,7 +127,7 @@ class Navigate:
         return {"pov": frames, "compass": compass(poses, goals)}
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
-        return sample_goal(rng, pose)
+        return sample_goal(rng, pose, self.nearest, self.farthest)
 
     def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
         return navigate_reward(before, after, goals)
@@ -172,11 +174,12 @@ class Setting:
 
     name: str
     frame_actions: spaces.Space  # what one frame is told
-    actions: tuple[str, ...] = ()  # what each action does, in words
-    keys: dict[Any, int] = field(default_factory=dict)  # for `gymnasium.utils.play`
+    actions: tuple[str, ...] = ()  # what each action does, in words; or each number of a continuous one
+    keys: dict[Any, Any] = field(default_factory=dict)  # for `gymnasium.utils.play`
     tasks: dict[str, Task] = field(default_factory=lambda: {"free": Free()})  # the first is the default
     opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
     fps: float = 10
+    needs_data: bool = False  # episodes open with recorded drives, which the user brings
 
 
 MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
@@ -194,13 +197,30 @@ def zig_zag(back: bool = False) -> tuple[int, ...]:
     return (*(action for move in moves for action in (toggle, move)), toggle)
 
 
+# One waypoint ahead or back, and 15 degrees, in NWM's normalisation; standing still is -1/3, and is what no key means.
+_STILL, _AHEAD, _BACK, _TURN = -1 / 3, -1 / 15, -3 / 5, 1 / 12
+RECON_KEYS = {
+    keys: np.array([ahead, 0, turn], np.float32)
+    for keys, ahead, turn in (
+        ((), _STILL, 0),
+        (("w",), _AHEAD, 0),
+        (("s",), _BACK, 0),
+        (("a",), _STILL, _TURN),
+        (("d",), _STILL, -_TURN),
+        (("a", "w"), _AHEAD, _TURN),
+        (("d", "w"), _AHEAD, -_TURN),
+    )
+}
+
+
 SETTINGS = {
+    "recon": Setting("recon", spaces.Box(-1, 1, (3,), np.float32), ("forward", "left", "turn"), RECON_KEYS, fps=4, needs_data=True),
     "minecraft": Setting(
         "minecraft",
         spaces.Discrete(len(MINECRAFT_ACTIONS)),
         MINECRAFT_ACTIONS,
         MINECRAFT_KEYS,
-        {"navigate": Navigate(), "free": Free()},
+        {"navigate": Navigate(), "navigate-near": Navigate("navigate-near", 100, nearest=4.0, farthest=10.0), "free": Free()},
         LOOK_AROUND,
         fps=5,
     ),

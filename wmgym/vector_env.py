@@ -38,7 +38,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def __init__(
         self,
-        checkpoint: str | World,
+        checkpoint: str | World | None = None,
         num_envs: int = 1,
         *,
         setting: str | None = None,
@@ -54,6 +54,7 @@ class WorldModelVectorEnv(VectorEnv):
         horizon: int | None = None,
         max_episode_steps: int | None = None,
         context: Any = None,
+        data: str | None = None,
         twin: str | None = None,
         twin_kwargs: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
@@ -78,6 +79,7 @@ class WorldModelVectorEnv(VectorEnv):
             hold_action=hold_action,
             horizon=max_episode_steps if horizon is None else horizon,
             context=context,
+            data=data,
             twin=twin,
             twin_kwargs=twin_kwargs,
         )

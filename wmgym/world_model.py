@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from wmgym import rng
 from wmgym.core import Clip, Context, ContextFrames, Footprint, Frames, Memory, Query, Recall, Seen, WorldState
+from wmgym.diffusion.ddpm import ANCESTRAL, respaced
 from wmgym.diffusion.flow import corrupt, levels, logit_normal, target_velocity
 from wmgym.diffusion.samplers import SAMPLERS, evaluations
 from wmgym.geometry import compose, relative_pose
-from wmgym.kinematics import Kinematics
+from wmgym.kinematics import Displacement, Kinematics
 from wmgym.memory.merge import merge
 from wmgym.nets.autoencoder import Autoencoder, to_uint8
 from wmgym.nets.cdit import CDiT, Condition
 from wmgym.nets.heads import MotionHead, RewardHead
+from wmgym.nets.kl_autoencoder import KLAutoencoder
+from wmgym.nets.nwm import NWMNet
 
 _ENCODE_AT_ONCE = 256  # frames
 
@@ -38,9 +41,11 @@ class SamplerConfig:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {self.name!r}")
+        if self.name not in (*SAMPLERS, *ANCESTRAL):
+            raise ValueError(f"sampler must be one of {sorted([*SAMPLERS, *ANCESTRAL])}, got {self.name!r}")
         levels(self.denoise_steps, self.shift)
+        if self.name in ANCESTRAL:
+            respaced(self.denoise_steps)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Batch:
     memories: tuple[Any, ...]
     before: Tensor  # [B, C, h, w]: the newest latent before the chunk
     pose: Tensor  # float32 [B, 5]: its pose
-    actions: Tensor  # int64 [B, F]
+    actions: Tensor  # int64 [B, F] or float32 [B, F, A]
     latents: Tensor  # [B, F, C, h, w]
     poses: Tensor  # float32 [B, F, 5]: where the chunk really was
     times: Tensor  # int64 [B, F]
@@ -64,28 +69,32 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
-        net: CDiT,
-        motion_head: MotionHead,
-        kinematics: Kinematics,
+        autoencoder: Autoencoder | KLAutoencoder,
+        net: CDiT | NWMNet,
+        motion_head: MotionHead | None,
+        kinematics: Kinematics | Displacement,
         memories: tuple[Memory[Any], ...],
         sampler: SamplerConfig,
         *,
         reward_head: RewardHead | None = None,
         pose_source: str = "learned",
+        through_pixels: bool = False,
     ) -> None:
         super().__init__()
+        if (net.predicts == "noise") != (sampler.name in ANCESTRAL):
+            raise ValueError(f"the network predicts {net.predicts}, sampler {sampler.name!r} does not remove it")
         if pose_source not in ("learned", "actions"):
             raise ValueError(f"pose_source must be 'learned' or 'actions', got {pose_source!r}")
         self.autoencoder, self.net, self.motion_head, self.reward_head = autoencoder, net, motion_head, reward_head
         self.kinematics, self.memories, self.sampler, self.pose_source = kinematics, memories, sampler, pose_source
+        self.through_pixels = through_pixels  # remember what was dreamed as frames would be seen: decoded and encoded again
         self.chunk = net.config.chunk
         size = autoencoder.config.frame_size
         self.frame_shape = (size, size, 3)
 
     @property
     def device(self) -> torch.device:
-        return self.net.position.device
+        return next(self.net.parameters()).device
 
     # -- core.World -------------------------------------------------------------------------------------------------------------
 
@@ -117,32 +126,43 @@ class WorldModel(nn.Module):
         return self._remember(state, Seen(latents, seen.poses, times, seen.actions, seen.valid))
 
     @torch.inference_mode()
-    def step(self, state: WorldState, actions: Tensor) -> tuple[WorldState, Frames]:
-        """One chunk; actions int64 [B, F]."""
-        if actions.shape != (len(state.times), self.chunk):
-            raise ValueError(f"actions must have shape {(len(state.times), self.chunk)}, got {tuple(actions.shape)}")
-        state, (poses, rewards, ends) = self.imagine(state, actions)
+    def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
+        """One chunk; actions int64 [B, F] or float32 [B, F, A]. An action may lead `stride` frames ahead at once."""
+        size = self.kinematics.action_size
+        wanted = (len(state.times), self.chunk, *([size] if size else []))
+        if actions.shape != wanted:
+            raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
+        state, (poses, rewards, ends) = self.imagine(state, actions, stride)
         pixels = to_uint8(self.autoencoder.decode(state.latents))
         spent = evaluations(self.sampler.name, self.sampler.denoise_steps)
         return state, Frames(pixels, poses, rewards, ends, {"network_evaluations": spent})
 
     # -- the parts --------------------------------------------------------------------------------------------------------------
 
-    def imagine(self, state: WorldState, actions: Tensor) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None]]:
+    def imagine(
+        self, state: WorldState, actions: Tensor, stride: int = 1
+    ) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None]]:
         """A step that stays in latent space: the new state, and the chunk's poses, rewards and ends."""
         egomotion = self.kinematics.motion(actions)
-        query = self.query(state.poses, egomotion, state.times)
+        query = self.query(state.poses, egomotion, state.times + (stride - 1))
         context = self.recall(state.memories, query)
         bound = self.net.bind(condition(query, actions, egomotion), context)
-        settings = self.sampler
-        start = rng.noise(state.keys, tuple(state.latents.shape[1:]))
-        latents = SAMPLERS[settings.name](bound, start, levels(settings.denoise_steps, settings.shift))
+        latents = self._sample(bound, state.keys, tuple(state.latents.shape[1:]))
         poses, rewards, ends = self._arrive(state, latents, actions, egomotion)
         valid = torch.ones_like(query.times, dtype=torch.bool)
         kv = bound.keys_values(latents) if self._needs_kv else None
         recall = context.recall or self._no_recall(len(actions))
         state = replace(state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), recall=recall)
-        return self._write(state, Seen(latents, poses, query.times, actions, valid, kv)), (poses, rewards, ends)
+        kept = self.encode(to_uint8(self.autoencoder.decode(latents))) if self.through_pixels else latents
+        return self._write(state, Seen(kept, poses, query.times, actions, valid, kv)), (poses, rewards, ends)
+
+    def _sample(self, bound: Any, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Latents [B, *shape] from noise, by the sampler of the settings."""
+        settings, start = self.sampler, rng.noise(keys, shape)
+        if settings.name in SAMPLERS:
+            return SAMPLERS[settings.name](bound, start, levels(settings.denoise_steps, settings.shift))
+        schedule = respaced(settings.denoise_steps)
+        return ANCESTRAL[settings.name](bound, start, schedule, lambda i: rng.noise(rng.fold(keys, i), shape))
 
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> latents [B, T, C, h, w], a bounded number at once."""
@@ -168,14 +188,14 @@ class WorldModel(nn.Module):
         """Poses of the chunk's frames [B, F, 5], corrected by what the frames show, and rewards and ends where a head reads them."""
         before = torch.cat([state.latents[:, -1:], latents[:, :-1]], 1).flatten(0, 1)
         after, flat = latents.flatten(0, 1), actions.flatten(0, 1)
-        if self.pose_source == "learned":
+        if self.pose_source == "learned" and self.motion_head is not None:
             correction = self.motion_head(before, after, flat) * self.kinematics.mask(latents.device)
             egomotion = egomotion + correction.view_as(egomotion)
         poses = self.query(state.poses, egomotion, state.times).poses
         if self.reward_head is None:
             return poses, None, None
         rewards, ends = self.reward_head(before, after, flat)
-        return poses, rewards.view(actions.shape), ends.view(actions.shape)
+        return poses, rewards.view(actions.shape[:2]), ends.view(actions.shape[:2])
 
     def _write(self, state: WorldState, seen: Seen) -> WorldState:
         memories = tuple(memory.write(value, seen) for memory, value in zip(self.memories, state.memories, strict=True))
@@ -234,6 +254,8 @@ class WorldModel(nn.Module):
         bound = self.net.bind(condition(query, batch.actions, egomotion), replace(context, frames=noisy))
         velocity = bound(corrupt(data, noise, level), level).float()
         flow = (velocity - target_velocity(data, noise)).square().mean()
+        if self.motion_head is None:
+            return {"flow": flow}
         pairs = torch.cat([batch.before[:, None].float(), batch.latents.float()], 1)
         return {"flow": flow, "motion": self._motion_loss(batch, egomotion, pairs + context_noise * normal(pairs.shape))}
 
@@ -242,6 +264,7 @@ class WorldModel(nn.Module):
         correction = relative_pose(stood[:, 1:], stood[:, :-1]) - egomotion
         before, after = pairs[:, :-1].flatten(0, 1), pairs[:, 1:].flatten(0, 1)
         mask = self.kinematics.mask(pairs.device)
+        assert self.motion_head is not None
         return self.motion_head.loss(before, after, batch.actions.flatten(), correction.flatten(0, 1), mask)
 
 

@@ -1,15 +1,16 @@
 """`Minecraft-v0`, the ground truth: a body in a block world, seen from its eyes.
 
 Actions (0.2 s each): noop, forward, back, strafe left, strafe right, forward + jump, turn left, turn right, look up, look down.
-Task "navigate": the frame and a compass; reward is the blocks gained towards the goal, and 100 on arrival. Task "free": the frame
-alone, no reward. The engine is chosen by `backend`; the task is in wmgym/tasks.py, shared with the dreams of this world.
+Task "navigate": the frame and a compass; reward is the blocks gained towards the goal, and 100 on arrival. Task "navigate-near": the
+same with goals within 10 blocks, to learn from. Task "free": the frame alone, no reward. The engine is chosen by `backend`; the task is in
+wmgym/tasks.py, shared with the dreams of this world.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +23,7 @@ from wmgym.envs.minecraft.backend import Backend, Pose, check_pose, make_backend
 if TYPE_CHECKING:
     from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
-TASKS = ("navigate", "free")
+TASKS = tasks.SETTINGS["minecraft"].tasks
 RESET_OPTIONS = ("goal", "start")
 
 
@@ -30,7 +31,7 @@ class MinecraftEnv(gym.Env):
     """A Minecraft-like world of which `info["pose"]` is known.
 
     size: side of the square frames observed. render_size: side, or (height, width), of what `render()` returns; default `size`.
-    horizon: steps after which an episode is cut off; default 500 ("navigate") or 10,000 ("free").
+    horizon: steps after which an episode is cut off; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free").
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -141,7 +142,7 @@ class MinecraftEnv(gym.Env):
 
 def observation_space(task: str, size: int) -> spaces.Space:
     frame = spaces.Box(0, 255, (size, size, 3), np.uint8)
-    return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32)) if task == "navigate" else frame
+    return TASKS[task].observation_space(frame)
 
 
 def open_episode(
@@ -149,15 +150,15 @@ def open_episode(
 ) -> tuple[Pose, Pose | None]:
     """Enter the next world of `rng`: the first pose, and the goal of a task that has one."""
     pose = engine.reset(int(rng.integers(2**31)), start)
-    if task != "navigate":
+    if not TASKS[task].needs_goal:
         return pose, None
-    return pose, choose_goal(rng, pose, engine.reachable) if goal is None else full_goal(goal, pose)
+    return pose, choose_goal(rng, pose, engine.reachable, task) if goal is None else full_goal(goal, pose)
 
 
-def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Callable[[float, float], bool]) -> Pose:
+def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Callable[[float, float], bool], task: str = "navigate") -> Pose:
     """A goal that a walker can get to; the last one tried, if none of 64 is."""
     for _ in range(64):
-        goal = tasks.sample_goal(rng, pose)
+        goal = cast(Pose, TASKS[task].choose_goal(rng, pose))
         if reachable(float(goal[0]), float(goal[1])):
             break
     return goal
@@ -176,7 +177,7 @@ def state_of(
         "task": task,
         "horizon": horizon,
         "elapsed": elapsed,
-        "goal": goal.copy() if task == "navigate" and goal is not None else None,
+        "goal": goal.copy() if TASKS[task].needs_goal and goal is not None else None,
         "backend": engine.save(),
         "np_random": copy.deepcopy(rng.bit_generator.state),
         "seed": seed,
@@ -200,7 +201,7 @@ def check_horizon(task: str, horizon: int | None) -> int:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
     if horizon is None:
-        return tasks.NAVIGATE_HORIZON if task == "navigate" else tasks.FREE_HORIZON
+        return TASKS[task].horizon
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
     return int(horizon)
@@ -245,7 +246,7 @@ def check_options(options: Any, task: str, bounds: Any) -> tuple[Pose | None, Po
 
 def check_goal(goal: Any, task: str, bounds: Any) -> Pose:
     """A goal pose of 2 or 5 numbers within the world."""
-    if task != "navigate":
+    if not TASKS[task].needs_goal:
         raise ValueError(f"option 'goal' belongs to the task 'navigate', this env has task {task!r}")
     pose = check_pose("goal", goal, (2, 5))
     low, high = bounds

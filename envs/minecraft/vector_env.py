@@ -54,6 +54,7 @@ class MinecraftVectorEnv(VectorEnv):
         self.num_envs = check_count("num_envs", num_envs)
         self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
         self.task, self.horizon = task, single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps)
+        self._has_goal = single.TASKS[task].needs_goal
         self.size, self.render_size = single.check_size(size), single.check_render_size(render_size, size)
         self.render_mode = single.check_render_mode(render_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -105,7 +106,7 @@ class MinecraftVectorEnv(VectorEnv):
         self._elapsed[moving] += 1
         rewards = np.zeros(self.num_envs)
         self._truncated[moving] = self._elapsed[moving] >= self.horizon
-        if self.task == "navigate":
+        if self._has_goal:
             rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
             self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -240,7 +241,7 @@ class MinecraftVectorEnv(VectorEnv):
         return self._lanes.render(self.size, self.size, lanes)
 
     def _observe(self, frames: NDArray[np.uint8]) -> Any:
-        compass = tasks.compass(self._poses, self._goals) if self.task == "navigate" else None
+        compass = tasks.compass(self._poses, self._goals) if self._has_goal else None
         if self.obs_type == "torch":
             import torch  # here, so that a ground truth alone loads none
 
@@ -250,7 +251,7 @@ class MinecraftVectorEnv(VectorEnv):
     def _info(self, lanes: Mask) -> dict[str, Any]:
         """Gymnasium's batched info: each key beside a mask `_key` of the lanes that are told."""
         values = {"pose": self._poses}
-        if self.task == "navigate":
+        if self._has_goal:
             values |= {"goal": self._goals, "goal_distance": tasks.horizontal_distance(self._poses, self._goals).astype(np.float64)}
         info: dict[str, Any] = {}
         for key, value in values.items():
@@ -262,7 +263,7 @@ class MinecraftVectorEnv(VectorEnv):
         """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
         batch, last = self._observe(frames.copy()), np.full(self.num_envs, None, object)
         for lane in np.flatnonzero(over):
-            last[lane] = {key: value[lane] for key, value in batch.items()} if self.task == "navigate" else batch[lane]
+            last[lane] = {key: value[lane] for key, value in batch.items()} if self._has_goal else batch[lane]
         return {"final_obs": last, "_final_obs": over.copy(), "final_info": self._info(over), "_final_info": over.copy()}
 
     def _check_actions(self, actions: Any) -> NDArray[np.int64]:

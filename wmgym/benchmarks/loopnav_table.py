@@ -81,14 +81,14 @@ def curve(rows: Sequence[Mapping[str, Any]], metric: str, share: float = 0.5) ->
 
 def markdown(summary: Mapping[str, Any], preface: str = PREFACE) -> str:
     """The tables for people."""
-    lines = [preface, "## The leg, dreamed", "", *rows_for_people(summary["cells"])]
-    lines += ["", "## Paired differences over the leg", "", *rows_for_people(summary["differences"])]
-    lines += ["", "## The next frame from true history, where the view moves", "", *rows_for_people(summary["next_frame"])]
+    lines = [preface, "## The leg, dreamed", "", *markdown_rows(summary["cells"])]
+    lines += ["", "## Paired differences over the leg", "", *markdown_rows(summary["differences"])]
+    lines += ["", "## The next frame from true history, where the view moves", "", *markdown_rows(summary["next_frame"])]
     return "\n".join(lines) + "\n"
 
 
-def rows_for_people(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table in Markdown, each mean with its interval."""
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of one table; `x_low` and `x_high` stand beside `x` as its interval."""
     if not rows:
         return ["nothing to show"]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(("_low", "_high"))]

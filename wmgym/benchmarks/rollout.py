@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def next_frames(
             state, alive = _keep(state, alive, sum(loops[row].leg > first + every for row in rows))
             if alive:
                 parts = [slice(loops[row].split + first, loops[row].split + first + every) for row in rows[:alive]]
-                state = world.observe(state, _clip([loops[row] for row in rows[:alive]], parts, world.device))
+                state = world.observe(state, clip_of([loops[row] for row in rows[:alive]], parts, world.device))
     return [NextFrames(steps_made(loop, every), np.stack(made[i])) for i, loop in enumerate(loops)]
 
 
@@ -120,7 +120,8 @@ def _groups(loops: Sequence[Loop], lanes: int) -> list[list[int]]:
 def _open(world: World, loops: Sequence[Loop], seeds: Sequence[int], rows: Sequence[int]) -> WorldState:
     """A world that has seen each row's exploration."""
     parts = [slice(0, loops[row].split) for row in rows]
-    return world.start(_clip([loops[row] for row in rows], parts, world.device), rng.make_keys([seeds[row] for row in rows], world.device))
+    keys = rng.make_keys([seeds[row] for row in rows], world.device)
+    return world.start(clip_of([loops[row] for row in rows], parts, world.device), keys)
 
 
 def _keep(state: WorldState, alive: int, count: int) -> tuple[WorldState, int]:
@@ -140,8 +141,21 @@ def _actions(world: World, loops: Sequence[Loop], rows: Sequence[int], first: in
     return torch.from_numpy(np.stack(chunks)).to(world.device)
 
 
-def _clip(loops: Sequence[Loop], parts: Sequence[slice], device: Any) -> Clip:
-    """A part of each loop as one clip, aligned at the end."""
+class Recorded(Protocol):
+    """Frame t was seen after action t."""
+
+    @property
+    def frames(self) -> np.ndarray: ...
+
+    @property
+    def actions(self) -> np.ndarray: ...
+
+    @property
+    def poses(self) -> np.ndarray: ...
+
+
+def clip_of(loops: Sequence[Recorded], parts: Sequence[slice], device: Any) -> Clip:
+    """A part of each recording as one clip, aligned at the end."""
     longest = max(part.stop - part.start for part in parts)
 
     def stack(name: str) -> Tensor:

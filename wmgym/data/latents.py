@@ -26,7 +26,7 @@ class Latents:
 
     latents: Tensor  # float16 [E, T, C, h, w]
     poses: Tensor  # float32 [E, T, 5]
-    actions: Tensor  # int64 [E, T]
+    actions: Tensor  # int64 [E, T], or float32 [E, T, A]
     lengths: Tensor  # int64 [E]
     rewards: Tensor | None = None  # float32 [E, T]; None: encoded by a version that did not keep them
     ends: Tensor | None = None  # bool [E, T]: the episode ended here, and was not merely cut off
@@ -47,17 +47,24 @@ class Latents:
         return Latents(self.latents.to(device), self.poses.to(device), self.actions.to(device), self.lengths, rewards, ends)
 
 
-def encode(paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, progress: bool = True) -> Latents:
-    """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w]."""
+def encode(
+    paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, action_size: int = 0, progress: bool = True
+) -> Latents:
+    """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w].
+
+    action_size: numbers in a continuous action, 0 where actions are counted.
+    """
     latents, poses, actions, rewards, ends = [], [], [], [], []
     for path, episode in tqdm(_read_ahead(paths), total=len(paths), desc="encode", unit="episode", disable=not progress):
         if episode.frames.shape[1:3] != (frame_size, frame_size):
             raise ValueError(f"{path}: frames are {episode.frames.shape[1]} x {episode.frames.shape[2]}, the model wants {frame_size} x {frame_size}")
-        if episode.actions.ndim != 1:
-            raise ValueError(f"{path}: actions have shape {episode.actions.shape}, discrete ones have one axis")
+        shape = (action_size,) if action_size else ()
+        if episode.actions.shape[1:] != shape:
+            kind = f"[T, {action_size}]" if action_size else "[T], since they are discrete"
+            raise ValueError(f"{path}: actions have shape {episode.actions.shape}, must be {kind}")
         latents.append(encoder(torch.from_numpy(episode.frames)).half().cpu())
         poses.append(torch.from_numpy(episode.poses))
-        actions.append(torch.from_numpy(episode.actions.astype(np.int64)))
+        actions.append(torch.from_numpy(episode.actions.astype(np.int64 if episode.actions.ndim == 1 else np.float32)))
         rewards.append(torch.from_numpy(episode.rewards))
         ends.append(torch.from_numpy(episode.terminated))
     lengths = torch.tensor([len(p) for p in poses])

@@ -35,4 +35,4 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
 
 def evaluations(name: str, steps: int) -> int:
     """Network evaluations that a sampler spends."""
-    return steps if name == "euler" else 2 * steps - 1
+    return 2 * steps - 1 if name == "heun" else steps

@@ -2,17 +2,21 @@
 
 PSNR and SSIM are written out here, since torchmetrics takes 80 s for the SSIM of 1,000 small frames on two cores (its window is a
 dense 11 x 11 convolution); a test holds both to torchmetrics. LPIPS is torchmetrics'; it needs torchvision and its AlexNet
-weights. Nothing here downloads them: `lpips_available` says whether they are there, `lpips` how to get them if they are not.
+weights. DreamSim is its authors' package with its weights. Nothing here downloads any: `lpips_available` and `dreamsim_available` say
+whether they are there, `lpips` and `dreamsim` how to get them if they are not.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+DREAMSIM_SIDE = 224  # pixels that its networks want
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _AT_ONCE = 256  # frames
@@ -75,6 +79,39 @@ def lpips(frames: Tensor, truth: Tensor) -> Tensor:
 def lpips_available() -> bool:
     """Whether `lpips` can run here without a download."""
     return all(importlib.util.find_spec(name) is not None for name in ("torchmetrics", "torchvision")) and _backbone().is_file()
+
+
+def dreamsim(frames: Tensor, truth: Tensor) -> Tensor:
+    """DreamSim (Fu et al. 2023, the ensemble) of each frame, 0 where nothing differs. Frames are stretched to 224 x 224."""
+    if importlib.util.find_spec("dreamsim") is None:
+        raise ImportError("DreamSim needs dreamsim: pip install dreamsim")
+    if not dreamsim_available():
+        fetch = f"dreamsim.dreamsim(pretrained=True, cache_dir={str(_dreamsim_folder())!r}) fetches them"
+        raise ValueError(f"DreamSim needs its weights in {_dreamsim_folder()}; {fetch}")
+    frames, truth = _images(frames, truth)
+    model, size = _dreamsim_model(str(frames.device)), (DREAMSIM_SIDE, DREAMSIM_SIDE)
+    parts = []
+    with torch.no_grad():
+        for pair in zip(frames.split(_AT_ONCE), truth.split(_AT_ONCE), strict=True):
+            resized = [torch.nn.functional.interpolate(x / 255, size, mode="bicubic", antialias=True).clamp(0, 1) for x in pair]
+            parts.append(model(*resized).float().reshape(-1))
+    return torch.cat(parts)
+
+
+def dreamsim_available() -> bool:
+    """Whether `dreamsim` can run here without a download."""
+    return importlib.util.find_spec("dreamsim") is not None and _dreamsim_folder().is_dir() and any(_dreamsim_folder().iterdir())
+
+
+def _dreamsim_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "dreamsim"
+
+
+@cache
+def _dreamsim_model(device: str) -> Any:
+    from dreamsim import dreamsim as load
+
+    return load(pretrained=True, device=device, cache_dir=str(_dreamsim_folder()))[0].eval()
 
 
 def _backbone() -> Path:

@@ -43,7 +43,9 @@ class CDiTConfig:
     depth: int = 6
     heads: int = 4
     num_actions: int = 10
+    action_size: int = 0  # numbers in a continuous action; 0: actions are counted by num_actions
     field_of_view: float = 1.309  # radians, vertical; used by pose_condition "rays"
+    aspect: float = 1.0  # width to height of the view, where frames are squeezed into a square
     pose_condition: str = "rays"
     rotate_values: bool = True  # only with "rays"
     rope_share: float = 0.5  # share of each head's dimensions that carry time
@@ -83,7 +85,7 @@ SIZES = {
 class Condition:
     """What the target frames are to show, apart from the noise level."""
 
-    actions: Tensor  # int64 [B, F]
+    actions: Tensor  # int64 [B, F], or float32 [B, F, A]
     egomotion: Tensor  # [B, F, 5]: of each step, as the kinematics expect it
     relative: Tensor  # [B, F, 5]: each target frame's pose seen from the reference (the first target frame)
     pitch: Tensor  # [B]: the reference's pitch
@@ -198,6 +200,7 @@ class Bound:
 
 
 class CDiT(nn.Module):
+    predicts = "velocity"
     waves: Tensor
 
     def __init__(self, config: CDiTConfig) -> None:
@@ -211,7 +214,7 @@ class CDiT(nn.Module):
         self.position = nn.Parameter(torch.randn(1, d, *config.grid) * 0.02)
         self.context_position = nn.Parameter(torch.randn(1, d, *config.grid) * 0.02)
         self.noise_embed = Mlp(256, d, d)
-        self.action_embed = nn.Embedding(config.num_actions, d)
+        self.action_embed = Mlp(config.action_size, d, d) if config.action_size else nn.Embedding(config.num_actions, d)
         self.motion_embed = Mlp(5 + 2, d, d)
         if config.pose_condition == "rays":
             self.pose_embed = Mlp(6 * (1 + 2 * _OCTAVES), d, d)
@@ -237,11 +240,12 @@ class CDiT(nn.Module):
     def bind(self, condition: Condition, context: Context) -> Bound:
         """Compute all that stays the same while the noise level falls."""
         motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
-        embedded = self.action_embed(condition.actions) + self.motion_embed(motion)
+        actions = condition.actions.to(self.position.dtype) if self.config.action_size else condition.actions
+        embedded = self.action_embed(actions) + self.motion_embed(motion)
         position = self.position.flatten(2).transpose(1, 2)[:, None]  # [1, 1, N, D]
         gaze = None
         if self.config.pose_condition == "rays":
-            rays = token_rays(condition.relative, condition.pitch, *self.config.grid, self.config.field_of_view)
+            rays = token_rays(condition.relative, condition.pitch, *self.config.grid, self.config.field_of_view, self.config.aspect)
             position = position + self._ray_embed(rays)
             gaze = self._phases(rays)
         tokens, offsets, mask, phases = self._context_tokens(condition, context.frames)
@@ -279,7 +283,7 @@ class CDiT(nn.Module):
         if not groups:  # a memory may hand over keys and values alone
             b = len(condition.pitch)
             nothing = self.position.new_zeros(b, 0, self.config.width)
-            return nothing, condition.actions.new_zeros(b, 0), None, None
+            return nothing, torch.zeros(b, 0, dtype=torch.int64, device=nothing.device), None, None
         tokens, offsets, masks, phases = [], [], [], []
         for group in groups:
             b, n = group.valid.shape
@@ -288,7 +292,7 @@ class CDiT(nn.Module):
             table = F.adaptive_avg_pool2d(self.context_position, (rows, columns)).flatten(2).transpose(1, 2)
             embedded = embedded + table[:, None]
             if self.config.pose_condition == "rays":
-                rays = token_rays(group.relative, condition.pitch, rows, columns, self.config.field_of_view)
+                rays = token_rays(group.relative, condition.pitch, rows, columns, self.config.field_of_view, self.config.aspect)
                 embedded = embedded + self._ray_embed(rays)
                 phases.append(self._phases(rays))
             elif self.config.pose_condition == "frame":
@@ -365,7 +369,7 @@ def _past(
     count = kv.layers[0].keys.shape[2]
     cos, sin = (r[:, :, None, None] for r in rotation(-kv.offsets, config.rope_width))
     turned = [(rotate(layer.keys.to(dtype), cos, sin).flatten(1, 2), layer.values.to(dtype).flatten(1, 2)) for layer in kv.layers]
-    b, frames = condition.actions.shape
+    b, frames = condition.actions.shape[:2]
     own = kv.valid.new_ones(b, frames * config.grid[0] * config.grid[1])
     return turned, torch.cat([kv.valid.repeat_interleave(count, 1), own], 1)
 

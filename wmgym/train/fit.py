@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from wmgym import rng
 from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
 from wmgym.core import Clip
+from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents, encode
+from wmgym.geometry import relative_pose
+from wmgym.kinematics import Displacement
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
@@ -41,13 +45,19 @@ class TrainArgs:
     """Fit a WorldPack world model on a folder of episodes."""
 
     data: tuple[Path, ...]
-    """Folders of episodes (wmgym collect)."""
+    """Folders of episodes (wmgym collect); for world recon, of RECON's HDF5 files or processed trajectories."""
     out: Path
     """Folder for the run. If it holds one, that run is resumed."""
     size: str = "TINY"
     """Size of the network: TINY, S, B, L or XL."""
     world: str = "minecraft"
-    """Whose kinematics."""
+    """Whose kinematics: minecraft, or recon (what an action means is told by the data)."""
+    dataset: str = "recon"
+    """World recon only: which published dataset the data are, if their folder does not say it in dataset.json."""
+    frame_size: int = 64
+    """World recon only: side of the frames that images are brought to."""
+    furthest: int = 1
+    """World recon only: half of the examples are jumps of up to so many frames at once (NWM: 64)."""
     steps: int = 20_000
     """Training steps of the network."""
     batch: int = 64
@@ -98,6 +108,8 @@ class TrainArgs:
     """Read at most so many frames."""
 
     def __post_init__(self) -> None:
+        if self.furthest < 1 or (self.furthest > 1 and self.world != Displacement.name):
+            raise ValueError(f"furthest must be positive, and 1 but in world {Displacement.name!r}, got {self.furthest}")
         if self.rehearsal > 0 and self.save_every % self.rehearse_every:
             raise ValueError(f"save_every must be a multiple of rehearse_every {self.rehearse_every}, got {self.save_every}")
 
@@ -110,7 +122,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     """Train or resume; the figures of the end."""
     device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
     torch.manual_seed(args.seed)
-    paths = [path for folder in args.data for path in list_episodes(folder)]
+    paths, displacement = _episodes(args, progress)
     held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
     training = training or held_out  # a single episode is both: enough for a test of the machinery
     frame_size = _frame_size(paths)
@@ -118,12 +130,13 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     _claim(args)
     writer = _writer(args.out)
     coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
-    config = replace(preset(args.size, args.world, coder_config), outcomes=reward.outcomes(training))
+    config = replace(preset(args.size, args.world, coder_config, displacement), outcomes=reward.outcomes(training))
     model = build(config, device)
     _warm_start(model, args)
+    assert isinstance(model.autoencoder, Autoencoder)
     if not args.pixels and args.autoencoder is None:
         _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
-    data = _latents(model.autoencoder, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
+    data = _latents(model, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
     figures = _fit_net(model, config, data, held_out, args, device, writer, progress)
     command = f"wmgym train worldpack {_words(args)}"
     notes = {"command": command, "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
@@ -131,6 +144,23 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
     write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
     return report
+
+
+def _episodes(args: TrainArgs, progress: bool) -> tuple[list[Path], Displacement | None]:
+    """Files of episodes, and what their actions mean in world recon. There each drive is made one, once, in `out/episodes`."""
+    if args.world != Displacement.name:
+        return [path for folder in args.data for path in list_episodes(folder)], None
+    datasets = [recon.read_dataset(folder, args.dataset) for folder in args.data]
+    for folder, dataset in zip(args.data, datasets, strict=True):
+        if dataset.displacement != datasets[0].displacement:
+            raise ValueError(f"{folder}: {dataset} differs from {datasets[0]} of {args.data[0]}: one model has one meaning of an action")
+    args.out.mkdir(parents=True, exist_ok=True)
+    _claim(args)
+    files: list[Path] = []
+    with tqdm(total=sum(len(recon.list_trajectories(folder)) for folder in args.data), desc="read", disable=not progress) as bar:
+        for number, (folder, dataset) in enumerate(zip(args.data, datasets, strict=True)):
+            files += recon.convert(folder, args.out / "episodes" / str(number), dataset, args.frame_size, bar)
+    return files, datasets[0].displacement
 
 
 def _frame_size(paths: list[Path]) -> int:
@@ -186,8 +216,10 @@ def _frames(paths: list[Path], most: int, every: int) -> np.ndarray:
 # -- latents --------------------------------------------------------------------------------------------------------------------------
 
 
-def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.device, progress: bool, *, normalise: bool) -> Latents:
+def _latents(world: WorldModel, paths: list[Path], cache: Path, device: torch.device, progress: bool, *, normalise: bool) -> Latents:
     """Latents of all training frames, and with `normalise` the autoencoder's statistics from them. Kept in a file for the next start."""
+    model = world.autoencoder
+    assert isinstance(model, Autoencoder)
     if cache.exists():
         tensors, _ = read_file(cache)
         model.mean.copy_(tensors.pop("mean"))
@@ -203,7 +235,7 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
             return torch.cat([model.encode(part.to(device)).float() for part in frames.split(256)])
 
     model.eval()
-    data = encode(paths, encoder, model.config.frame_size, progress=progress)
+    data = encode(paths, encoder, model.config.frame_size, action_size=world.kinematics.action_size, progress=progress)
     if normalise:
         there = torch.arange(data.latents.shape[1]) < data.lengths[:, None]
         sample = data.latents[there][::7].float()
@@ -220,26 +252,49 @@ def _latents(model: Autoencoder, paths: list[Path], cache: Path, device: torch.d
 # -- network --------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_batch(data: Latents, draw: Draw, size: int, revisits: float = 0.0, retrieval: RetrievalConfig | None = None) -> Batch:
-    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.moments`."""
+def draw_batch(
+    data: Latents,
+    draw: Draw,
+    size: int,
+    revisits: float = 0.0,
+    retrieval: RetrievalConfig | None = None,
+    jumps: tuple[Displacement, int] | None = None,
+) -> Batch:
+    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.moments`.
+
+    With `jumps` (what actions mean, and how far at most) half of the examples are further ahead than one step, told the whole displacement.
+    """
     rows, first = rehearsal.moments(data, draw, size, revisits, retrieval=retrieval)
     before, target = first - 1, first[:, None]
+    actions = data.actions[rows[:, None], target]
+    if jumps is not None:
+        moves, furthest = jumps
+        ahead = draw.numpy.integers(1, furthest, size) * (draw.numpy.random(size) < 0.5)
+        target = torch.minimum(target + torch.from_numpy(ahead).to(target)[:, None], data.lengths.to(target)[rows][:, None] - 1)
+        actions = moves.action(relative_pose(data.poses[rows[:, None], target], data.poses[rows, before][:, None]))
     return Batch(
         (rehearsal.past(data, rows, first),),
         data.latents[rows, before],
         data.poses[rows, before],
-        data.actions[rows[:, None], target],
+        actions,
         data.latents[rows[:, None], target],
         data.poses[rows[:, None], target],
         target,
     )
 
 
-def next_batch(data: Latents, stretch: rehearsal.Stretch | None, draw: Draw, args: TrainArgs, retrieval: RetrievalConfig) -> Batch:
+def next_batch(
+    data: Latents,
+    stretch: rehearsal.Stretch | None,
+    draw: Draw,
+    args: TrainArgs,
+    retrieval: RetrievalConfig,
+    jumps: tuple[Displacement, int] | None = None,
+) -> Batch:
     """A batch of true pasts, or now and then one whose recent frames were dreamed."""
     if stretch is not None and draw.numpy.random() < args.rehearsal:
         return rehearsal.draw_batch(data, stretch, draw, args.batch)
-    return draw_batch(data, draw, args.batch, args.revisits, retrieval)
+    return draw_batch(data, draw, args.batch, args.revisits, retrieval, jumps)
 
 
 def _fit_net(
@@ -256,7 +311,7 @@ def _fit_net(
     memories = {mode: (memory_of(config, mode, device),) for mode in weights}
     odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
-    trained = nn.ModuleDict({"net": model.net, "motion_head": model.motion_head})
+    trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
     earned = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
     if earned is not None:
         trained["reward_head"] = earned.head
@@ -267,9 +322,10 @@ def _fit_net(
         "adam": torch.optim.AdamW([p for p in trained.parameters() if id(p) not in ids], args.rate, betas=(0.9, 0.95), weight_decay=0.0),
     }
     if args.compile:
-        model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign]
+        model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign, assignment]
     model.train()
     stretch: rehearsal.Stretch | None = None
+    jumps = (model.kinematics, args.furthest) if isinstance(model.kinematics, Displacement) and args.furthest > 1 else None
     length = min(args.rehearsal_frames, int(data.lengths.max()) - 1)
     rehearsed = round(REHEARSED * args.batch)
 
@@ -279,7 +335,7 @@ def _fit_net(
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
             with half_precision(device):
                 stretch = rehearsal.dream(model, memories[mode], data, draw, rehearsed, length, args.revisits)
-        batch = next_batch(data, stretch, draw, args, config.retrieval)
+        batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
@@ -402,7 +458,7 @@ def _claim(args: TrainArgs) -> None:
     free = {"steps", "decay", "device", "save_every", "compile", "out"}
     if file.exists():
         before = json.loads(file.read_text())
-        changed = sorted(k for k in now if k not in free and now[k] != before.get(k))
+        changed = sorted(k for k in now if k not in free and now[k] != before.get(k, getattr(TrainArgs, k, None)))
         if changed:
             name = changed[0]
             raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")

@@ -1,0 +1,125 @@
+"""What a planner wants: costs of imagined futures, given goal images or goal poses. Lower is better.
+
+    objective = make_objective("ssim", goal_frames=frames)  # uint8 [B, H, W, 3], one for each lane
+    objective(futures)                                      # float32 [B, K]
+
+"lpips", "dreamsim", "ssim" and "latent" compare the last frame of each future with the goal frame; "pose" is told where the goal is;
+"reward" asks for what the environment pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmgym.geometry import wrap_angle
+from wmgym.metrics import image
+
+IMAGE_OBJECTIVES = ("lpips", "dreamsim", "ssim", "latent")
+OBJECTIVES = (*IMAGE_OBJECTIVES, "pose", "reward")
+
+
+@dataclass(frozen=True)
+class Futures:
+    """K futures of each of B lanes, T steps long."""
+
+    frames: Tensor  # uint8 [B, K, H, W, 3]: the last one of each
+    poses: Tensor  # float32 [B, K, T, 5]: after every step
+    rewards: Tensor  # float32 [B, K, T]
+
+
+Objective = Callable[[Futures], Tensor]  # -> float32 [B, K]
+
+
+def make_objective(
+    name: str,
+    *,
+    goal_frames: Any = None,
+    goal_poses: Any = None,
+    encode: Callable[[Tensor], Tensor] | None = None,
+    yaw_weight: float = 0.0,
+    discount: float = 0.95,
+) -> Objective:
+    """The objective of a name; ValueError if it lacks its goal.
+
+    goal_frames uint8 [B, H, W, 3]; goal_poses float [B, 5]; encode: frames uint8 [N, T, H, W, 3] -> latents, as a `WorldModel` has it;
+    yaw_weight: metres that a radian is worth at the end of a path ("pose"); discount of "reward" per step.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+    if name == "reward":
+        return Reward(discount)
+    if name == "pose":
+        if goal_poses is None:
+            raise ValueError("objective 'pose' needs goal_poses [B, 5]: a goal image says nothing of where it is")
+        poses = _tensor(goal_poses).float()
+        if poses.ndim != 2 or poses.shape[1] != 5 or not bool(poses.isfinite().all()):
+            raise ValueError(f"goal_poses must be finite [B, 5], got {list(poses.shape)}")
+        return ToPose(poses, yaw_weight)
+    if goal_frames is None:
+        raise ValueError(f"objective {name!r} needs goal_frames uint8 [B, H, W, 3]")
+    frames = _tensor(goal_frames)
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"goal_frames must be uint8 [B, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    if name == "latent":
+        if encode is None:
+            raise ValueError("objective 'latent' needs the world's own encode")
+        return ToLatent(encode(frames[:, None])[:, 0].float(), encode)
+    measure = {"lpips": image.lpips, "dreamsim": image.dreamsim, "ssim": lambda a, b: 1 - image.ssim(a, b)}[name]
+    return ToImage(frames, measure)
+
+
+@dataclass(frozen=True)
+class ToImage:
+    """Distance of the last frame to the goal frame."""
+
+    goals: Tensor  # uint8 [B, H, W, 3]
+    measure: Callable[[Tensor, Tensor], Tensor]  # frames, frames [N, H, W, 3] -> [N]
+
+    def __call__(self, futures: Futures) -> Tensor:
+        goals = self.goals.to(futures.frames.device)[:, None].expand_as(futures.frames)
+        return self.measure(futures.frames.flatten(0, 1), goals.flatten(0, 1)).view(futures.frames.shape[:2])
+
+
+@dataclass(frozen=True)
+class ToLatent:
+    """Mean squared distance of the last frame's latent to the goal's."""
+
+    goals: Tensor  # float [B, C, h, w]
+    encode: Callable[[Tensor], Tensor]
+
+    def __call__(self, futures: Futures) -> Tensor:
+        return (self.encode(futures.frames).float() - self.goals[:, None]).square().flatten(2).mean(-1)
+
+
+@dataclass(frozen=True)
+class ToPose:
+    """Mean over the path of the horizontal distance to the goal, so that being there sooner is better; and how one looks at the end."""
+
+    goals: Tensor  # float [B, 5]
+    yaw_weight: float = 0.0  # metres per radian
+
+    def __call__(self, futures: Futures) -> Tensor:
+        goals = self.goals.to(futures.poses.device)[:, None]
+        distance = (futures.poses[..., :2] - goals[:, :, None, :2]).norm(dim=-1).mean(-1)
+        return distance + self.yaw_weight * wrap_angle(futures.poses[..., -1, 3] - goals[..., 3]).abs()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Minus the discounted sum of rewards."""
+
+    discount: float
+
+    def __call__(self, futures: Futures) -> Tensor:
+        steps = torch.arange(futures.rewards.shape[-1], device=futures.rewards.device)
+        return -(futures.rewards * self.discount**steps).sum(-1)
+
+
+def _tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))

@@ -1,0 +1,146 @@
+"""A small behaviour-cloned policy in the manner of GNM (Shah et al. 2023): where does one drive next, to get to the view in this picture?
+
+    last 4 frames --convolutions--> \\
+                                      MLP --> 8 positions: mean, and how sure
+    last and goal --convolutions--> /
+
+Fitted to the drives at hand: the goal is a frame 1 to 20 steps ahead, the target the 8 positions that came. Positions are told in waypoint
+spacings. GNM gives one path; to have others to rank, all positions are moved by one normal number per axis, times their deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wmgym import rng
+from wmgym.agents.proposals import View
+from wmgym.checkpoint import FORMAT, read_file, write_atomically
+from wmgym.data.recon import Trajectory
+from wmgym.geometry import relative_pose
+from wmgym.nets.autoencoder import to_float
+from wmgym.nets.layers import Mlp
+from wmgym.train.loop import Draw, LoopConfig, fit
+
+FURTHEST_GOAL = 20  # steps
+MOST_FRAMES = 100_000  # kept in memory
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    context: int = 4  # frames, the present one among them
+    horizon: int = 8  # positions
+    size: int = 64  # side of the frames
+    width: int = 256
+    steps: int = 600
+    batch: int = 64
+    rate: float = 1e-3
+    seed: int = 0
+
+
+class Policy(nn.Module):
+    """A `proposals.Proposer`."""
+
+    def __init__(self, config: PolicyConfig, spacing: float) -> None:
+        super().__init__()
+        self.config, self.spacing, self.context = config, spacing, config.context
+        self.seen = _encoder(3 * config.context, config)
+        self.goal = _encoder(6, config)
+        self.head = Mlp(2 * config.width, config.width, 4 * config.horizon)
+
+    def forward(self, frames: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, context, H, W, 3] and [B, H, W, 3] -> mean and log deviation [B, horizon, 2] of positions in spacings."""
+        seen, goal = to_float(frames), to_float(goals)
+        features = torch.cat([self.seen(seen.flatten(1, 2)), self.goal(torch.cat([seen[:, -1], goal], 1))], 1)
+        mean, log_std = self.head(features).view(len(frames), 2, self.config.horizon, 2).unbind(1)
+        return mean, log_std.clamp(-4, 2)
+
+    def loss(self, frames: Tensor, goals: Tensor, places: Tensor) -> Tensor:
+        """Gaussian negative log likelihood of the positions [B, horizon, 2] that came, in spacings."""
+        mean, log_std = self(frames, goals)
+        return (log_std + 0.5 * ((places - mean) / log_std.exp()).square()).mean()
+
+    @torch.no_grad()
+    def propose(self, view: View, count: int) -> Tensor:
+        device = next(self.parameters()).device
+        mean, log_std = (x.float().cpu() for x in self(*(torch.from_numpy(x).to(device) for x in (view.frames, view.goals))))
+        shift = rng.noise(view.keys.cpu(), (count, 2))
+        shift[:, 0] = 0  # the most likely path comes first
+        places = self.spacing * (mean[:, None] + log_std.exp()[:, None] * shift[:, :, None])
+        return along(places)
+
+
+def along(places: Tensor) -> Tensor:
+    """Positions [..., T, 2] as a path of poses [..., T, 5] that looks where it goes."""
+    before = torch.cat([torch.zeros_like(places[..., :1, :]), places[..., :-1, :]], -2)
+    step = places - before
+    yaw = torch.atan2(step[..., 1], step[..., 0])[..., None]
+    return torch.cat([places, torch.zeros_like(yaw), yaw, torch.zeros_like(yaw)], -1)
+
+
+def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: PolicyConfig, out: Path, progress: bool = True) -> Policy:
+    """Fit the policy, or go on with `out/policy-state.safetensors`; what is there whole as `out/policy.safetensors` is read."""
+    torch.manual_seed(config.seed)
+    policy = Policy(config, spacing)
+    done = out / "policy.safetensors"
+    if done.is_file():
+        policy.load_state_dict(read_file(done)[0])
+        return policy.eval().requires_grad_(False)
+    drives = _Drives(trajectories, config, progress)
+
+    def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        frames, goals, places = drives.draw(draw.numpy)
+        return {"total": policy.loss(frames, goals, places / spacing)}, {"frames": frames}
+
+    adam = torch.optim.AdamW(policy.parameters(), config.rate, weight_decay=1e-4)
+    loop = LoopConfig(config.steps, warmup=max(1, config.steps // 20), seed=config.seed, save_every=max(100, config.steps // 4))
+    out.mkdir(parents=True, exist_ok=True)
+    fit(policy, {"adam": adam}, losses, loop, out, name="policy", progress=progress)
+    write_atomically(done, policy.state_dict(), {"format": FORMAT})
+    return policy.eval().requires_grad_(False)
+
+
+class _Drives:
+    """Frames and poses of drives in memory, end to end."""
+
+    def __init__(self, trajectories: Sequence[Trajectory], config: PolicyConfig, progress: bool) -> None:
+        self.config = config
+        chosen: list[Trajectory] = []
+        for trajectory in trajectories:
+            if len(trajectory) > config.horizon and sum(map(len, chosen)) + len(trajectory) <= MOST_FRAMES:
+                chosen.append(trajectory)
+        if not chosen:
+            raise ValueError(f"no drive is longer than {config.horizon} frames: nothing for a policy to learn from")
+        bar = tqdm(chosen, desc="read drives", disable=not progress)
+        self.frames = np.concatenate([t.frames(range(len(t)), config.size) for t in bar])
+        self.poses = torch.from_numpy(np.concatenate([t.poses for t in chosen]))
+        lengths = np.array([len(t) for t in chosen])
+        ends = lengths.cumsum()
+        self.first = np.repeat(ends - lengths, lengths)
+        self.last = np.repeat(ends - 1, lengths)
+        self.now = np.flatnonzero(np.arange(ends[-1]) + config.horizon <= self.last)
+
+    def draw(self, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [B, context, ...], goals [B, ...], positions to come [B, horizon, 2] in metres."""
+        config = self.config
+        now = generator.choice(self.now, config.batch)
+        goal = np.minimum(now + generator.integers(1, FURTHEST_GOAL + 1, config.batch), self.last[now])
+        seen = np.maximum(now[:, None] + np.arange(1 - config.context, 1), self.first[now][:, None])
+        ahead = torch.from_numpy(now[:, None] + np.arange(1, config.horizon + 1))
+        places = relative_pose(self.poses[ahead], self.poses[torch.from_numpy(now)][:, None])[..., :2]
+        return torch.from_numpy(self.frames[seen]), torch.from_numpy(self.frames[goal]), places
+
+
+def _encoder(channels: int, config: PolicyConfig) -> nn.Sequential:
+    layers: list[Any] = []
+    for width in (32, 64, 128):
+        layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, config.width), nn.SiLU())

@@ -1,0 +1,287 @@
+"""`wmgym plan`: plan in a dream, act in its truth, and score how often and how directly the goal is reached.
+
+Beside the planner in the dream stand the same planner with the truth as its model (the best that this search can do) and random actions.
+Writes one folder: `args.json`, `result.json`, `paths.png`, a film of the first episode for each model, and finished batches in
+`cells/`, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from gymnasium import spaces
+from tqdm import tqdm
+
+import wmgym
+from wmgym.agents.collect import WORLDS_PER_SEED
+from wmgym.agents.mpc import PRESETS, PlannerConfig, PlanningAgent, preset
+from wmgym.agents.objectives import IMAGE_OBJECTIVES, OBJECTIVES, Objective, make_objective
+from wmgym.cli import plain
+from wmgym.data.episode import as_json, write_atomically
+from wmgym.experiments.film import panel, write_film
+from wmgym.experiments.folder import claim, kept
+from wmgym.experiments.plots import pyplot
+from wmgym.metrics.statistics import bootstrap_interval, paired_difference
+from wmgym.metrics.trajectory import path_length, spl
+from wmgym.openings import frame_of
+from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
+
+MODELS = ("dream", "truth", "random")
+WALKS = 20  # tried for a goal that is away from the start
+SHOWN = 6  # episodes on the map
+RATE = 5  # frames per second of the films
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Plan in a dream, act in its truth. Options that are not given keep the id's, or the planner's, own values."""
+
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+    """An imagined id, as `wmgym list` shows it."""
+    models: tuple[str, ...] = MODELS
+    """What is planned in: dream, truth; or random actions."""
+    planner: str = "cem"
+    """cem, nwm (its counts: 120 samples, 5 elites, 1 iteration, 3 repeats, horizon 8; discrete actions are free sequences) or mppi."""
+    objective: str = "pose"
+    """pose, reward, lpips, dreamsim, ssim or latent; the last four are told a goal image."""
+    goal: str = "auto"
+    """task: the task's own goal; walk: where a random walk of --goal-steps leads, known by pose and image; auto: task if it has one."""
+    goal_steps: int = 8
+    task: str | None = None
+    episodes: int = 20
+    max_steps: int = 100
+    lanes: int = 4
+    """Episodes planned for in one batch."""
+    seed: int = 100
+    """Of worlds and plans; training has 0 to 99."""
+    horizon: int | None = None
+    hold: int | None = None
+    samples: int | None = None
+    elites: int | None = None
+    iterations: int | None = None
+    repeats: int | None = None
+    temperature: float | None = None
+    at_once: int | None = None
+    """Rows dreamed in one batch, at most."""
+    checkpoint: str | None = None
+    memory: str | None = None
+    denoise_steps: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    film: bool = True
+    out: Path = Path("runs/plan")
+
+    def __post_init__(self) -> None:
+        for name, values, allowed in (
+            ("models", self.models, MODELS),
+            ("planner", [self.planner], tuple(PRESETS)),
+            ("objective", [self.objective], OBJECTIVES),
+            ("goal", [self.goal], ("auto", "task", "walk")),
+        ):
+            if not values or any(value not in allowed for value in values):
+                raise ValueError(f"{name} must be of {', '.join(allowed)}, got {', '.join(map(repr, values)) or 'nothing'}")
+        for name in ("goal_steps", "episodes", "max_steps", "lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
+    """All batches that are not there yet, then the report (also in `result.json`)."""
+    names = ("task", "checkpoint", "memory", "denoise_steps", "device", "dtype")
+    keywords = {name: value for name in names if (value := getattr(args, name)) is not None}
+    stage = Stage(args, keywords)
+    claim(args.out, asdict(args), {"models", "out", "film", "at_once"})
+    starts = range(0, args.episodes, args.lanes)
+    rows: dict[str, list[dict[str, Any]]] = {model: [] for model in dict.fromkeys(args.models)}
+    with tqdm(total=len(rows) * args.episodes, disable=not progress, unit="episode") as bar:
+        for model in rows:
+            bar.set_description(model)
+            for first in starts:
+                seeds = [args.seed * WORLDS_PER_SEED + k for k in range(first, min(first + args.lanes, args.episodes))]
+                file = args.out / "cells" / f"{model}-{first:04d}.json"
+                rows[model] += kept(file, partial(stage.run, model, seeds, film=args.film and not first))["episodes"]
+                bar.update(len(seeds))
+    stage.close()
+    draw_paths(args.out / "paths.png", rows)
+    report = {"id": args.id, "planner": asdict(stage.config), "objective": args.objective, **summarise(rows), "out": str(args.out)}
+    write_atomically(args.out / "result.json", as_json(plain(report)))
+    return report
+
+
+def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """A table of the models, and what each gains over random actions in the same worlds."""
+    table, differences = [], []
+    for model, episodes in rows.items():
+        line: dict[str, Any] = {"model": model, "episodes": len(episodes)}
+        for name in ("success", "spl", "final_distance", "steps", "return"):
+            found = bootstrap_interval([float(row[name]) for row in episodes])
+            line |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        table.append({**line, "plan_ms": float(np.mean([row["plan_ms"] for row in episodes]))})
+        if model != "random" and "random" in rows:
+            here, chance = ([float(row["success"]) for row in rows[name]] for name in (model, "random"))
+            found = paired_difference(here, chance)
+            differences.append({"difference": f"{model} - random", "success": found.mean, "low": found.low, "high": found.high})
+    return {"models": table, "differences": differences}
+
+
+class Stage:
+    """The envs, made once: a truth for each lane, and one dream of all lanes."""
+
+    def __init__(self, args: PlanArgs, keywords: dict[str, Any]) -> None:
+        self.args, self.keywords = args, keywords
+        self.pairs = [wmgym.twin(args.id, **keywords) for _ in range(min(args.lanes, args.episodes))]
+        dream: Any = self.pairs[0][0].unwrapped
+        self.task, self.world = dream.shell.task, dream.shell.world
+        if dream.shell.chunk > 1:
+            raise ValueError(f"{args.id} makes {dream.shell.chunk} frames a step; `wmgym plan` knows single frames only")
+        self.goal = args.goal if args.goal != "auto" else "task" if self.task.needs_goal else "walk"
+        if self.goal == "task" and not self.task.needs_goal:
+            raise ValueError(f"task {self.task.name!r} has no goal of its own: use --goal walk")
+        if self.goal == "task" and args.objective in IMAGE_OBJECTIVES:
+            raise ValueError(f"objective {args.objective!r} needs a goal image, which only --goal walk has")
+        changes = {name: getattr(args, name) for name in ("horizon", "hold", "samples", "elites", "iterations", "repeats", "temperature")}
+        config = preset(args.planner, **changes, at_once=args.at_once)
+        self.space = dream.action_space
+        self.config: PlannerConfig = replace(config, line=False) if isinstance(self.space, spaces.Discrete) else config
+
+    def run(self, model: str, seeds: Sequence[int], film: bool) -> dict[str, Any]:
+        """One episode per seed, side by side."""
+        truths = [truth for _, truth in self.pairs[: len(seeds)]]
+        opened = [truth.reset(seed=seed) for truth, seed in zip(truths, seeds, strict=True)]
+        goals, images = self._goals(truths, opened, seeds)
+        act, look, ms = self._agent(model, truths, seeds, goals, images)
+        paths = [[np.array(info["pose"])] for _, info in opened]
+        frames = [frame_of(observation) for observation, _ in opened]
+        returns, over = np.zeros(len(seeds)), np.zeros(len(seeds), bool)
+        pages = [frames[0].copy()]
+        taken = np.zeros((len(seeds), *(self.space.shape or ())), self.space.dtype)
+        for _ in range(self.args.max_steps):
+            actions = act()
+            for lane in np.flatnonzero(~over):
+                taken[lane] = actions[lane]
+                observation, reward, terminated, truncated, info = truths[lane].step(taken[lane])
+                frames[lane], returns[lane] = frame_of(observation), returns[lane] + float(reward)
+                paths[lane].append(np.array(info["pose"]))
+                near = float(horizontal_distance(info["pose"], goals[lane])) <= ARRIVAL_DISTANCE
+                over[lane] = terminated or truncated or near
+                if lane == 0:
+                    pages.append(frames[0].copy())
+            if over.all():
+                break
+            look(np.stack(frames), taken, np.stack([path[-1] for path in paths]))
+        if film:
+            beside = [] if images is None else [panel(images[0], "goal")]
+            write_film(self.args.out / f"{model}.mp4", [np.concatenate([panel(page, model), *beside], 1) for page in pages], RATE)
+        return {"episodes": [self._row(*lane, float(np.mean(ms or [0.0]))) for lane in zip(seeds, paths, goals, returns, strict=True)]}
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            for env in pair:
+                env.close()
+
+    def _row(self, seed: int, path: list[np.ndarray], goal: np.ndarray, total: float, ms: float) -> dict[str, Any]:
+        positions = np.stack(path)[:, :2]
+        distances = horizontal_distance(np.stack(path), goal)
+        reached, travelled = bool(distances[-1] <= ARRIVAL_DISTANCE), float(path_length(positions))
+        shortest = max(0.0, float(distances[0]) - ARRIVAL_DISTANCE)  # to the edge of where one has arrived
+        return {
+            "seed": seed,
+            "success": reached,
+            "spl": float(spl([reached], [shortest], [travelled])[0]),
+            "final_distance": float(distances[-1]),
+            "steps": len(path) - 1,
+            "return": float(total),
+            "travelled": travelled,
+            "goal": [float(v) for v in goal],
+            "path": positions.round(3).tolist(),
+            "plan_ms": ms,
+        }
+
+    def _goals(self, truths: Sequence[gym.Env], opened: Sequence[Any], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.goal == "task":
+            return np.stack([info["goal"] for _, info in opened]), None
+        found = [
+            walked_goal(truth, info["pose"], np.random.default_rng(seed), self.args.goal_steps)
+            for truth, (_, info), seed in zip(truths, opened, seeds, strict=True)
+        ]
+        return np.stack([pose for _, pose in found]), np.stack([frame for frame, _ in found])
+
+    def _agent(
+        self, model: str, truths: Sequence[gym.Env], seeds: Sequence[int], goals: np.ndarray, images: np.ndarray | None
+    ) -> tuple[Callable[[], Any], Callable[[Any, Any, Any], Any], list[float]]:
+        """How to act, how to be shown what came of it, and the time that each plan took."""
+
+        def look(frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
+            if model == "dream":
+                dream.observe(frames[:, None], actions[:, None], poses[:, None])
+
+        if model == "random":
+            self.space.seed(seeds[0])
+            return lambda: [self.space.sample() for _ in seeds], look, []
+        objective: Objective = make_objective(
+            self.args.objective, goal_poses=goals, goal_frames=images, encode=getattr(self.world, "encode", None)
+        )
+        models: list[Any] = [truth.unwrapped for truth in truths]
+        if model == "dream":
+            dream: Any = gym.make_vec(self.pairs[0][0].spec.id, len(seeds), autoreset_mode="disabled", **self.keywords)  # type: ignore[union-attr]
+            dream.reset(seed=list(seeds))
+            models = [dream]
+        agent = PlanningAgent(models, objective, self.config, self.args.seed)
+        ms: list[float] = []
+
+        def act() -> Any:
+            begin = time.perf_counter()
+            actions, decided = agent.act(), agent.found
+            if decided is not last[0]:
+                ms.append(1e3 * (time.perf_counter() - begin))
+                last[0] = decided
+            return actions
+
+        last: list[Any] = [None]
+        return act, look, ms
+
+
+def walked_goal(truth: gym.Env, start: np.ndarray, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frame and pose that a random walk of so many steps leads to, away from the start; the truth is left as it was."""
+    env: Any = truth.unwrapped
+    here = env.save_state()
+    for _ in range(WALKS):
+        left = steps
+        while left > 0:
+            action, times = rng.integers(env.action_space.n), min(left, int(rng.integers(1, 5)))
+            for _ in range(times):
+                observation, *_, info = env.step(int(action))
+            left -= times
+        frame, pose = frame_of(observation).copy(), np.array(info["pose"])
+        env.load_state(here)
+        if float(horizontal_distance(start, pose)) > ARRIVAL_DISTANCE:
+            break
+    return frame, pose
+
+
+def draw_paths(file: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """The first episodes from above: start, goal, and the way that each model went."""
+    plt = pyplot()
+    shown = min(SHOWN, min(len(episodes) for episodes in rows.values()))
+    figure, axes = plt.subplots(1, shown, figsize=(3 * shown, 3.2), squeeze=False, layout="constrained")
+    for k, ax in enumerate(axes[0]):
+        for model, episodes in rows.items():
+            ax.plot(*np.array(episodes[k]["path"]).T, label=model, lw=1, color="0.6" if model == "random" else None)
+        goal = next(iter(rows.values()))[k]["goal"]
+        ax.add_patch(plt.Circle(goal[:2], ARRIVAL_DISTANCE, color="C2", alpha=0.3))
+        ax.plot(*next(iter(rows.values()))[k]["path"][0], "k.", ms=8)
+        ax.set(aspect="equal", title=f"episode {k}", xlabel="x")
+        ax.tick_params(labelsize="x-small")
+    axes[0, 0].legend(fontsize="x-small")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,79 @@
+"""`wmgym plan` from end to end, at its tiny preset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny import tiny_checkpoint
+
+from wmgym.cli import main
+from wmgym.experiments.plan import walked_goal
+from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
+
+TINY = "--episodes 3 --lanes 2 --max-steps 6 --horizon 2 --samples 6 --elites 2 --iterations 1 --json".split()
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    code = main(["plan", "WorldPack-Minecraft-v0", *TINY, *words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    return tiny_checkpoint(tmp_path)
+
+
+def test_plan_writes_its_report_and_goes_on_where_it_was(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan"
+    words = ["--checkpoint", checkpoint, "--task", "navigate-near", "--out", str(out)]
+    found = planned(capsys, *words)
+    assert [line["model"] for line in found["models"]] == ["dream", "truth", "random"]
+    assert all(line["episodes"] == 3 and 0 <= line["spl"] <= line["success"] <= 1 for line in found["models"])
+    for name in ("args.json", "result.json", "paths.png", "dream.mp4", "truth.mp4"):
+        assert (out / name).stat().st_size > 100, name
+    (out / "cells" / "dream-0002.json").unlink()  # a killed run: its last batch is made again, alike
+    again = planned(capsys, *words)
+    for old, new in zip(found["models"], again["models"], strict=True):
+        assert {k: v for k, v in old.items() if k != "plan_ms"} == {k: v for k, v in new.items() if k != "plan_ms"}
+
+
+def test_a_goal_image_is_planned_for(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", checkpoint, "--task", "free", "--models", "dream", "--no-film", "--out", str(tmp_path / "plan")]
+    for objective in ("ssim", "latent"):
+        found = planned(capsys, *words[:-1], str(tmp_path / objective), "--objective", objective, "--planner", "nwm")
+        assert found["planner"]["answer"] == "mean" and found["planner"]["repeats"] == 3
+        assert found["models"][0]["final_distance"] > 0
+
+
+def test_a_walked_goal_is_away_from_the_start_and_leaves_the_truth_as_it_was() -> None:
+    env = gym.make("wmgym:Minecraft-v0", task="free", size=16)
+    seen, info = env.reset(seed=101_000_000)
+    frame, pose = walked_goal(env, info["pose"], np.random.default_rng(0), steps=12)
+    assert horizontal_distance(info["pose"], pose) > ARRIVAL_DISTANCE
+    assert (frame != seen).any()
+    _, *_, after = env.step(0)
+    np.testing.assert_allclose(after["pose"][:2], info["pose"][:2])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--models", "oracle"], "models must be of"),
+        (["--planner", "dreamer"], "planner must be of"),
+        (["--objective", "ssim", "--task", "navigate"], "needs a goal image"),
+        (["--task", "free", "--goal", "task"], "no goal of its own"),
+        (["--planner", "mppi", "--task", "navigate"], "MPPI plans continuous"),
+        (["--episodes", "0"], "episodes must be positive"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "WorldPack-Minecraft-v0", "--checkpoint", checkpoint, "--out", str(tmp_path / "plan"), *words]) == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert said in err[-1]

@@ -1,0 +1,200 @@
+"""RECON (NWM's evaluation): plan to a view 2 s ahead, and dream single frames up to 16 s ahead.
+
+planning   the frame `horizon` steps after time t is the goal; a planner that is shown frames up to t and the goal frame gives a path. It is
+           compared with the one that was driven: ATE and RPE, in metres and in waypoint spacings (the unit of the published tables).
+time       one jump of the world to 1, 2, 4, 8, 16 s ahead, told the whole displacement
+rollout    step after step along the true displacements, at 1 or 4 frames per second; judged at the same times
+
+The released code of `rollout` feeds differences of normalised positions, which lose the normalisation's offset after the first step, and
+leaves displacements in the frame of the start. `as_released` does the same; otherwise each displacement is normalised by itself, in
+the frame of the pose it starts from, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmgym import rng
+from wmgym.benchmarks.rollout import clip_of
+from wmgym.core import WorldState
+from wmgym.data.recon import Task, Trajectory, to_actions
+from wmgym.geometry import relative_pose
+from wmgym.kinematics import Displacement
+from wmgym.metrics import image
+from wmgym.metrics.statistics import Interval, bootstrap_interval
+from wmgym.metrics.trajectory import path_errors
+from wmgym.world_model import WorldModel
+
+SECONDS = (1, 2, 4, 8, 16)
+ISOLATED = ("time", "rollout_1fps", "rollout_4fps")
+BEST_PSNR = 60.0  # dB: what an equal frame counts as
+PAPER = """\
+Published, on 100 RECON trajectories (ATE / RPE in spacings of 0.25 m): GNM 1.87 / 0.73, NoMaD 1.93 / 0.52, NWM 1.13 / 0.35 (Bar et al.
+2024); CoME 0.96 / 0.28, STM 1.05 / 0.32, LTM 1.10 / 0.32, NWM+STM 0.98 / 0.30, NWM+LTM 1.07 / 0.33 (CoME, table 2). Other data are not
+comparable."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is known at a time, and what came after. Frame t was seen after action t."""
+
+    task: Task
+    frames: np.ndarray  # uint8 [n, H, W, 3]: the last one is of the task's time
+    actions: np.ndarray  # float32 [n, 3]
+    poses: np.ndarray  # float32 [n, 5]
+    future: np.ndarray  # float32 [task.goal, 5]: poses to come, seen from the last one
+    goal: np.ndarray  # uint8 [H, W, 3]: the frame of the last of them
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.trajectory}-{self.task.time}"
+
+
+def problem_of(trajectory: Trajectory, task: Task, moves: Displacement, size: int, context: int) -> Problem:
+    """A task with at most `context` frames before it; ValueError if the trajectory is too short for it."""
+    now, end = task.time, task.time + task.goal
+    if not 0 <= now < end < len(trajectory):
+        raise ValueError(f"{trajectory.name} has {len(trajectory)} frames, the task at {now} needs the one {task.goal} later")
+    seen = slice(max(0, now + 1 - context), now + 1)
+    frames = trajectory.frames([*range(seen.start, seen.stop), end], size)
+    poses = torch.from_numpy(trajectory.poses)
+    future = relative_pose(poses[now + 1 : end + 1], poses[now]).numpy()
+    return Problem(task, frames[:-1], to_actions(trajectory, moves)[seen], trajectory.poses[seen], future, frames[-1])
+
+
+def opened(world: WorldModel, problems: Sequence[Problem], seeds: Sequence[int]) -> WorldState:
+    """A world that has seen each problem's frames, one lane each. A lane's noise is its seed's."""
+    parts = [slice(0, len(problem.frames)) for problem in problems]
+    return world.start(clip_of(problems, parts, world.device), rng.make_keys(list(seeds), world.device))
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------------------------
+
+
+def judge_path(path: np.ndarray, problem: Problem, spacing: float) -> dict[str, Any]:
+    """A row: errors of a path float32 [T, 5] of poses seen from the start, as plain numbers, and the path itself."""
+    errors = path_errors(path[:, :2], problem.future[:, :2], path[:, 3], problem.future[:, 3], spacing=spacing)
+    rounded = {name: round(float(value), 6) for name, value in errors.items()}
+    where = {"trajectory": problem.task.trajectory, "time": problem.task.time, "goal": problem.task.goal}
+    return {**where, **rounded, "path": path[:, [0, 1, 3]].round(4).tolist(), "truth": problem.future[:, [0, 1, 3]].round(4).tolist()}
+
+
+# -- frames far ahead -------------------------------------------------------------------------------------------------------------------
+
+
+def stops(evaluation: str, seconds: Sequence[int], rate: float) -> list[list[int]]:
+    """Which frames after the start a dream goes through, one list per dream; the last of a list, or every second's, are judged."""
+    if evaluation == "time":
+        return [[round(second * rate)] for second in seconds]
+    fps = {"rollout_1fps": 1, "rollout_4fps": 4}.get(evaluation)
+    if fps is None:
+        raise ValueError(f"evaluation must be one of {', '.join(ISOLATED)}, got {evaluation!r}")
+    stride = rate / fps
+    if stride < 1 or stride != int(stride):
+        raise ValueError(f"{evaluation} needs data at a multiple of {fps} frames per second, these have {rate}")
+    return [list(range(int(stride), round(max(seconds) * rate) + 1, int(stride)))]
+
+
+def far_frames(
+    world: WorldModel,
+    problems: Sequence[Problem],
+    evaluation: str,
+    seconds: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    as_released: bool = False,
+    tick: Callable[[int], None] = lambda frames: None,
+) -> np.ndarray:
+    """Frames at each of `seconds`, uint8 [B, len(seconds), H, W, 3], one lane per problem."""
+    moves = world.kinematics
+    assert isinstance(moves, Displacement)
+    wanted = [round(second * moves.rate) for second in seconds]
+    start = opened(world, problems, seeds)
+    shown: dict[int, np.ndarray] = {}
+    for frames in stops(evaluation, seconds, moves.rate):
+        actions = hops(np.stack([problem.future for problem in problems]), frames, moves, as_released=as_released).to(world.device)
+        state, before = start, 0
+        for step, at in enumerate(frames):
+            state, seen = world.step(state, actions[:, step, None], stride=at - before)
+            before = at
+            if at in wanted:
+                shown[at] = seen.pixels[:, -1].cpu().numpy()
+            tick(len(problems))
+    return np.stack([shown[at] for at in wanted], 1)
+
+
+def hops(future: np.ndarray, frames: Sequence[int], moves: Displacement, *, as_released: bool = False) -> Tensor:
+    """The actions that lead through `frames` of a future [B, T, 5] (poses seen from the start): float32 [B, len(frames), 3]."""
+    poses = torch.from_numpy(np.concatenate([np.zeros_like(future[:, :1]), future], 1))[:, [0, *frames]]
+    actions = moves.action(relative_pose(poses[:, 1:], poses[:, :-1]))
+    if as_released:  # positions are normalised first and subtracted then: only the first difference keeps the offset
+        normalised = moves.action(poses[:, 1:])[..., :2]
+        actions[..., :2] = torch.cat([normalised[:, :1], normalised.diff(dim=1)], 1)
+    return actions
+
+
+def judge_frames(frames: np.ndarray, truth: np.ndarray) -> dict[str, list[float]]:
+    """Metric -> value of each frame [n, H, W, 3]; LPIPS and DreamSim where their weights are."""
+    a, b = torch.from_numpy(frames), torch.from_numpy(truth)
+    scores = {"psnr": image.psnr(a, b).clamp(max=BEST_PSNR), "ssim": image.ssim(a, b)}
+    if image.lpips_available():
+        scores["lpips"] = image.lpips(a, b)
+    if image.dreamsim_available():
+        scores["dreamsim"] = image.dreamsim(a, b)
+    return {name: [round(float(v), 4) for v in value] for name, value in scores.items()}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------------------------
+
+PLAN_COLUMNS = ("ate_spacings", "rpe_spacings", "final_distance_spacings", "ate_m", "rpe_m", "final_yaw_rad")
+
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # system -> rows
+
+
+def summarise(planning: Rows, isolated: Mapping[str, Rows]) -> dict[str, Any]:
+    """System -> rows, and evaluation -> system -> rows, as tables of means with 95 % bootstrap intervals over trajectories."""
+    plans = [{"system": name, "tasks": len(rows), **_means(rows, PLAN_COLUMNS)} for name, rows in planning.items() if rows]
+    frames = []
+    for evaluation, systems in isolated.items():
+        for name, rows in systems.items():
+            for k, second in enumerate(rows[0]["seconds"] if rows else ()):
+                metrics = [m for m in ("psnr", "ssim", "lpips", "dreamsim") if m in rows[0]]
+                at = [{m: row[m][k] for m in metrics} for row in rows]
+                frames.append({"evaluation": evaluation, "system": name, "seconds": second, "tasks": len(rows), **_means(at, metrics)})
+    return {"planning": plans, "frames": frames}
+
+
+def _means(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for column in columns:
+        interval = bootstrap_interval([row[column] for row in rows])
+        out |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
+    return out
+
+
+def markdown(summary: Mapping[str, Any], about: str) -> str:
+    """The same tables to read."""
+    lines = ["# RECON", "", about, "", PAPER, ""]
+    if summary["planning"]:
+        lines += ["ATE, RPE and final distance in waypoint spacings; the same in metres; final yaw error in radians.", ""]
+        lines += _table(summary["planning"], ("system", "tasks"), PLAN_COLUMNS)
+    if summary["frames"]:
+        metrics = [m for m in ("psnr", "ssim", "lpips", "dreamsim") if m in summary["frames"][0]]
+        lines += ["", "Single frames far ahead. PSNR in dB; `copy` repeats the last frame seen.", ""]
+        lines += _table(summary["frames"], ("evaluation", "seconds", "system", "tasks"), metrics)
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    lines = ["| " + " | ".join([*names, *columns]) + " |", "|" + "---|" * (len(names) + len(columns))]
+    for row in rows:
+        cells = [Interval(row[c], row[f"{c}_low"], row[f"{c}_high"], row["tasks"]) for c in columns]
+        lines.append("| " + " | ".join([*(str(row[name]) for name in names), *map(str, cells)]) + " |")
+    return lines

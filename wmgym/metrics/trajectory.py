@@ -1,0 +1,171 @@
+"""How far a path is from the true one: ATE, RPE and what navigation is scored by.
+
+Positions are `[..., T, 2]` or `[..., T, 3]` (arrays or tensors; any leading axes, one figure for each), in whatever unit both share:
+metres give metres, and metres divided by a data set's waypoint spacing give the unit in which NWM's tables are printed. All are closed
+forms, equal to what `evo` prints for paths whose orientations agree (as NWM's evaluation writes them); a test holds them to it.
+
+ATE and RPE: Sturm et al. 2012, "A benchmark for the evaluation of RGB-D SLAM systems". SPL: Anderson et al. 2018, "On evaluation of
+embodied navigation agents", section 3. Alignment: Umeyama 1991, equations 34 to 43.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wmgym.metrics.statistics import Interval, bootstrap_interval
+
+Floats = NDArray[np.float64]
+
+
+def ate(predicted: ArrayLike, truth: ArrayLike, *, align: bool = False, scale: bool = False) -> Any:
+    """Absolute trajectory error: root mean square over time of the distance between positions: [...].
+
+    `align` first moves and turns each predicted path to where it fits best; `scale` also stretches it, and needs `align`.
+    """
+    p, g = _paths(predicted, truth, 1)
+    if scale and not align:
+        raise ValueError("scale=True stretches a path that is being aligned: give align=True too")
+    if align:
+        p = umeyama(p, g, scale=scale).apply(p)
+    return _rms(np.linalg.norm(p - g, axis=-1))
+
+
+def rpe(predicted: ArrayLike, truth: ArrayLike, *, delta: int = 1) -> Any:
+    """Relative pose error, translation: root mean square of the difference between displacements over `delta` steps: [...].
+
+    All pairs of frames that far apart count, also overlapping ones. Displacements are compared in the frame that both paths share.
+    """
+    p, g = _paths(predicted, truth, _checked_delta(delta) + 1)
+    return _rms(np.linalg.norm((p[..., delta:, :] - p[..., :-delta, :]) - (g[..., delta:, :] - g[..., :-delta, :]), axis=-1))
+
+
+def rpe_rotation(predicted: ArrayLike, truth: ArrayLike, *, delta: int = 1) -> Any:
+    """Relative pose error, rotation: root mean square difference, in radians, between turns over `delta` steps; yaws [..., T] -> [...]."""
+    p, g = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    if p.shape != g.shape or p.ndim < 1 or p.shape[-1] <= _checked_delta(delta):
+        raise ValueError(f"yaws must be two equal [..., T] with T > {delta}, got {list(p.shape)} and {list(g.shape)}")
+    _check_finite(p, g)
+    return _rms(wrapped((p[..., delta:] - p[..., :-delta]) - (g[..., delta:] - g[..., :-delta])))
+
+
+def final_distance(predicted: ArrayLike, truth: ArrayLike) -> Any:
+    """Distance between the last positions: [...]."""
+    p, g = _paths(predicted, truth, 1)
+    return np.linalg.norm(p[..., -1, :] - g[..., -1, :], axis=-1)
+
+
+def path_length(positions: ArrayLike) -> Any:
+    """How long a path is: [...]."""
+    p, _ = _paths(positions, positions, 1)
+    return np.linalg.norm(np.diff(p, axis=-2), axis=-1).sum(-1)
+
+
+def spl(success: ArrayLike, shortest: ArrayLike, travelled: ArrayLike) -> Floats:
+    """Success weighted by path length, episode by episode; its mean is the SPL. bool and two lengths [N] -> [N] in [0, 1].
+
+    An episode that begins at its goal (shortest 0) counts as 1 if nothing was travelled, and 0 otherwise.
+    """
+    reached, best, walked = np.asarray(success, bool), np.asarray(shortest, np.float64), np.asarray(travelled, np.float64)
+    if not reached.shape == best.shape == walked.shape:
+        raise ValueError(f"success, shortest and travelled must have one shape, got {reached.shape}, {best.shape} and {walked.shape}")
+    _check_finite(best, walked)
+    if (best < 0).any() or (walked < 0).any():
+        raise ValueError("lengths must not be negative")
+    longer = np.maximum(best, walked)
+    return reached * np.divide(best, longer, out=np.ones_like(longer), where=longer > 0)
+
+
+class Similarity(NamedTuple):
+    """A map of positions: x -> scale * rotation @ x + shift."""
+
+    rotation: Floats  # [..., D, D]
+    shift: Floats  # [..., D]
+    scale: Floats  # [...]
+
+    def apply(self, positions: ArrayLike) -> Floats:
+        """[..., T, D] -> [..., T, D]."""
+        turned = np.asarray(positions, np.float64) @ np.swapaxes(self.rotation, -1, -2)
+        return self.scale[..., None, None] * turned + self.shift[..., None, :]
+
+
+def umeyama(source: ArrayLike, target: ArrayLike, *, scale: bool = False) -> Similarity:
+    """The rotation and shift (and scale) that bring `source` as near as can be to `target`, in the least squares; never a mirror image.
+
+    Paths that do not span enough directions to fix the rotation raise `ValueError`. Note that `evo` lifts planar paths into space,
+    where turning one upside down mirrors it; over [T, 2] this does not.
+    """
+    x, y = _paths(source, target, 2)
+    mean_x, mean_y = x.mean(-2, keepdims=True), y.mean(-2, keepdims=True)
+    covariance = np.swapaxes(y - mean_y, -1, -2) @ (x - mean_x) / x.shape[-2]  # equation 38
+    u, d, vt = np.linalg.svd(covariance)
+    if (d[..., -2] <= np.finfo(np.float64).eps * np.maximum(1.0, d[..., 0])).any():
+        raise ValueError("these paths cannot be aligned: their points do not span enough directions to tell how one is turned")
+    flip = np.ones_like(d)
+    flip[..., -1] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # equation 43
+    rotation = (u * flip[..., None, :]) @ vt
+    factor = np.ones(d.shape[:-1])
+    if scale:
+        factor = (d * flip).sum(-1) / np.square(x - mean_x).sum(-1).mean(-1)
+    shift = mean_y[..., 0, :] - factor[..., None] * (rotation @ mean_x[..., 0, :, None])[..., 0]
+    return Similarity(rotation, shift, factor)
+
+
+def wrapped(angle: ArrayLike) -> Floats:
+    """Angles in [-pi, pi)."""
+    return np.remainder(np.asarray(angle, np.float64) + np.pi, 2 * np.pi) - np.pi
+
+
+def path_errors(
+    predicted: ArrayLike, truth: ArrayLike, predicted_yaw: ArrayLike | None = None, true_yaw: ArrayLike | None = None, *, spacing: float
+) -> dict[str, Any]:
+    """NWM's row for one path (or [...] of them), in metres and in units of the waypoint spacing (metres) as published.
+
+    Positions [..., T, 2 or 3] in metres leave out the common origin; yaws [..., T] in radians.
+    """
+    if not spacing > 0:
+        raise ValueError(f"spacing must be a positive number of metres, got {spacing}")
+    found = {"ate": ate(predicted, truth), "rpe": rpe(predicted, truth), "final_distance": final_distance(predicted, truth)}
+    errors = {f"{name}_m": value for name, value in found.items()} | {f"{name}_spacings": value / spacing for name, value in found.items()}
+    if predicted_yaw is not None and true_yaw is not None:
+        errors["rpe_rotation_rad"] = rpe_rotation(predicted_yaw, true_yaw)
+        errors["final_yaw_rad"] = np.abs(wrapped(np.asarray(predicted_yaw)[..., -1] - np.asarray(true_yaw)[..., -1]))
+    return errors
+
+
+def intervals(rows: Iterable[Mapping[str, float]], confidence: float = 0.95, seed: int = 0) -> dict[str, Interval]:
+    """Name -> mean over paths or episodes with its bootstrap interval, for rows that all have the same names."""
+    table = list(rows)
+    if not table:
+        raise ValueError("there are no rows to take the mean of")
+    if any(row.keys() != table[0].keys() for row in table):
+        raise ValueError(f"rows must have the same names, got {[sorted(row) for row in table[:3]]}")
+    return {name: bootstrap_interval([float(row[name]) for row in table], confidence, seed=seed) for name in table[0]}
+
+
+def _paths(predicted: ArrayLike, truth: ArrayLike, at_least: int) -> tuple[Floats, Floats]:
+    p, g = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    if p.shape != g.shape or p.ndim < 2 or p.shape[-1] not in (2, 3):
+        raise ValueError(f"paths must be two equal [..., T, 2] or [..., T, 3], got {list(p.shape)} and {list(g.shape)}")
+    if p.shape[-2] < at_least:
+        raise ValueError(f"paths must have at least {at_least} positions, got {p.shape[-2]}")
+    _check_finite(p, g)
+    return p, g
+
+
+def _check_finite(*values: Floats) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise ValueError("paths must be finite numbers")
+
+
+def _checked_delta(delta: int) -> int:
+    if isinstance(delta, bool) or not isinstance(delta, (int, np.integer)) or delta < 1:
+        raise ValueError(f"delta must be a whole number of at least 1, got {delta!r}")
+    return int(delta)
+
+
+def _rms(errors: Floats) -> Any:
+    return np.sqrt(np.square(errors).mean(-1))

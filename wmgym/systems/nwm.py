@@ -1,0 +1,125 @@
+"""Navigation World Models (Bar et al. 2024) with the weights that were published.
+
+    last 4 frames --autoencoder--> latents --> CDiT-S/B/L/XL, 250 of 1,000 DDPM steps --> next latent --> frame, encoded again
+    displacement and time ahead, noise step ------- adaLN-Zero --^
+
+`checkpoint="nwm:PATH"` opens a file such as `0100000.pth.tar` (its moving average of the weights). The autoencoder is Stable Diffusion's:
+by default the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB_NAME,dataset=scand,sampler=ddim` says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmgym.data.recon import DATASETS
+from wmgym.diffusion.ddpm import ANCESTRAL
+from wmgym.kinematics import Displacement
+from wmgym.memory.packing import layout
+from wmgym.memory.retrieval import RetrievalConfig
+from wmgym.memory.trajectory import TrajectoryMemory
+from wmgym.nets.kl_autoencoder import KLAutoencoder, load_kl_autoencoder
+from wmgym.nets.nwm import NWMNet, NWMNetConfig, config_of
+from wmgym.world_model import SamplerConfig, WorldModel
+
+PREFIX = "nwm:"
+AUTOENCODER = "sd-vae-ft-ema"
+FACTOR = 8  # pixels per latent cell along a side
+
+@dataclass(frozen=True)
+class NWMConfig:
+    system: str = "nwm"
+    world: str = "recon"
+    memory: str = "none"  # the network takes four whole frames and nothing else
+    memory_budget: int = 64  # frames remembered
+    pose_source: str = "actions"
+    net: NWMNetConfig = field(default_factory=NWMNetConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddpm", 250))
+    displacement: Displacement = field(default_factory=Displacement)
+
+    def __post_init__(self) -> None:
+        if self.memory != "none":
+            raise ValueError(f"memory of published NWM weights must be 'none' (they take four frames), got {self.memory!r}")
+        if self.net.context != layout("none").num_frames:
+            raise ValueError(f"these weights take {self.net.context} context frames, this version gives {layout('none').num_frames}")
+
+
+def memory_of(config: NWMConfig, device: torch.device | str = "cpu") -> TrajectoryMemory:
+    """The last frames."""
+    return TrajectoryMemory(layout(config.memory), config.retrieval, config.net.latent_shape, config.memory_budget, device)
+
+
+def build(config: NWMConfig, autoencoder: KLAutoencoder) -> WorldModel:
+    """The model with fresh weights."""
+    memories = (memory_of(config),)
+    net = NWMNet(config.net)
+    return WorldModel(
+        autoencoder, net, None, config.displacement, memories, config.sampler, pose_source=config.pose_source, through_pixels=True
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a `nwm:` name says."""
+
+    weights: Path
+    autoencoder: str  # a path, or "hub:OWNER/NAME"
+    dataset: str
+    sampler: str
+
+
+def parse(name: str) -> Source:
+    """ "nwm:PATH,vae=PATH,dataset=NAME,sampler=NAME" in its parts."""
+    path, *rest = name.removeprefix(PREFIX).split(",")
+    given = dict(part.partition("=")[::2] for part in rest)
+    unknown = sorted(set(given) - {"vae", "dataset", "sampler"})
+    if unknown:
+        raise ValueError(f"checkpoint 'nwm:PATH' may be followed by ,vae=PATH ,dataset=NAME ,sampler=NAME, got {unknown[0]!r} in {name!r}")
+    sampler = given.get("sampler", "ddpm")
+    if sampler not in ANCESTRAL:
+        raise ValueError(f"sampler of published NWM weights must be one of {sorted(ANCESTRAL)}, got {sampler!r}")
+    dataset = given.get("dataset", "recon")
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {dataset!r}")
+    weights = Path(path).expanduser()
+    if not weights.is_file():
+        raise ValueError(f"{weights}: no such file; checkpoint 'nwm:PATH' wants published weights such as 0100000.pth.tar")
+    return Source(weights, given.get("vae", str(weights.parent / AUTOENCODER)), dataset, sampler)
+
+
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The moving average in a published file, without whatever wrappers had put before its names. Nothing but tensors is unpickled."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the training's options lie beside the weights
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: not a file of weights that can be read safely: {' '.join(str(error).split())[:300]}") from error
+    state: Any = held.get("ema", held) if isinstance(held, dict) else held
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no state dict under 'ema'")
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
+
+
+def load_published(source: Source, autoencoder: Path) -> tuple[WorldModel, NWMConfig]:
+    """The model of published weights, float32 on the CPU, and the config that they imply."""
+    state = read_published(source.weights)
+    net = config_of(state)
+    sampler = SamplerConfig(source.sampler, NWMConfig().sampler.denoise_steps)
+    config = NWMConfig(net=net, sampler=sampler, displacement=DATASETS[source.dataset].displacement)
+    coder = load_kl_autoencoder(autoencoder, frame_size=FACTOR * net.latent_side)
+    if coder.config.latent_shape != net.latent_shape:
+        raise ValueError(f"{autoencoder} makes latents of {coder.config.latent_shape}, the network takes {net.latent_shape}")
+    model = build(config, coder)
+    try:
+        model.net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{source.weights} does not hold {net}: {' '.join(str(error).split())[:300]}") from error
+    return model.eval().requires_grad_(False), config
