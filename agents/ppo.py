@@ -72,7 +72,7 @@ class Glance(BaseFeaturesExtractor):
         sizes = {name: features if name in pictures else get_flattened_obs_dim(part) for name, part in parts.items()}
         super().__init__(space, sum(sizes.values()))
         self.is_dict = isinstance(space, spaces.Dict)
-        self.pictures = nn.ModuleDict({name or "frame": _glance(part.shape[0], features) for name, part in pictures.items()})
+        self.pictures = nn.ModuleDict({name or "frame": _glance(part, features) for name, part in pictures.items()})
         self.names = [(name, name or "frame") for name in parts]
 
     def forward(self, observations: Any) -> Tensor:
@@ -81,8 +81,9 @@ class Glance(BaseFeaturesExtractor):
         return torch.cat(parts, 1)
 
 
-def _glance(channels: int, features: int) -> nn.Module:
-    convolutions = (nn.Conv2d(channels, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU())
+def _glance(picture: spaces.Space, features: int) -> nn.Module:
+    assert isinstance(picture, spaces.Box)  # channels first, as Stable-Baselines3 turns it
+    convolutions = (nn.Conv2d(picture.shape[0], 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU())
     return nn.Sequential(nn.AdaptiveAvgPool2d(16), *convolutions, nn.Flatten(), nn.Linear(32 * 4 * 4, features), nn.ReLU())
 
 
