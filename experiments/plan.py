@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium import spaces
+from torch import Tensor
 from tqdm import tqdm
 
 import wmgym
@@ -33,6 +34,7 @@ from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.metrics.trajectory import path_length, spl
 from wmgym.openings import frame_of
 from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
+from wmgym.world_model import WorldModel
 
 MODELS = ("dream", "truth", "random")
 WALKS = 20  # tried for a goal that is away from the start
@@ -189,6 +191,11 @@ class Stage:
             for env in pair:
                 env.close()
 
+    def _encode(self, frames: Tensor) -> Tensor:
+        if not isinstance(self.world, WorldModel):
+            raise ValueError(f"objective 'latent' needs a world with an autoencoder, and {self.args.id} is a {type(self.world).__name__}")
+        return self.world.encode(frames.to(self.world.device)).cpu()
+
     def _row(self, seed: int, path: list[np.ndarray], goal: np.ndarray, total: float, ms: float) -> dict[str, Any]:
         positions = np.stack(path)[:, :2]
         distances = horizontal_distance(np.stack(path), goal)
@@ -228,9 +235,7 @@ class Stage:
         if model == "random":
             self.space.seed(seeds[0])
             return lambda: [self.space.sample() for _ in seeds], look, []
-        objective: Objective = make_objective(
-            self.args.objective, goal_poses=goals, goal_frames=images, encode=getattr(self.world, "encode", None)
-        )
+        objective: Objective = make_objective(self.args.objective, goal_poses=goals, goal_frames=images, encode=self._encode)
         models: list[Any] = [truth.unwrapped for truth in truths]
         if model == "dream":
             dream: Any = gym.make_vec(self.pairs[0][0].spec.id, len(seeds), autoreset_mode="disabled", **self.keywords)  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ Held to it are the batched env, and the one whose lanes run in processes (or one
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from tiny import tiny_checkpoint
 
 import wmgym  # registers the id
 from wmgym.envs.memory_cards import MemoryCardsEnv, MemoryCardsVectorEnv
@@ -343,3 +345,16 @@ def test_the_benchmark_gives_a_figure_for_each_thing() -> None:
 
     result = bench(seconds=0.05)
     assert len(result) == len(SIZES) + len(LANES) + 3 and all(value > 0 for value in result.values())
+
+
+def test_near_goals_are_near_in_single_and_vector_envs_and_in_dreams(tmp_path: Path) -> None:
+    vec = gym.make_vec("Minecraft-v0", num_envs=4, task="navigate-near", size=8)
+    _, batch = vec.reset(seed=50)
+    assert bool(((batch["goal_distance"] >= 4) & (batch["goal_distance"] <= 10)).all())
+    dream, truth = wmgym.twin("WorldPack-Minecraft-v0", task="navigate-near", checkpoint=tiny_checkpoint(tmp_path))
+    for lane in range(2):
+        for env in (dream, truth):
+            _, info = env.reset(seed=50 + lane)
+            np.testing.assert_array_equal(info["goal"], batch["goal"][lane])
+    assert truth.unwrapped.horizon == 100 + 24  # type: ignore[attr-defined]  # and the look around
+    assert dream.unwrapped.horizon == 100  # type: ignore[attr-defined]

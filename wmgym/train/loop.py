@@ -199,9 +199,7 @@ def _save(
     tensors = {f"module/{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
     tensors |= {f"average/{k}": v.contiguous() for k, v in average.parameters.items()}
     for key, optimiser in optimisers.items():
-        for index, entries in optimiser.state_dict()["state"].items():
-            for entry, value in entries.items():
-                tensors[f"optimiser/{key}/{index}/{entry}"] = torch.as_tensor(value).clone().contiguous()
+        tensors |= {f"optimiser/{key}/{name}": value for name, value in optimiser_tensors(optimiser).items()}
     write_atomically(path, tensors, {"format": FORMAT, "step": str(step), "rates": json.dumps(base)})
 
 
@@ -215,11 +213,21 @@ def _restore(path: Path, module: nn.Module, average: Average, optimisers: dict[s
     for k, v in average.parameters.items():
         v.copy_(tensors[f"average/{k}"])
     for key, optimiser in optimisers.items():
-        state: dict[int, dict[str, Tensor]] = {}
         prefix = f"optimiser/{key}/"
-        for k, v in tensors.items():
-            if k.startswith(prefix):
-                index, entry = k.removeprefix(prefix).split("/")
-                state.setdefault(int(index), {})[entry] = v
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        restore_optimiser(optimiser, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     return int(header["step"])
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, as tensors by name."""
+    state = optimiser.state_dict()["state"]
+    return {f"{i}/{entry}": torch.as_tensor(value).clone().contiguous() for i, entries in state.items() for entry, value in entries.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, entry = name.split("/")
+        state.setdefault(int(index), {})[entry] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
