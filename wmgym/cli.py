@@ -42,6 +42,7 @@ COMMANDS = (
     Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
     Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
     Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
+    Command("minecraft install", "wmgym.envs.minecraft.prismarine.install:InstallArgs:install", "fetch what the Prismarine backend needs"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
 )
 
