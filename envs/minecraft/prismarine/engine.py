@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ BOUND = 16_384  # blocks: float32 poses stay exact to a millimetre
 HEIGHT = 256
 TICKS = 4  # per action of the ten: 0.2 s
 START_TIMEOUT = 60.0
-LIMITS = {"view_distance": (2, 16), "heap": (64, 65_536)}
+LIMITS = {"view_distance": (2, 16), "heap": (16, 65_536)}
 
 # keys held, notches of 15 degrees to the left, notches up: for each of wmgym.tasks.MINECRAFT_ACTIONS
 ACTIONS: tuple[tuple[tuple[str, ...], int, int], ...] = (
@@ -123,7 +124,7 @@ class NodeBackend:
         if self._size is None:
             self._size = size  # from now on, each step draws what is likely to be asked for
         if not (self._is_drawn and size == self._size):
-            self._reserve(size)
+            self._running().reserve(*size)
             self._talk(op="draw", size=size)
             self._is_drawn = size == self._size
         frame[:] = self._running().pictures(height, width)[..., :3]
@@ -139,7 +140,7 @@ class NodeBackend:
         node, modules = find_node(), modules_folder()
 
         def command(socket: str, frames: str) -> list[str]:
-            config = json.dumps({**self._config, "socket": socket, "frames": frames})
+            config = json.dumps({**self._config, "socket": socket, "frames": frames, "owner": os.getpid()})
             return [node, f"--max-old-space-size={self._heap}", str(HERE / "main.js"), config]
 
         # One thread draws: several processes side by side are faster with one each, and small pictures need no more.
@@ -147,10 +148,6 @@ class NodeBackend:
         if self._size is not None:
             peer.reserve(*self._size)
         return peer
-
-    def _reserve(self, size: tuple[int, int]) -> None:
-        peer = self._running()
-        peer.reserve(*size)
 
     def _send(self, **message: Any) -> None:
         self._is_drawn = False

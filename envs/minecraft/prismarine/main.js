@@ -9,6 +9,7 @@
 
 const fs = require('fs')
 const net = require('net')
+const path = require('path')
 
 console.log = console.info = console.warn = (...words) => process.stderr.write(words.join(' ') + '\n') // libraries print; stdout is the log too
 
@@ -21,7 +22,10 @@ const { Refused } = require('./refused')
 
 const frames = fs.openSync(config.frames, 'r+')
 const socket = net.connect(config.socket)
-socket.on('close', () => process.exit(0))
+socket.on('close', () => {
+  if (process.ppid !== config.owner) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true }) // nobody else is left to do it
+  process.exit(0)
+})
 socket.on('error', () => process.exit(1))
 process.on('unhandledRejection', error => console.log('unhandled', error && error.stack))
 

@@ -70,7 +70,18 @@ class Session {
 
   // ---- the episode ----
 
+  // If it is refused, all is as it was.
   async reset (seed, start) {
+    const before = this.world && this.config.mode !== 'server' ? this.save().state : null
+    try {
+      await this.enter(seed, start)
+    } catch (error) {
+      if (error instanceof Refused && before !== null) await this.load(before)
+      throw error
+    }
+  }
+
+  async enter (seed, start) {
     const world = await this.open(seed)
     const { columns, body, source } = world
     const place = start || await this.spawn(world)
@@ -79,7 +90,7 @@ class Session {
     if (start && source.teleport) await source.teleport(place)
     await this.loadRound(x, z, 1)
     body.place(x, y, z, yaw, pitch)
-    if (!body.fits(x, y, z)) throw new Refused('start must leave room for a body 0.6 wide and 1.8 high, but there is a block')
+    if (!body.fits(x, y, z)) throw new Refused('start must leave room for a body 0.6 wide and 1.8 high, but there is a block at that place')
     if (!start) body.settle()
     if (source.follow) source.follow(body)
     this.found = null
