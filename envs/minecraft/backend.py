@@ -97,6 +97,9 @@ _COMMON = ("version", "view_distance", "heap", "timeout")
 BACKENDS = {
     "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes"),
     "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_COMMON), ACTION_MODES),
+    "server": Engine(
+        f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", ("host", "port", "username", "realtime", *_COMMON), ACTION_MODES, saves=False
+    ),
 }
 
 

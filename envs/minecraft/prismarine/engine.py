@@ -195,6 +195,30 @@ class PrismarineBackend(NodeBackend):
             super().__init__("saved", version, view_distance, heap, timeout, world=str(folder))
 
 
+class ServerBackend(NodeBackend):
+    """A player on a Minecraft server. Time on the server runs by itself, so nothing is promised to be the same twice."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 25565,
+        username: str = "wmgym",
+        realtime: bool = True,
+        version: str = "1.16.5",
+        view_distance: int = 4,
+        heap: int = 2048,
+        timeout: float = 120.0,
+    ) -> None:
+        """host, port: of the server, which must let players in without an account (online-mode=false). username: in a vector env a
+        number is added to it. realtime: let each tick take its 50 ms, as servers that check players' speed need it."""
+        if isinstance(port, bool) or not isinstance(port, (int, np.integer)) or not 0 < port < 65_536:
+            raise ValueError(f"port must be a number from 1 to 65535, got {port!r}")
+        if not (isinstance(username, str) and 1 <= len(username) <= 16):
+            raise ValueError(f"username must have 1 to 16 letters, got {username!r}")
+        server = {"host": host, "port": int(port), "username": username, "realtime": bool(realtime)}
+        super().__init__("server", version, view_distance, heap, timeout, **server)
+
+
 class NodeLanes:
     """Engines that work side by side, a process each; frames are copied once, from the memory shared with each process."""
 
@@ -242,6 +266,12 @@ class NodeLanes:
 class PrismarineLanes(NodeLanes):
     def __init__(self, num_lanes: int, **options: Any) -> None:
         super().__init__(num_lanes, lambda: PrismarineBackend(**options))
+
+
+class ServerLanes(NodeLanes):
+    def __init__(self, num_lanes: int, username: str = "wmgym", **options: Any) -> None:
+        names = iter(range(num_lanes))
+        super().__init__(num_lanes, lambda: ServerBackend(username=f"{username}{next(names) or ''}", **options))
 
 
 # poses there and here

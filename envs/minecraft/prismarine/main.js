@@ -23,8 +23,10 @@ const { Refused } = require('./refused')
 const frames = fs.openSync(config.frames, 'r+')
 const socket = net.connect(config.socket)
 socket.on('close', () => {
-  if (process.ppid !== config.owner) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true }) // nobody else is left to do it
-  process.exit(0)
+  setTimeout(() => { // a moment, until the system knows whether our owner has only let go of us or is gone
+    if (process.ppid !== config.owner) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true }) // nobody else is left to do it
+    process.exit(0)
+  }, 20)
 })
 socket.on('error', () => process.exit(1))
 process.on('unhandledRejection', error => console.log('unhandled', error && error.stack))
