@@ -23,7 +23,8 @@ from wmgym.envs.minecraft.backend import BACKENDS, make_backend
 from wmgym.envs.minecraft.env import MinecraftEnv, hands
 from wmgym.envs.minecraft.faults import BackendDied, BackendStartError, BackendTimeout
 from wmgym.envs.minecraft.prismarine import install
-from wmgym.envs.minecraft.prismarine.engine import BOUND, PrismarineBackend, from_minecraft, to_minecraft
+from wmgym.envs.minecraft.prismarine.engine import PrismarineBackend
+from wmgym.envs.minecraft.remote import BOUND, from_minecraft, to_minecraft
 from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
 WALK = [6] * 3 + [1] * 12 + [5] * 6 + [7] * 5 + [8, 9, 9, 3, 4, 2] + [1] * 8  # once through all ten actions

@@ -19,6 +19,7 @@ Pose = NDArray[np.float32]
 class Backend(Protocol):
     field_of_view: float  # vertical, radians
     bounds: tuple[tuple[int, int, int], tuple[int, int, int]]  # the world: lowest cell, and one past the highest
+    ending: str  # whether the engine itself has ended the episode, as a game does when the player dies: "", "terminated" or "truncated"
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
         """Open the world of `seed` and stand on `start`, or on a place of the engine's choice. ValueError if nobody can stand there."""
@@ -93,6 +94,7 @@ class Engine(NamedTuple):
 ACTION_MODES = ("discrete", "minerl")
 _VOXEL = "wmgym.envs.minecraft.voxel.engine"
 _PRISMARINE = "wmgym.envs.minecraft.prismarine.engine"
+_MINERL = "wmgym.envs.minecraft.minerl.engine"
 _COMMON = ("version", "view_distance", "heap", "timeout")
 BACKENDS = {
     "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes"),
@@ -100,6 +102,7 @@ BACKENDS = {
     "server": Engine(
         f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", ("host", "port", "username", "realtime", *_COMMON), ACTION_MODES, saves=False
     ),
+    "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", ("python", "family", "resolution", "timeout"), ACTION_MODES, saves=False),
 }
 
 

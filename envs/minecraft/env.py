@@ -87,7 +87,9 @@ class MinecraftEnv(gym.Env):
         if self._goal is not None:
             reward = float(tasks.navigate_reward(before, pose, self._goal))
             arrived = bool(tasks.navigate_arrived(pose, self._goal))
-        return self._observe(pose), reward, arrived, self._elapsed >= self.horizon, self._info(pose)
+        ending = self._engine.ending
+        terminated, truncated = arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
+        return self._observe(pose), reward, terminated, truncated, self._info(pose)
 
     def render(self) -> NDArray[np.uint8] | None:
         self._running()

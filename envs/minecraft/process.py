@@ -7,6 +7,7 @@ folder is ours alone), no port is opened, and either side notices at once when t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -172,15 +173,18 @@ def _end(owner: int, process: subprocess.Popen[bytes], folder: Path, frames: Any
     """What must happen even if nobody calls `close`: also run when the peer is forgotten, and when Python ends."""
     if os.getpid() != owner:
         return ""  # a forked copy of the owner ends; the owner still needs it
+    started = _descendants(process.pid)  # some begin sessions of their own, as MineRL's Java does
     for force in (None, signal.SIGTERM, signal.SIGKILL):
         if force is not None:
             _signal(process, force)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
             break
-        except subprocess.TimeoutExpired:
-            pass
     _signal(process, signal.SIGKILL)  # whatever it has left behind in its session
+    for pid, begun in started.items():
+        if begun and _begun(pid) == begun:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
     frames.close()
     try:
         log = (folder / "log").read_bytes()[-LOG_BYTES:].decode(errors="replace")
@@ -190,11 +194,31 @@ def _end(owner: int, process: subprocess.Popen[bytes], folder: Path, frames: Any
     return log
 
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _descendants(pid: int) -> dict[int, str]:
+    """What a process has started, and that in turn: process id -> when it began. Empty where there is no /proc."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents.setdefault(int(entry.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(entry.parent.name))
+    found, waiting = {}, [pid]
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            found[child] = _begun(child)
+            waiting.append(child)
+    return found
+
+
+def _begun(pid: int) -> str:
+    """When a process began, so that another that was given its number is not taken for it; empty if it is gone."""
     try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _ending(code: int | None) -> str:

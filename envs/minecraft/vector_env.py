@@ -126,6 +126,10 @@ class MinecraftVectorEnv(VectorEnv):
         if self.task == "navigate":
             rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
             self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
+        for lane in np.flatnonzero(moving).tolist():
+            ending = self._lanes.engines[lane].ending
+            self._terminated[lane] |= ending == "terminated"
+            self._truncated[lane] |= ending == "truncated"
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._reopen(over)
         terminated, truncated = self._terminated.copy(), self._truncated.copy()
