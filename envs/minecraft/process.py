@@ -52,6 +52,7 @@ class Peer:
         self._folder = Path(tempfile.mkdtemp(prefix="wmgym-", dir=memory if os.access(memory, os.W_OK) else None))
         self._frames_file, self._frames = open(self._folder / "frames", "w+b"), None  # noqa: SIM115  # closed by _end
         self._socket: socket.socket | None = None
+        self._line: list[socket.socket] = []  # the same, for `_end`
         with open(self._folder / "log", "wb") as log, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._folder / "socket"))
             listener.listen(1)
@@ -69,7 +70,7 @@ class Peer:
                 self._frames_file.close()
                 shutil.rmtree(self._folder, ignore_errors=True)
                 raise BackendStartError(f"{name} cannot be started: {error}") from error
-            self._end = weakref.finalize(self, _end, os.getpid(), self._process, self._folder, self._frames_file)
+            self._end = weakref.finalize(self, _end, os.getpid(), self._line, self._process, self._folder, self._frames_file)
             self._accept(listener, start_timeout)
         try:
             self.hello = self.receive(start_timeout)[0]
@@ -84,6 +85,7 @@ class Peer:
             if time.monotonic() > end:
                 raise BackendTimeout(f"{self.name} did not start within {timeout:g} s", self.close())
         self._socket = listener.accept()[0]
+        self._line.append(self._socket)
 
     @property
     def pid(self) -> int:
@@ -162,17 +164,19 @@ class Peer:
     def close(self, at_once: bool = False) -> str:
         """End the process, by force if it must be or `at_once`, and all that it has started; the end of its log. May be called again."""
         if self._socket is not None:
-            self._socket.close()  # it ends by itself when the line is cut
+            self._socket.close()
             self._socket = None
         if at_once:
             _signal(self._process, signal.SIGKILL)
         return self._end() or ""
 
 
-def _end(owner: int, process: subprocess.Popen[bytes], folder: Path, frames: Any) -> str:
+def _end(owner: int, line: list[socket.socket], process: subprocess.Popen[bytes], folder: Path, frames: Any) -> str:
     """What must happen even if nobody calls `close`: also run when the peer is forgotten, and when Python ends."""
     if os.getpid() != owner:
         return ""  # a forked copy of the owner ends; the owner still needs it
+    for one in line:
+        one.close()  # it ends by itself when the line is cut
     started = _descendants(process.pid)  # some begin sessions of their own, as MineRL's Java does
     for force in (None, signal.SIGTERM, signal.SIGKILL):
         if force is not None:

@@ -1,6 +1,7 @@
 """Which MineRL environments the worker runs: MineRL's own, with the pose added to what is observed and a start that can be chosen.
 
-Imported by worker.py in MineRL's Python. Written against MineRL 0.4.4 (PyPI) and 1.0 (its repository); the second was never run here.
+Imported by worker.py in MineRL's Python. Written against MineRL 0.4.4 (PyPI; wants gym 0.19: with 0.23 its
+spaces cannot be made) and 1.0 (its repository, never run here).
 """
 
 from minerl.herobraine.hero import handlers

@@ -22,10 +22,6 @@ KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")
 PATIENCE = 20  # ticks in which a new episode must say where the player is
 
 
-class Refused(Exception):
-    """What was asked for cannot be done, and whoever asked can put it right."""
-
-
 class Player:
     """One simulator with MineRL's old-gym interface, and the episode in it."""
 
@@ -34,19 +30,16 @@ class Player:
         self.max_steps = max_steps  # after which the simulator ends an episode by itself; None: never
         self.picture = None
         self.where = None
-        self.ticks = 0
+        self.ticks = 0  # since the episode was handed over
+        self.steps = 0  # of the simulator, which counts those before, too
         self.ending = ""
 
     def reset(self, seed, start):
         if start is not None:
-            place = getattr(self.simulator, "task", self.simulator)
-            if not hasattr(place, "start_at"):
-                raise Refused("this simulator cannot be told where to start")
-            place.start_at(degrees(start))
-        elif hasattr(getattr(self.simulator, "task", self.simulator), "start_at"):
-            getattr(self.simulator, "task", self.simulator).start_at(None)
+            start = degrees(start)
+        getattr(self.simulator, "task", self.simulator).start_at(start)  # of specs.py
         self.simulator.seed(int(seed))  # each reset forgets the seed, and without one MineRL draws its own
-        self.where, self.ending = None, ""
+        self.where, self.ending, self.steps = None, "", 0
         self.take(self.simulator.reset())
         for _ in range(PATIENCE):
             if self.where is not None:
@@ -79,8 +72,9 @@ class Player:
         if "location_stats" in info:  # as a monitor it comes here
             self.where = [float(info["location_stats"][name]) for name in POSE]
         self.ticks += 1
+        self.steps += 1
         if done:
-            self.ending = "truncated" if self.max_steps is not None and self.ticks >= self.max_steps else "terminated"
+            self.ending = "truncated" if self.max_steps is not None and self.steps >= self.max_steps else "terminated"
 
     def step(self, request):
         camera = request.get("camera") or (-NOTCH * request.get("look", 0), -NOTCH * request.get("turn", 0))
@@ -162,8 +156,6 @@ def main(config):
             request = line.hear()
             try:
                 line.say(answer(player, line, request))
-            except Refused as refusal:
-                line.say({"refused": str(refusal)})
             except (EOFError, OSError):
                 raise
             except Exception as error:
