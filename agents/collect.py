@@ -41,9 +41,11 @@ from wmgym.data.episode import (
     save_episode,
     write_atomically,
 )
+from wmgym.data.loopnav import write_trajectory
 
 WORLDS_PER_SEED = 1_000_000
 ATTEMPTS = 10  # walks tried for one episode before giving up
+FORMATS = ("episodes", "loopnav")
 FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
 ENV_KWARGS = {"Minecraft-v0": FREE}
 
@@ -71,6 +73,8 @@ class CollectArgs:
     """Keywords for the environment, as JSON: '{"size": 128}'."""
     preview: bool = False
     """Write a contact sheet, preview.png: a row for each of the first episodes, time from left to right."""
+    format: str = "episodes"
+    """episodes, or loopnav: also as films and rows in LoopNav's released layout, in OUT/loopnav (loop walkers only)."""
     worlds: int | None = None
     """Number of different worlds; by default each episode has its own. In shared worlds, walks begin at different places."""
 
@@ -83,8 +87,12 @@ class CollectArgs:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.worlds is not None and not 1 <= self.worlds <= WORLDS_PER_SEED:
             raise ValueError(f"worlds must be between 1 and {WORLDS_PER_SEED}, got {self.worlds}")
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be {' or '.join(FORMATS)}, got {self.format!r}")
         for name in parse_walkers(self.walker)[0]:
             find_program(name)
+            if self.format == "loopnav" and not name.startswith("loop-"):
+                raise ValueError(f"format 'loopnav' is for loop walkers such as loop-ABA-5, got {name!r}")
         parse_kwargs(self.env_kwargs)
 
 
@@ -102,6 +110,9 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
             aborted += new or []
             reused += new is None
             bar.update(lengths[index].steps)
+    if args.format == "loopnav":
+        for index in sorted(lengths):
+            write_trajectory(load_episode(episode_path(out, index)), out / "loopnav", f"episode-{index:06d}")
     if args.preview:
         contact_sheet([episode_path(out, k) for k in sorted(lengths)], out / "preview.png")
     seconds = time.perf_counter() - begun
@@ -285,7 +296,7 @@ def _existing(args: CollectArgs, index: int) -> Header | None:
 
 def _claim(out: Path, args: CollectArgs) -> None:
     """Make the folder ours, or see that it was made with the same arguments."""
-    free = {"steps", "out", "processes", "preview"}  # may differ when a run is continued
+    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
     wanted = {key: value for key, value in asdict(args).items() if key not in free}
     file = out / "args.json"
     if file.is_file():

@@ -45,7 +45,7 @@ class InstallArgs:
 
 
 def install(args: InstallArgs) -> dict[str, Any]:
-    """Fetch, then compile what must be compiled, then draw one picture to see that it works."""
+    """Fetch, then compile what must be compiled. `wmgym doctor` then draws with it."""
     folder = (args.folder or data_folder()).expanduser().resolve()
     node = find_node()
     if shutil.which("npm") is None:
