@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 BIN := $(CURDIR)/.venv/bin
 EXTRAS := train,rl,eval,video,dev
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint minecraft clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
+
+# Minecraft's own blocks, by npm into the user's data folder. Tests that need them run from then on.
+minecraft: setup
+	.venv/bin/wmgym minecraft install
 
 demo: setup
 	.venv/bin/wmgym demo --out demo

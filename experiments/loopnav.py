@@ -102,7 +102,9 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
         return load_world(args.checkpoint, memory=mode, **settings)
 
     _claim(args, fingerprint(world_of(modes[0])))
-    loops_of = _from_data(args, wanted, world_of(modes[0]).frame_shape[0]) if args.data else lambda course: loopnav.read_loops(_walk(args, course, progress))
+    loops_of: Callable[[Course], list[loopnav.Loop]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
+    if args.data is not None:
+        loops_of = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available())
     through = partial(reconstruct, world_of(modes[0]))
     with tqdm(disable=not progress, unit="frame") as bar:
@@ -150,12 +152,11 @@ def context_lengths(world: WorldModel, modes: Sequence[str]) -> list[dict[str, A
 # -- where loops come from --------------------------------------------------------------------------------------------------------------
 
 
-def _from_data(args: LoopNavArgs, wanted: Sequence[Course], size: int) -> Callable[[Course], list[loopnav.Loop]]:
-    assert args.data is not None
-    films = find_trajectories(args.data)
+def _from_data(folder: Path, count: int, wanted: Sequence[Course], size: int) -> Callable[[Course], list[loopnav.Loop]]:
+    films = find_trajectories(folder)
     if films:
-        return _from_films(films, wanted, args.loops, size)
-    found = loopnav.find_loops(args.data, wanted, args.loops)
+        return _from_films(films, wanted, count, size)
+    found = loopnav.find_loops(folder, wanted, count)
     return lambda course: loopnav.read_loops(found[course])
 
 

@@ -1,6 +1,6 @@
 """A stand-in for an engine's process (envs/minecraft/process.py): says hello, and then misbehaves as it is told.
 
-    python peer_standin.py SOCKET FRAMES [how to begin]
+python peer_standin.py SOCKET FRAMES [how to begin]
 """
 
 import json

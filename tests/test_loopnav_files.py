@@ -114,7 +114,7 @@ def test_a_walk_at_20_hz_becomes_one_in_ten_actions(tmp_path: Path) -> None:
     # each action explains its own step, and so their sum the whole walk
     x, y, yaw = poses[0, 0], poses[0, 1], poses[0, 3]
     for action, pose in zip(episode.actions[1:], episode.poses[1:], strict=True):
-        ahead, left, turn, _ = loopnav._MOTIONS[action]
+        ahead, _, turn, _ = loopnav._MOTIONS[action]
         assert math.hypot(x + ahead * math.cos(yaw) - pose[0], y + ahead * math.sin(yaw) - pose[1]) < 0.25
         assert abs(loopnav._wrap(np.array(yaw + turn - pose[3]))) < 0.12
         x, y, yaw = (float(v) for v in pose[[0, 1, 3]])
@@ -122,7 +122,7 @@ def test_a_walk_at_20_hz_becomes_one_in_ten_actions(tmp_path: Path) -> None:
 
 
 def test_the_way_back_begins_where_the_goal_becomes_home(tmp_path: Path) -> None:
-    path, poses = release(tmp_path, 1)
+    path, _ = release(tmp_path, 1)
     episode = loopnav.read_episode(path, 16)
     segment = next(s for s in episode.meta.segments if s.name == RETURN)
     np.testing.assert_allclose(episode.poses[segment.first, :2], [110, -50], atol=0.3)

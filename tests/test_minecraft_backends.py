@@ -8,7 +8,6 @@ import os
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -136,5 +135,3 @@ def test_a_saved_world_is_read_as_it_is(tmp_path: Path) -> None:
     env.close()
     with pytest.raises(ValueError, match="holds no saved world"):
         MinecraftEnv("free", "prismarine", world=str(Path(__file__).parent)).reset(seed=0)
-
-

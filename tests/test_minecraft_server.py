@@ -54,6 +54,13 @@ def test_what_cannot_be_is_refused() -> None:
         MinecraftEnv(backend="server").save_state()
 
 
+def stand(env: MinecraftEnv) -> None:
+    """Long enough for the news to arrive."""
+    for _ in range(200):
+        env.step(0)
+        time.sleep(0.01)
+
+
 @needs_node
 def test_a_player_walks_on_a_server_as_in_our_own_worlds(server: Server) -> None:
     env = MinecraftEnv("free", "server", port=server.port, action_mode="minerl", **FAST)
@@ -92,9 +99,7 @@ def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_found() -> N
     env.reset(seed=0)
     one.stop()
     with pytest.raises((BackendFault, BackendDied), match="is gone"):
-        for _ in range(200):
-            env.step(0)
-            time.sleep(0.01)
+        stand(env)
     with pytest.raises(BackendFault, match="nobody listens there"):
         env.reset(seed=0)
     again = Server(one.port)

@@ -52,6 +52,11 @@ def reset_to(env: Any, world: int) -> Any:
         del env._engine.reset
 
 
+def step_on(env: MinecraftEnv) -> None:
+    for _ in range(3):
+        env.step(1)
+
+
 def test_poses_and_actions_are_ours(env: MinecraftEnv) -> None:
     frame, info = reset_to(env, 5)
     assert frame.shape == (64, 64, 3)  # scaled from what the simulator draws
@@ -62,7 +67,9 @@ def test_poses_and_actions_are_ours(env: MinecraftEnv) -> None:
         before = info["pose"]
         *_, info = env.step(action)
         step = 4 * 4.317 / 20
-        np.testing.assert_allclose(info["pose"][:2] - before[:2], step * np.array([math.cos(0.5 + along), math.sin(0.5 + along)]), atol=1e-5)
+        np.testing.assert_allclose(
+            info["pose"][:2] - before[:2], step * np.array([math.cos(0.5 + along), math.sin(0.5 + along)]), atol=1e-5
+        )
     for action, turn, tilt in ((6, 1, 0), (7, -1, 0), (8, 0, 1), (9, 0, -1)):
         before = info["pose"]
         *_, info = env.step(action)
@@ -114,13 +121,11 @@ def test_a_death_terminates_and_a_time_limit_truncates(env: MinecraftEnv) -> Non
 def test_faults_are_told_and_the_next_reset_begins_anew(env: MinecraftEnv) -> None:
     reset_to(env, LOST)
     with pytest.raises(BackendFault, match="Connection timed out"):
-        for _ in range(3):
-            env.step(1)
+        step_on(env)
     reset_to(env, HUNG)
     env._engine._timeout = 1.0  # type: ignore[attr-defined]
     with pytest.raises(BackendTimeout, match="did not answer within 1 s"):
-        for _ in range(3):
-            env.step(1)
+        step_on(env)
     env._engine._timeout = 60.0  # type: ignore[attr-defined]
     reset_to(env, 5)
     env.step(1)
@@ -144,7 +149,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         MinecraftEnv(backend="minerl").reset()
     with pytest.raises(ImportError, match="no program"):
         MinecraftEnv(backend="minerl", python="/no/such/python").reset()
-    with pytest.raises(ValueError, match="family must be '1.0' or '0.4'"):
+    with pytest.raises(ValueError, match=r"family must be '1.0' or '0.4'"):
         make_backend("minerl", family="2.0")
     with pytest.raises(ValueError, match="resolution must be"):
         make_backend("minerl", resolution=[1, 2])

@@ -53,6 +53,12 @@ def walked(engine: PrismarineBackend, seed: int = 3) -> str:
     return digest.hexdigest()
 
 
+def step_on(env: Any, action: Any = 1) -> None:
+    """A few steps: a signal may take a moment to arrive."""
+    for _ in range(3):
+        env.step(action)
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started."""
     found = []
@@ -115,7 +121,7 @@ def test_without_node_its_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_missing_system_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(install, "find_node", lambda: "node")
     monkeypatch.setattr(install.shutil, "which", lambda name: "/usr/bin/npm" if name == "npm" else None)
-    with pytest.raises(ImportError, match="apt-get install .*libxi-dev.*xvfb libgl1-mesa-dri"):
+    with pytest.raises(ImportError, match=r"apt-get install .*libxi-dev.*xvfb libgl1-mesa-dri"):
         install.install(install.InstallArgs(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
@@ -208,7 +214,7 @@ def test_lanes_are_single_envs_and_their_branches_agree() -> None:
     frame, one = single.reset(seed=7)
     np.testing.assert_array_equal(observations["pov"][1], frame["pov"])
     for action in (1, 6, 5, 1, 1, 7):  # across an autoreset
-        observations, rewards, _, truncated, info = vec.step(np.array([0, action]))
+        observations, rewards, _, _, info = vec.step(np.array([0, action]))
         if single._elapsed == 4:
             frame, one = single.reset()
             reward = 0.0
@@ -219,7 +225,9 @@ def test_lanes_are_single_envs_and_their_branches_agree() -> None:
         assert rewards[1] == reward
     branches = vec.branch(1)
     for got, expected in zip(branches.step(np.array([1, 6]))[:4], vec.step(np.array([1, 6]))[:4], strict=True):
-        np.testing.assert_array_equal(got["pov"] if isinstance(got, dict) else got, expected["pov"] if isinstance(expected, dict) else expected)
+        np.testing.assert_array_equal(
+            got["pov"] if isinstance(got, dict) else got, expected["pov"] if isinstance(expected, dict) else expected
+        )
     for env in (vec, branches, single):
         env.close()
 
@@ -253,7 +261,8 @@ def flat_place(env: MinecraftEnv) -> np.ndarray:
 
 @needs_node
 @pytest.mark.parametrize(
-    ("keys", "blocks_per_second"), [(("forward",), 4.317), (("forward", "sprint"), 5.612), (("forward", "sneak"), 1.295), (("left",), 4.317)]
+    ("keys", "blocks_per_second"),
+    [(("forward",), 4.317), (("forward", "sprint"), 5.612), (("forward", "sneak"), 1.295), (("left",), 4.317)],
 )
 def test_one_moves_at_minecrafts_speeds(free: MinecraftEnv, keys: tuple[str, ...], blocks_per_second: float) -> None:
     assert speed(free, *keys) == pytest.approx(blocks_per_second, rel=2e-3)
@@ -366,8 +375,7 @@ def test_after_node_is_killed_reset_begins_anew(number: signal.Signals) -> None:
     assert len(display) == 1  # its Xvfb
     os.kill(peer.pid, number)
     with pytest.raises(BackendDied, match=f"killed by {number.name}"):
-        for _ in range(3):
-            env.step(1)
+        step_on(env)
     with pytest.raises(BackendDied, match=r"reset\(\)"):
         env.step(1)
     assert gone(peer.pid) and gone(display[0])
@@ -384,7 +392,7 @@ def test_a_hung_node_is_killed_in_time() -> None:
     env._engine._timeout = 0.5  # type: ignore[attr-defined]
     pid = env._engine._peer.pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(BackendTimeout, match="did not answer within 0.5 s"):
+    with pytest.raises(BackendTimeout, match=r"did not answer within 0.5 s"):
         env.step(1)
     assert gone(pid)
     env._engine._timeout = 60  # type: ignore[attr-defined]
@@ -418,8 +426,7 @@ def test_a_lane_that_dies_takes_only_itself() -> None:
     other = vec._lanes.engines[0]._peer  # type: ignore[attr-defined]
     os.kill(vec._lanes.engines[1]._peer.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     with pytest.raises(BackendDied):
-        for _ in range(3):
-            vec.step(np.array([1, 1]))
+        step_on(vec, np.array([1, 1]))
     with pytest.raises(gym.error.ResetNeeded):
         vec.step(np.array([1, 1]))
     again, _ = vec.reset(seed=3)
@@ -442,8 +449,7 @@ def test_nothing_leaks_over_200_restarts() -> None:
         peer = env._engine._peer  # type: ignore[attr-defined]
         os.kill(peer.pid, signal.SIGKILL)
         with pytest.raises(BackendDied):
-            for _ in range(3):
-                env.step(0)
+            step_on(env)
         env.reset(seed=restart % 3)
     assert held() == before
     env.close()

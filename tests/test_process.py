@@ -98,7 +98,7 @@ def test_a_process_that_does_not_start_says_why() -> None:
     assert "no display" in str(caught.value)
     with pytest.raises(BackendStartError, match="no WebGL"):
         start("refuse")
-    with pytest.raises(BackendTimeout, match="did not start within 0.5 s"):
+    with pytest.raises(BackendTimeout, match=r"did not start within 0.5 s"):
         start("hang", timeout=0.5)
     with pytest.raises(BackendStartError, match="cannot be started"):
         Peer("nothing", lambda socket, frames: ["/no/such/program"])

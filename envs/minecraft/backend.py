@@ -95,14 +95,14 @@ ACTION_MODES = ("discrete", "minerl")
 _VOXEL = "wmgym.envs.minecraft.voxel.engine"
 _PRISMARINE = "wmgym.envs.minecraft.prismarine.engine"
 _MINERL = "wmgym.envs.minecraft.minerl.engine"
-_COMMON = ("version", "view_distance", "heap", "timeout")
+_NODE = ("version", "view_distance", "heap", "timeout")
+_SERVER = ("host", "port", "username", "realtime", *_NODE)
+_JAVA = ("python", "family", "resolution", "timeout")
 BACKENDS = {
     "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes"),
-    "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_COMMON), ACTION_MODES),
-    "server": Engine(
-        f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", ("host", "port", "username", "realtime", *_COMMON), ACTION_MODES, saves=False
-    ),
-    "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", ("python", "family", "resolution", "timeout"), ACTION_MODES, saves=False),
+    "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_NODE), ACTION_MODES),
+    "server": Engine(f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", _SERVER, ACTION_MODES, saves=False),
+    "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", _JAVA, ACTION_MODES, saves=False),
 }
 
 

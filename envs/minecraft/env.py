@@ -184,12 +184,12 @@ def hands(*pressed: str, camera: tuple[float, float] = (0, 0)) -> dict[str, Any]
 
 
 # for `gymnasium.utils.play` in mode "minerl"; the mouse is not among its keys
-HAND_KEYS = {("w",): ("forward",), ("s",): ("back",), ("a",): ("left",), ("d",): ("right",), (" ",): ("jump",), ("w", " "): ("forward", "jump")}
+HAND_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("w",): ("forward",), ("s",): ("back",), ("a",): ("left",), ("d",): ("right",), (" ",): ("jump",), ("w", " "): ("forward", "jump")
+}  # fmt: skip
 
 
-def open_episode(
-    engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None
-) -> tuple[Pose, Pose | None]:
+def open_episode(engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None) -> tuple[Pose, Pose | None]:
     """Enter the next world of `rng`: the first pose, and the goal of a task that has one."""
     pose = engine.reset(int(rng.integers(2**31)), start)
     if task != "navigate":

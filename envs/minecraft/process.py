@@ -50,7 +50,8 @@ class Peer:
         self.name = name
         memory = Path("/dev/shm")
         self._folder = Path(tempfile.mkdtemp(prefix="wmgym-", dir=memory if os.access(memory, os.W_OK) else None))
-        self._frames_file, self._frames = open(self._folder / "frames", "w+b"), None  # noqa: SIM115  # closed by _end
+        self._frames_file = open(self._folder / "frames", "w+b")  # noqa: SIM115  # closed by _end
+        self._frames: mmap.mmap | None = None
         self._socket: socket.socket | None = None
         self._line: list[socket.socket] = []  # the same, for `_end`
         with open(self._folder / "log", "wb") as log, socket.socket(socket.AF_UNIX) as listener:

@@ -34,7 +34,9 @@ class RemoteBackend:
 
     bounds = ((-BOUND, -BOUND, 0), (BOUND, BOUND, HEIGHT))
 
-    def __init__(self, name: str, start: Callable[[], Peer], field_of_view: float, timeout: float, native: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, name: str, start: Callable[[], Peer], field_of_view: float, timeout: float, native: tuple[int, int] | None = None
+    ) -> None:
         """name: for errors. start: gives a running process. timeout: seconds within which a request is answered. native: the one size
         (height, width) that the process can draw, if it cannot draw any; its pictures are scaled."""
         if not timeout > 0:

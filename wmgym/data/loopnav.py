@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,10 +172,10 @@ def retime(poses: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray
             actions.append(0)
             continue
         error = np.linalg.norm(there[:, None, [0, 1, 3, 4]] * _SCALE - _MOTIONS[None] * _SCALE, axis=-1)  # [n, 10]
-        row, action = np.unravel_index(int(error.argmin()), error.shape)
+        row, action = divmod(int(error.argmin()), len(_MOTIONS))
         if error[row, action] > 0.6 * np.linalg.norm(_MOTIONS[1] * _SCALE):  # nothing fits: as far as one step takes
             row = min(3, len(rows) - 1)
-            action = error[row].argmin()
+            action = int(error[row].argmin())
         if action == 1 and jumps[here : rows[row] + 1].any():
             action = 5
         stops.append(int(rows[row]))
@@ -191,7 +190,12 @@ def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
     """An episode of a loop walker in the released layout, below `folder`; the row file. Row i holds the action that leads from frame i."""
     task, reach = (episode.meta.walker.split("-") + ["?", "?"])[1:3]
     place = folder / task / reach / f"world_{episode.meta.seed}"
-    info = {"seed": episode.meta.seed, "location": f"world_{episode.meta.seed}", "nvtype": task, "nvrange": int(reach) if reach.isdigit() else reach}
+    info = {
+        "seed": episode.meta.seed,
+        "location": f"world_{episode.meta.seed}",
+        "nvtype": task,
+        "nvrange": int(reach) if reach.isdigit() else reach,
+    }
     yaws = np.unwrap(episode.poses[:, 3].astype(np.float64)) - math.pi / 2
     actions = np.append(episode.actions[1:], 0)
     rows = []
@@ -233,7 +237,10 @@ def write_film(path: Path, frames: np.ndarray) -> None:
 
 # forward, left, turn, tilt of each action, and how much each counts
 _MOTIONS = np.array(
-    [[4 * WALK * (("forward" in k) - ("back" in k)), 4 * WALK * (("left" in k) - ("right" in k)), a * TURN, b * TURN] for k, a, b in ACTIONS]
+    [
+        [4 * WALK * (("forward" in k) - ("back" in k)), 4 * WALK * (("left" in k) - ("right" in k)), a * TURN, b * TURN]
+        for k, a, b in ACTIONS
+    ]
 )
 _SCALE = np.array([1, 1, YAW_SCALE, YAW_SCALE])
 
@@ -242,7 +249,9 @@ def _seen_from(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Poses [n, 5] in the frame of one [5]: forward, left, up, turn, tilt."""
     dx, dy = (poses[:, :2] - origin[:2]).T
     cos, sin = math.cos(origin[3]), math.sin(origin[3])
-    return np.stack([dx * cos + dy * sin, dy * cos - dx * sin, poses[:, 2] - origin[2], _wrap(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]], -1)
+    return np.stack(
+        [dx * cos + dy * sin, dy * cos - dx * sin, poses[:, 2] - origin[2], _wrap(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]], -1
+    )
 
 
 def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
@@ -262,9 +271,9 @@ def _seed_of(info: dict[str, Any]) -> int:
         return 0
 
 
-def _correlation(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's, 0 where one of them is constant."""
-    a, b = np.asarray(a) - np.mean(a), np.asarray(b) - np.mean(b)
+    a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 1e-12 else 0.0
 

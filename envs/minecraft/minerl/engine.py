@@ -31,7 +31,9 @@ MINERL = "MineRL's process"
 class MineRLBackend(RemoteBackend):
     """A player in MineRL: family "1.0" (Minecraft 1.16.5, as HumanSurvival) or "0.4" (1.11.2, as Navigate)."""
 
-    def __init__(self, python: str | None = None, family: str = "1.0", resolution: Sequence[int] | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self, python: str | None = None, family: str = "1.0", resolution: Sequence[int] | None = None, timeout: float = 600.0
+    ) -> None:
         """python: of the environment that has MineRL. family: "1.0", "0.4", or "module:function" that gives a simulator with MineRL's
         interface. resolution: (height, width) that it draws; frames are scaled from it. timeout: seconds for a request; a reset
         may make a new world."""

@@ -29,7 +29,7 @@ class Player:
         self.simulator = simulator
         self.max_steps = max_steps  # after which the simulator ends an episode by itself; None: never
         self.picture = None
-        self.where = None
+        self.where = None  # xpos, ypos, zpos, yaw, pitch
         self.ticks = 0  # since the episode was handed over
         self.steps = 0  # of the simulator, which counts those before, too
         self.ending = ""
@@ -67,7 +67,7 @@ class Player:
         action["camera"] = np.array(camera, np.float32)
         observation, _, done, info = self.simulator.step(action)
         if "error" in info:  # MineRL hides a lost connection behind a random observation
-            raise RuntimeError("MineRL lost its Minecraft: {}".format(info["error"]))
+            raise RuntimeError(f"MineRL lost its Minecraft: {info['error']}")
         self.take(observation)
         if "location_stats" in info:  # as a monitor it comes here
             self.where = [float(info["location_stats"][name]) for name in POSE]
@@ -83,6 +83,7 @@ class Player:
             self.tick(pressed, camera if tick == 0 else (0.0, 0.0))
 
     def report(self):
+        assert self.where is not None
         x, y, z, yaw, pitch = self.where
         turned = math.pi - math.radians(yaw)  # MineRL's yaw is as Java has it: any number of turns, clockwise, 0 along +z
         turned -= 2 * math.pi * math.floor((turned + math.pi) / (2 * math.pi))
@@ -134,7 +135,7 @@ class Line:
 
     def show(self, picture, size):
         if list(picture.shape[:2]) != list(size):
-            raise RuntimeError("the simulator draws {}, not {}".format(list(picture.shape[:2]), list(size)))
+            raise RuntimeError(f"the simulator draws {list(picture.shape[:2])}, not {list(size)}")
         if self.memory is None:
             with open(self.path, "r+b") as file:
                 self.memory = mmap.mmap(file.fileno(), 0)
@@ -147,8 +148,8 @@ def main(config):
     line = Line(config)
     try:
         player = Player(*make_simulator(config["family"], config["resolution"]))
-    except Exception as error:  # noqa: BLE001  whatever it is, the other side must be told
-        line.say({"error": "{}: {}".format(type(error).__name__, error)})
+    except Exception as error:  # whatever it is, the other side must be told
+        line.say({"error": f"{type(error).__name__}: {error}"})
         raise
     line.say({"hello": 1})
     try:
@@ -159,7 +160,7 @@ def main(config):
             except (EOFError, OSError):
                 raise
             except Exception as error:
-                line.say({"error": "{}: {}".format(type(error).__name__, error)})
+                line.say({"error": f"{type(error).__name__}: {error}"})
                 raise
     except EOFError:
         pass  # the other side is gone, and so shall we be
@@ -173,7 +174,7 @@ def answer(player, line, request):
     elif request["op"] == "step":
         player.step(request)
     elif request["op"] != "draw":
-        raise RuntimeError("unknown request {}".format(request["op"]))
+        raise RuntimeError(f"unknown request {request['op']}")
     if request.get("size"):
         line.show(player.picture, request["size"])
     return player.report()
