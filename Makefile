@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 BIN := $(CURDIR)/.venv/bin
 EXTRAS := train,rl,eval,video,maze,recon,dev
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint minecraft clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq libosmesa6; } \
 		|| echo "Memory Maze has nothing to draw with: its tests will be skipped. Install libosmesa6 or libegl1."
 	@touch $@
+
+# Minecraft's own blocks, by npm into the user's data folder. Tests that need them run from then on.
+minecraft: setup
+	.venv/bin/wmgym minecraft install
 
 demo: setup
 	.venv/bin/wmgym demo --out demo

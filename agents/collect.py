@@ -44,6 +44,7 @@ from wmgym.data.episode import (
     save_episode,
     write_atomically,
 )
+from wmgym.data.loopnav import write_trajectory
 from wmgym.openings import frame_of
 
 WORLDS_PER_SEED = 1_000_000
@@ -51,7 +52,7 @@ ATTEMPTS = 10  # walks tried for one episode before giving up
 FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
 WORLDS = {"MemoryMaze-": "memory_maze", "MemoryCards-": "memory_cards"}  # whose walkers an id takes, if not Minecraft's
 ENV_KWARGS = {"Minecraft-v0": FREE}
-FORMATS = {"episodes": ".safetensors", "recon": recon.SUFFIX}
+FORMATS = {"episodes": ".safetensors", "loopnav": ".safetensors", "recon": recon.SUFFIX}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class CollectArgs:
     worlds: int | None = None
     """Number of different worlds; by default each episode has its own. In shared worlds, walks begin at different places."""
     format: str = "episodes"
-    """How walks are stored: episodes, or recon: as RECON was released (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
+    """How walks are stored: episodes; loopnav: also as films and rows in LoopNav's released layout, in OUT/loopnav (loop walkers only); or
+    recon: as RECON was released (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "episode_length"):
@@ -95,6 +97,8 @@ class CollectArgs:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         for name in parse_walkers(self.walker)[0]:
             find_program(name, next((world for mark, world in WORLDS.items() if mark in self.env_id), "minecraft"))
+            if self.format == "loopnav" and not name.startswith("loop-"):
+                raise ValueError(f"format 'loopnav' is for loop walkers such as loop-ABA-5, got {name!r}")
         parse_kwargs(self.env_kwargs)
 
 
@@ -114,6 +118,9 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
             aborted += new or []
             reused += new is None
             bar.update(lengths[index].steps)
+    if args.format == "loopnav":
+        for index in sorted(lengths):
+            write_trajectory(load_episode(episode_path(out, index)), out / "loopnav", f"episode-{index:06d}")
     if args.preview:
         contact_sheet([episode_path(out, k, args.format) for k in sorted(lengths)], out / "preview.png")
     seconds = time.perf_counter() - begun
@@ -314,7 +321,7 @@ def _header(args: CollectArgs, index: int) -> Header:
 
 def _claim(out: Path, args: CollectArgs) -> None:
     """Make the folder ours, or see that it was made with the same arguments."""
-    free = {"steps", "out", "processes", "preview"}  # may differ when a run is continued
+    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
     wanted = {key: value for key, value in asdict(args).items() if key not in free}
     file = out / "args.json"
     if file.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from wmgym.nets.cdit import SIZES
 from wmgym.registration import row_of
 from wmgym.systems.worldpack import MODES, build, preset
 
-RENDERER = "wmgym.envs.minecraft.bench"  # times the voxel engine by itself
+ENGINES = {"voxel": "wmgym.envs.minecraft.bench", "prismarine": "wmgym.envs.minecraft.prismarine.bench"}  # time an engine by itself
 UPSTREAM = "wmgym.envs.memory_maze.bench"
 
 
@@ -33,6 +32,8 @@ class TruthArgs:
 
     env_id: str = "Minecraft-v0"
     """Ground truth to time."""
+    backend: str = "voxel"
+    """Engine of Minecraft-v0."""
     sizes: tuple[int, ...] = (64, 128)
     """Sides of the frames."""
     lanes: tuple[int, ...] = (8,)
@@ -53,18 +54,23 @@ class TruthArgs:
 
 
 def bench_truth(args: TruthArgs) -> dict[str, Any]:
-    """One row per size and number of lanes; for Minecraft also what its renderer does without Gymnasium."""
+    """One row per size and number of lanes; for Minecraft also what its engine does without Gymnasium."""
+    is_minecraft = args.env_id.endswith("Minecraft-v0")
+    if args.backend != "voxel" and not is_minecraft:
+        raise ValueError(f"backend is for Minecraft-v0, got {args.backend!r} for {args.env_id}")
     rows: list[dict[str, Any]] = []
     for size in args.sizes:
-        kwargs = {"size": size, "task": "free"}
+        kwargs = {"size": size, "task": "free", **({"backend": args.backend} if is_minecraft else {})}
         rows.append({"size": size, **_made(speed.truth_times, args.env_id, args.seconds, **kwargs)})
         rows += [{"size": size, **_made(speed.vector_truth_times, args.env_id, n, args.seconds, **kwargs)} for n in args.lanes]
     report: dict[str, Any] = {"env_id": args.env_id, "frames": rows}
     if args.against is not None:
         world = row_of(args.env_id).kwargs
         report |= import_module(UPSTREAM).against_upstream(world["cells"], world["variant"], args.seconds)
-    if args.env_id.endswith("Minecraft-v0") and importlib.util.find_spec(RENDERER) is not None:
-        report["engine"] = import_module(RENDERER).bench(args.seconds)
+    if is_minecraft:
+        report |= {"backend": args.backend}
+        if args.backend in ENGINES:
+            report["engine"] = import_module(ENGINES[args.backend]).bench(args.seconds)
     return _finish(report, args)
 
 

@@ -22,8 +22,10 @@ from tqdm import tqdm
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
 from wmgym.benchmarks import loopnav, loopnav_table
 from wmgym.benchmarks.loopnav import BASELINES, Course
+from wmgym.benchmarks.rollout import loop_of
 from wmgym.checkpoint import load_world
 from wmgym.data.episode import write_atomically
+from wmgym.data.loopnav import find_trajectories, read_episode, read_rows
 from wmgym.experiments.folder import claim
 from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import layout
@@ -52,7 +54,8 @@ class LoopNavArgs:
     loops: int = 30
     """Loops of each task and range."""
     data: Path | None = None
-    """Folder of loops already collected (and its subfolders); by default they are walked, and kept in OUT/loops."""
+    """Folder of loops already collected (and its subfolders), or of LoopNav's released films and rows; by default loops are walked, and
+    kept in OUT/loops."""
     env_id: str = "Minecraft-v0"
     """Ground truth to walk in."""
     env_kwargs: str = "{}"
@@ -96,7 +99,9 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     world_of = loader(args)
     free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
     claim(out, {**asdict(args), "weights": fingerprint(world_of(modes[0]))}, free)
-    loops_of = _from_data(args, wanted) if args.data else lambda course: loopnav.read_loops(_walk(args, course, progress))
+    loops_of: Callable[[Course], list[loopnav.Loop]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
+    if args.data is not None:
+        loops_of = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available())
     through = partial(reconstruct, world_of(modes[0]))
     with tqdm(disable=not progress, unit="frame") as bar:
@@ -150,10 +155,29 @@ def context_lengths(world: WorldModel, modes: Sequence[str]) -> list[dict[str, A
 # -- where loops come from --------------------------------------------------------------------------------------------------------------
 
 
-def _from_data(args: LoopNavArgs, wanted: Sequence[Course]) -> Callable[[Course], list[loopnav.Loop]]:
-    assert args.data is not None
-    found = loopnav.find_loops(args.data, wanted, args.loops)
+def _from_data(folder: Path, count: int, wanted: Sequence[Course], size: int) -> Callable[[Course], list[loopnav.Loop]]:
+    films = find_trajectories(folder)
+    if films:
+        return _from_films(films, wanted, count, size)
+    found = loopnav.find_loops(folder, wanted, count)
     return lambda course: loopnav.read_loops(found[course])
+
+
+def _from_films(files: Sequence[Path], wanted: Sequence[Course], count: int, size: int) -> Callable[[Course], list[loopnav.Loop]]:
+    """Loops of the released layout. What they were walked for stands in their rows; films are read when their course comes up."""
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        info = read_rows(path)[0].get("extra_info") or {}
+        by_name.setdefault(f"{info.get('nvtype')}-{info.get('nvrange')}", []).append(path)
+    for course in wanted:
+        if len(by_name.get(course.name, [])) < count:
+            there = ", ".join(f"{len(paths)} of {name}" for name, paths in sorted(by_name.items()))
+            raise ValueError(f"{count} films of {course.name} are asked for, there are {there}; see --tasks, --ranges and --loops")
+
+    def loops_of(course: Course) -> list[loopnav.Loop]:
+        return [loop_of(read_episode(path, size)) for path in by_name[course.name][:count]]
+
+    return loops_of
 
 
 def _walk(args: LoopNavArgs, course: Course, progress: bool) -> list[Path]:

@@ -274,7 +274,6 @@ def test_the_task_free_knows_no_goal(free: MinecraftEnv) -> None:
     "keywords",
     [
         {"task": "fly"},
-        {"backend": "minerl"},
         {"backend": "x"},
         {"size": 4},
         {"size": (64, 64)},

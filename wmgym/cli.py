@@ -49,6 +49,7 @@ COMMANDS = (
     Command("eval twin", "wmgym.experiments.twin:TwinArgs:evaluate", "the same actions in a dream and in its truth"),
     Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
     Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
+    Command("minecraft install", "wmgym.envs.minecraft.prismarine.install:InstallArgs:install", "fetch what the Prismarine backend needs"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
 )
 

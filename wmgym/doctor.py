@@ -64,12 +64,14 @@ def examine(args: DoctorArgs) -> dict[str, Any]:
         "devices": devices(),
         "parts": [
             attempt("Minecraft-v0, voxel renderer", voxel_renderer),
+            attempt("Minecraft-v0, backend prismarine", prismarine),
+            attempt("Minecraft-v0, backend server", server),
+            attempt("Minecraft-v0, backend minerl", minerl),
             attempt("MemoryMaze-9x9-v0, OpenGL without a window", memory_maze),
             *(attempt(f"weights of {name}", partial(weights, name)) for name in bundled_names()),
             attempt("LPIPS", lpips),
             attempt("ffmpeg", ffmpeg),
             attempt("window for wmgym play", window),
-            attempt("node (for a Minecraft server backend)", node),
         ],
     }
 
@@ -222,10 +224,46 @@ def window() -> str:
     return "pygame, and a display"
 
 
-def node() -> str:
-    if shutil.which("node") is None:
-        raise Missing("nothing here needs it yet")
-    return subprocess.run(["node", "--version"], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+def prismarine() -> str:
+    """Walk a few steps in a world drawn by Node."""
+    from wmgym.envs.minecraft.env import MinecraftEnv
+    from wmgym.envs.minecraft.prismarine.install import what_is_missing
+
+    missing = what_is_missing()
+    if missing is not None:
+        raise Missing(missing)
+    begin = time.perf_counter()
+    env = MinecraftEnv("free", "prismarine")
+    env.reset(seed=0)
+    ready = time.perf_counter()
+    for _ in range(20):
+        env.step(6)
+    step = (time.perf_counter() - ready) / 20
+    env.close()
+    return f"a process and a world in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+
+
+def server() -> str:
+    from wmgym.envs.minecraft.prismarine.install import what_is_missing
+
+    missing = what_is_missing()
+    if missing is not None:
+        raise Missing(missing)
+    return "ready; needs a Minecraft server that lets players in without an account: host=, port="
+
+
+def minerl() -> str:
+    """Whether there is a Python that has MineRL. Minecraft itself is not started: that takes minutes."""
+    from wmgym.envs.minecraft.minerl.engine import find_python
+
+    try:
+        python = find_python()
+    except ImportError as error:
+        raise Missing(str(error)) from None
+    done = subprocess.run([python, "-c", "import minerl"], capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise Missing(f"{python} cannot import minerl: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]} (docs/minerl.md)")
+    return f"{python} imports minerl; not started here"
 
 
 def _line(error: Exception) -> str:

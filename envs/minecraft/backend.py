@@ -6,9 +6,9 @@ in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Pose = NDArray[np.float32]
 class Backend(Protocol):
     field_of_view: float  # vertical, radians
     bounds: tuple[tuple[int, int, int], tuple[int, int, int]]  # the world: lowest cell, and one past the highest
+    ending: str  # whether the engine itself has ended the episode, as a game does when the player dies: "", "terminated" or "truncated"
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
         """Open the world of `seed` and stand on `start`, or on a place of the engine's choice. ValueError if nobody can stand there."""
@@ -61,27 +62,80 @@ class Lanes(Protocol):
         ...
 
 
+class TickBackend(Backend, Protocol):
+    """An engine that also takes what a player's hands do, one game tick of 50 ms at a time."""
+
+    def tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> Pose:
+        """Hold the keys `pressed` (of KEYS) for one tick, after turning by `camera`: degrees down and to the right."""
+        ...
+
+
+class TickLanes(Lanes, Protocol):
+    """Lanes of such engines."""
+
+    def tick(self, hands: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
+        """What `tick` of each lane's engine is told; a lane with None stays as it is. Poses [N, 5]."""
+        ...
+
+
+KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")  # of the action dict, as MineRL names them
+
+
+class Engine(NamedTuple):
+    """What is known of an engine without importing it."""
+
+    engine: str  # "module:class"
+    lanes: str
+    options: tuple[str, ...] = ()  # keywords of its own
+    action_modes: tuple[str, ...] = ("discrete",)
+    saves: bool = True  # whether `save` and `load` work
+
+
+ACTION_MODES = ("discrete", "minerl")
 _VOXEL = "wmgym.envs.minecraft.voxel.engine"
-BACKENDS = {"voxel": (f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes")}  # one engine, and lanes of it
-_PLANNED = ("prismarine", "minerl", "server")
+_PRISMARINE = "wmgym.envs.minecraft.prismarine.engine"
+_MINERL = "wmgym.envs.minecraft.minerl.engine"
+_NODE = ("version", "view_distance", "heap", "timeout")
+_SERVER = ("host", "port", "username", "realtime", *_NODE)
+_JAVA = ("python", "family", "resolution", "timeout")
+BACKENDS = {
+    "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes"),
+    "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_NODE), ACTION_MODES),
+    "server": Engine(f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", _SERVER, ACTION_MODES, saves=False),
+    "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", _JAVA, ACTION_MODES, saves=False),
+}
 
 
-def make_backend(name: str) -> Backend:
-    """The engine called `name`."""
-    return _load(_paths(name)[0])()
+def make_backend(name: str, **options: Any) -> Backend:
+    """The engine called `name`, with its own options."""
+    return _load(find_backend(name, options).engine)(**options)
 
 
-def make_lanes(name: str, num_lanes: int) -> Lanes:
+def make_lanes(name: str, num_lanes: int, **options: Any) -> Lanes:
     """Lanes of the engine called `name`."""
-    return _load(_paths(name)[1])(num_lanes)
+    return _load(find_backend(name, options).lanes)(num_lanes, **options)
 
 
-def _paths(name: str) -> tuple[str, str]:
-    if name in _PLANNED:
-        raise ValueError(f"backend {name!r} is not in this version; available: {', '.join(map(repr, BACKENDS))}")
+def find_backend(name: str, options: Iterable[str] = ()) -> Engine:
+    """What is known of the engine called `name`; ValueError if there is none, or if it has no such options."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; available: {', '.join(map(repr, BACKENDS))}")
-    return BACKENDS[name]
+    engine = BACKENDS[name]
+    unknown = [option for option in options if option not in engine.options]
+    if unknown:
+        allowed = f"it takes {', '.join(engine.options)}" if engine.options else "it takes none"
+        raise ValueError(f"backend {name!r} has no option {unknown[0]!r}; {allowed}")
+    return engine
+
+
+def check_action_mode(name: str, mode: str) -> str:
+    """The way actions are given, if the engine called `name` takes it."""
+    if mode not in ACTION_MODES:
+        raise ValueError(f"unknown action_mode {mode!r}; available: {', '.join(map(repr, ACTION_MODES))}")
+    if mode not in find_backend(name).action_modes:
+        able = ", ".join(repr(other) for other, engine in BACKENDS.items() if mode in engine.action_modes)
+        raise ValueError(f"action_mode={mode!r} needs one of the backends {able}, got backend={name!r}")
+    return mode
 
 
 def _load(path: str) -> Any:

@@ -4,6 +4,9 @@ Actions (0.2 s each): noop, forward, back, strafe left, strafe right, forward + 
 Task "navigate": the frame and a compass; reward is the blocks gained towards the goal, and 100 on arrival. Task "navigate-near": the
 same with goals within 10 blocks, to learn from. Task "free": the frame alone, no reward. The engine is chosen by `backend`; the task is in
 wmgym/tasks.py, shared with the dreams of this world.
+
+With `action_mode="minerl"` an action is what a player's hands do in one game tick of 0.05 s, as in MineRL: a dict of eight keys, 0 or 1,
+and `camera`, degrees down and to the right.
 """
 
 from __future__ import annotations
@@ -18,20 +21,22 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wmgym import tasks
-from wmgym.envs.minecraft.backend import Backend, Pose, check_pose, make_backend
+from wmgym.envs.minecraft.backend import KEYS, Backend, Pose, TickBackend, check_action_mode, check_pose, find_backend, make_backend
 
 if TYPE_CHECKING:
     from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
 TASKS = tasks.SETTINGS["minecraft"].tasks
 RESET_OPTIONS = ("goal", "start")
+TICKS = 4  # of 0.05 s in a step of mode "discrete"
 
 
 class MinecraftEnv(gym.Env):
     """A Minecraft-like world of which `info["pose"]` is known.
 
     size: side of the square frames observed. render_size: side, or (height, width), of what `render()` returns; default `size`.
-    horizon: steps after which an episode is cut off; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free").
+    horizon: steps after which an episode is cut off; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free") of 0.2 s,
+    or as long in ticks. engine: the backend's own keywords (`BACKENDS` in backend.py lists them): `world`, `host`, `port`, `python`, ...
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -44,15 +49,20 @@ class MinecraftEnv(gym.Env):
         render_size: int | Sequence[int] | None = None,
         horizon: int | None = None,
         render_mode: str | None = None,
+        action_mode: str = "discrete",
+        **engine: Any,
     ) -> None:
-        self.task, self.horizon = task, check_horizon(task, horizon)
+        self.action_mode = check_action_mode(backend, action_mode)
+        self.task, self.horizon = task, check_horizon(task, horizon, action_mode)
         self.size, self.render_size = check_size(size), check_render_size(render_size, size)
         self.render_mode = check_render_mode(render_mode)
-        self.backend = backend
-        self._engine = make_backend(backend)
+        self.backend, self.engine_options = backend, engine
+        self._engine = make_backend(backend, **engine)
+        if action_mode == "minerl":
+            self.metadata = {**self.metadata, "render_fps": 20}
         self.field_of_view = self._engine.field_of_view
         self.observation_space = observation_space(task, self.size)
-        self.action_space = spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
+        self.action_space = action_space(action_mode)
         self._pose: Pose | None = None
         self._goal: Pose | None = None
         self._elapsed = 0
@@ -64,17 +74,23 @@ class MinecraftEnv(gym.Env):
         self._elapsed = 0
         return self._observe(self._pose), self._info(self._pose)
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before = self._running()
-        if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {len(tasks.MINECRAFT_ACTIONS) - 1}, got {action!r}")
-        self._pose = pose = self._engine.step(int(action))
+        if self.action_mode == "minerl":
+            pose = cast(TickBackend, self._engine).tick(*check_hands(action, self.action_space))
+        else:
+            if not self.action_space.contains(action):
+                raise ValueError(f"action must be an integer from 0 to {len(tasks.MINECRAFT_ACTIONS) - 1}, got {action!r}")
+            pose = self._engine.step(int(action))
+        self._pose = pose
         self._elapsed += 1
         reward, arrived = 0.0, False
         if self._goal is not None:
             reward = float(tasks.navigate_reward(before, pose, self._goal))
             arrived = bool(tasks.navigate_arrived(pose, self._goal))
-        return self._observe(pose), reward, arrived, self._elapsed >= self.horizon, self._info(pose)
+        ending = self._engine.ending
+        terminated, truncated = arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
+        return self._observe(pose), reward, terminated, truncated, self._info(pose)
 
     def render(self) -> NDArray[np.uint8] | None:
         self._running()
@@ -85,12 +101,14 @@ class MinecraftEnv(gym.Env):
         self._pose = None
 
     def save_state(self) -> dict[str, Any]:
-        """Everything that the rest of the episode, and the episodes after it, depend on."""
+        """Everything that the rest of the episode, and the episodes after it, depend on. NotImplementedError where the engine cannot."""
+        check_saves(self.backend)
         self._running()
         return state_of(self.task, self.horizon, self._elapsed, self._goal, self._engine, self.np_random, self._np_random_seed)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a value of `save_state`, bit for bit."""
+        check_saves(self.backend)
         check_state(state, self.task)
         self.horizon, self._elapsed = int(state["horizon"]), int(state["elapsed"])
         self._goal = None if state["goal"] is None else np.array(state["goal"], np.float32)
@@ -106,9 +124,15 @@ class MinecraftEnv(gym.Env):
         """
         from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv  # here, because that one is built on this file
 
-        here = MinecraftVectorEnv(1, self.task, self.backend, self.size, self.render_size, render_mode=self.render_mode)
-        here.load_state({"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]})
-        return here.branch(n, seeds)
+        here = MinecraftVectorEnv(
+            1, self.task, self.backend, self.size, self.render_size, render_mode=self.render_mode, action_mode=self.action_mode,
+            **self.engine_options,
+        )  # fmt: skip
+        try:
+            here.load_state({"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]})
+            return here.branch(n, seeds)
+        finally:
+            here.close()
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
         """Which cells of the box from `low` up to, not including, `high` stop a body: [X, Y, Z], z up."""
@@ -116,10 +140,10 @@ class MinecraftEnv(gym.Env):
         return self._engine.solid(low, high)
 
     def get_action_meanings(self) -> list[str]:
-        return list(tasks.MINECRAFT_ACTIONS)
+        return action_meanings(self.action_mode)
 
-    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        return dict(tasks.MINECRAFT_KEYS)
+    def get_keys_to_action(self) -> dict[tuple[str, ...], Any]:
+        return dict(tasks.MINECRAFT_KEYS) if self.action_mode == "discrete" else {keys: hands(*told) for keys, told in HAND_KEYS.items()}
 
     def _running(self) -> Pose:
         if self._pose is None:
@@ -145,9 +169,28 @@ def observation_space(task: str, size: int) -> spaces.Space:
     return TASKS[task].observation_space(frame)
 
 
-def open_episode(
-    engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None
-) -> tuple[Pose, Pose | None]:
+def action_space(mode: str) -> spaces.Space:
+    if mode == "discrete":
+        return spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
+    return spaces.Dict({**{key: spaces.Discrete(2) for key in KEYS}, "camera": spaces.Box(-180, 180, (2,), np.float32)})
+
+
+def action_meanings(mode: str) -> list[str]:
+    return list(tasks.MINECRAFT_ACTIONS) if mode == "discrete" else [*KEYS, "camera"]
+
+
+def hands(*pressed: str, camera: tuple[float, float] = (0, 0)) -> dict[str, Any]:
+    """An action of mode "minerl": the keys held, and degrees down and to the right."""
+    return {**{key: np.int64(key in pressed) for key in KEYS}, "camera": np.array(camera, np.float32)}
+
+
+# for `gymnasium.utils.play` in mode "minerl"; the mouse is not among its keys
+HAND_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("w",): ("forward",), ("s",): ("back",), ("a",): ("left",), ("d",): ("right",), (" ",): ("jump",), ("w", " "): ("forward", "jump")
+}  # fmt: skip
+
+
+def open_episode(engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None) -> tuple[Pose, Pose | None]:
     """Enter the next world of `rng`: the first pose, and the goal of a task that has one."""
     pose = engine.reset(int(rng.integers(2**31)), start)
     if not TASKS[task].needs_goal:
@@ -197,11 +240,24 @@ def check_state(state: Any, task: str) -> None:
         raise ValueError(f"state is of task {state['task']!r}, this env has task {task!r}")
 
 
-def check_horizon(task: str, horizon: int | None) -> int:
+def check_saves(backend: str) -> None:
+    if not find_backend(backend).saves:
+        raise NotImplementedError(f"states of backend {backend!r} cannot be saved: its world lives in a program that does not give it away")
+
+
+def check_hands(action: Any, space: spaces.Space) -> tuple[list[str], tuple[float, float]]:
+    """The keys held and the camera's degrees in an action of mode "minerl"; keys left out are not held."""
+    given = {**hands(), **action} if isinstance(action, Mapping) else action
+    if not space.contains(given):
+        raise ValueError(f"action must be a dict of {', '.join(KEYS)} (0 or 1) and camera (2 float32 from -180 to 180), got {action!r}")
+    return [key for key in KEYS if given[key]], (float(given["camera"][0]), float(given["camera"][1]))
+
+
+def check_horizon(task: str, horizon: int | None, action_mode: str = "discrete") -> int:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
     if horizon is None:
-        return TASKS[task].horizon
+        return TASKS[task].horizon * (1 if action_mode == "discrete" else TICKS)
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
     return int(horizon)

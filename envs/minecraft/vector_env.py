@@ -6,11 +6,10 @@ Lane i of an env that was reset with seed s is the single env that was reset wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from wmgym import tasks
 from wmgym.envs.minecraft import env as single
-from wmgym.envs.minecraft.backend import Pose, make_lanes
+from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
+from wmgym.envs.minecraft.faults import BackendError
 from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
 
 Mask = NDArray[np.bool_]  # [N], one per lane
@@ -46,6 +46,8 @@ class MinecraftVectorEnv(VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = "next_step",
         obs_type: str = "numpy",
+        action_mode: str = "discrete",
+        **engine: Any,
     ) -> None:
         if horizon is not None and max_episode_steps is not None:
             raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
@@ -53,17 +55,19 @@ class MinecraftVectorEnv(VectorEnv):
             raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
         self.num_envs = check_count("num_envs", num_envs)
         self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
-        self.task, self.horizon = task, single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps)
-        self._has_goal = single.TASKS[task].needs_goal
+        self.action_mode = check_action_mode(backend, action_mode)
+        self.task, self._has_goal = task, single.TASKS[task].needs_goal
+        self.horizon = single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps, action_mode)
         self.size, self.render_size = single.check_size(size), single.check_render_size(render_size, size)
         self.render_mode = single.check_render_mode(render_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        fps = 20 if action_mode == "minerl" else self.metadata["render_fps"]
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         self.single_observation_space = single.observation_space(task, self.size)
-        self.single_action_space = spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
+        self.single_action_space = single.action_space(action_mode)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.backend = backend
-        self._lanes = make_lanes(backend, self.num_envs)
+        self.backend, self.engine_options = backend, engine
+        self._lanes = make_lanes(backend, self.num_envs, **engine)
         self._generators: list[np.random.Generator] | None = None
         self._seeds: list[int | None] = []
         self._is_running = False
@@ -86,10 +90,13 @@ class MinecraftVectorEnv(VectorEnv):
             raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
         bounds = self._lanes.engines[0].bounds
         wishes = [single.check_options(each, self.task, bounds) for each in per_lane]
-        before = self.save_state() if self._is_running else None
+        before = self.save_state() if self._is_running and find_backend(self.backend).saves else None
         try:
             for lane in np.flatnonzero(mask).tolist():
                 self._open(lane, seeds[lane], *wishes[lane])
+        except BackendError:
+            self._is_running = False  # a process is gone, and with it what it held
+            raise
         except BaseException:
             if before is not None:
                 self.load_state(before)
@@ -98,17 +105,31 @@ class MinecraftVectorEnv(VectorEnv):
         return self._observe(self._frames()), self._info(mask)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """One step in every lane; a lane that has ended is reset, or rests."""
+        """One step in every lane; a lane that has ended is reset, or rests.
+
+        If an engine's process fails, a `BackendError` is raised, and all lanes must be reset.
+        """
         self._check_running()
-        told, before, over = self._check_actions(actions), self._poses, self._terminated | self._truncated
+        try:
+            return self._step(actions)
+        except BackendError:
+            self._is_running = False
+            raise
+
+    def _step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
+        before, over = self._poses, self._terminated | self._truncated
         moving = ~over
-        self._poses = self._lanes.step(np.where(moving, told, -1))
+        self._poses = self._move(actions, moving)
         self._elapsed[moving] += 1
         rewards = np.zeros(self.num_envs)
         self._truncated[moving] = self._elapsed[moving] >= self.horizon
         if self._has_goal:
             rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
             self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
+        for lane in np.flatnonzero(moving).tolist():
+            ending = self._lanes.engines[lane].ending
+            self._terminated[lane] |= ending == "terminated"
+            self._truncated[lane] |= ending == "truncated"
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._reopen(over)
         terminated, truncated = self._terminated.copy(), self._truncated.copy()
@@ -157,6 +178,7 @@ class MinecraftVectorEnv(VectorEnv):
 
     def save_state(self) -> dict[str, Any]:
         """All that the future depends on. `state["lanes"][i]` is what the single env's `load_state` takes."""
+        single.check_saves(self.backend)
         self._check_running()
         lanes = tuple(
             single.state_of(
@@ -203,6 +225,8 @@ class MinecraftVectorEnv(VectorEnv):
             render_mode=self.render_mode,
             autoreset_mode="disabled",
             obs_type=self.obs_type,
+            action_mode=self.action_mode,
+            **self.engine_options,
         )
         branches.load_state({"lanes": lanes, **flags})
         for lane, seed in enumerate(lane_seeds(seeds, branches.num_envs)):
@@ -211,7 +235,7 @@ class MinecraftVectorEnv(VectorEnv):
 
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words."""
-        return list(tasks.MINECRAFT_ACTIONS)
+        return single.action_meanings(self.action_mode)
 
     # ---- parts ----
 
@@ -265,6 +289,15 @@ class MinecraftVectorEnv(VectorEnv):
         for lane in np.flatnonzero(over):
             last[lane] = {key: value[lane] for key, value in batch.items()} if self._has_goal else batch[lane]
         return {"final_obs": last, "_final_obs": over.copy(), "final_info": self._info(over), "_final_info": over.copy()}
+
+    def _move(self, actions: Any, moving: Mask) -> Pose:
+        if self.action_mode == "discrete":
+            return self._lanes.step(np.where(moving, self._check_actions(actions), -1))
+        if not isinstance(actions, Mapping):
+            raise ValueError(f"actions must be a dict with a row per lane under each key, got {type(actions).__name__}")
+        told = [{key: value[lane] for key, value in actions.items()} for lane in range(self.num_envs)]
+        hands = [single.check_hands(action, self.single_action_space) for action in told]
+        return cast(TickLanes, self._lanes).tick([hand if moves else None for hand, moves in zip(hands, moving)])
 
     def _check_actions(self, actions: Any) -> NDArray[np.int64]:
         told = np.asarray(actions)

@@ -63,6 +63,7 @@ _FIRST = np.zeros(1, np.int64)
 class VoxelBackend:
     field_of_view = render.FIELD_OF_VIEW
     bounds = ((0, 0, 0), (WIDTH, WIDTH, DEPTH))
+    ending = ""
 
     def __init__(self, body: NDArray[np.float64] | None = None) -> None:
         """body: where its state is kept, float64 [7]."""

@@ -1,0 +1,83 @@
+"""MineRL as a backend: Minecraft itself, in Java. docs/minerl.md says how to set it up.
+
+MineRL needs an old gym, an old NumPy and Java 8, so it runs in a Python of its own (worker.py), found by `python=` or
+$WMGYM_MINERL_PYTHON. It tells neither its blocks nor its state: walkers that plan, and saved states, need another backend.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmgym.envs.minecraft.process import Peer
+from wmgym.envs.minecraft.remote import RemoteBackend, RemoteLanes
+
+VARIABLE = "WMGYM_MINERL_PYTHON"
+WORKER = Path(__file__).with_name("worker.py")
+FIELD_OF_VIEW = math.radians(70)  # vertical, Minecraft's default
+FAMILIES = {"1.0": (360, 640), "0.4": (64, 64)}  # and the height and width that each draws by default
+START_TIMEOUT = 900.0  # Java, and Minecraft in it, may take minutes
+MINERL = "MineRL's process"
+
+
+class MineRLBackend(RemoteBackend):
+    """A player in MineRL: family "1.0" (Minecraft 1.16.5, as HumanSurvival) or "0.4" (1.11.2, as Navigate)."""
+
+    def __init__(
+        self, python: str | None = None, family: str = "1.0", resolution: Sequence[int] | None = None, timeout: float = 600.0
+    ) -> None:
+        """python: of the environment that has MineRL. family: "1.0", "0.4", or "module:function" that gives a simulator with MineRL's
+        interface. resolution: (height, width) that it draws; frames are scaled from it. timeout: seconds for a request; a reset
+        may make a new world."""
+        if family not in FAMILIES and ":" not in family:
+            raise ValueError(f"family must be {' or '.join(map(repr, FAMILIES))} (or 'module:function'), got {family!r}")
+        height, width = check_resolution(FAMILIES.get(family, (64, 64)) if resolution is None else resolution)
+        config = {"family": family, "resolution": [height, width]}
+
+        def start() -> Peer:
+            program = find_python(python)
+            display = [] if os.environ.get("DISPLAY") or shutil.which("xvfb-run") is None else ["xvfb-run", "-a"]
+            return Peer(
+                MINERL,
+                lambda socket, frames: [*display, program, str(WORKER), json.dumps({**config, "socket": socket, "frames": frames})],
+                start_timeout=START_TIMEOUT,
+            )
+
+        super().__init__(MINERL, start, FIELD_OF_VIEW, timeout, native=(height, width))
+
+    def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
+        raise NotImplementedError("MineRL does not tell which blocks are solid: use the walkers 'random', 'look-around' or 'turn-loop'")
+
+    def reachable(self, x: float, y: float) -> bool:
+        return True  # nobody can say
+
+
+class MineRLLanes(RemoteLanes):
+    def __init__(self, num_lanes: int, **options: Any) -> None:
+        super().__init__(num_lanes, lambda: MineRLBackend(**options))
+
+
+def find_python(python: str | None = None) -> str:
+    """The Python that has MineRL; ImportError that says how to give one."""
+    given = python or os.environ.get(VARIABLE)
+    if not given:
+        raise ImportError(f"backend 'minerl' needs a Python that has MineRL: give python=PATH or set ${VARIABLE} (docs/minerl.md)")
+    found = shutil.which(str(Path(given).expanduser()))
+    if found is None:
+        raise ImportError(f"backend 'minerl' needs a Python that has MineRL, but {given} is no program (docs/minerl.md)")
+    return found
+
+
+def check_resolution(resolution: Sequence[int]) -> tuple[int, int]:
+    sides = list(resolution) if isinstance(resolution, (list, tuple)) else []
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 16 <= side <= 2048 for side in sides):
+        raise ValueError(f"resolution must be (height, width) from 16 to 2048 pixels, got {resolution!r}")
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,92 @@
+'use strict'
+// One Minecraft world with one player, told what to do over a Unix socket: one request, so many ticks of 50 ms, one picture.
+// Nothing moves between requests, so that the same requests give the same pictures and places, bit for bit.
+//
+//   node main.js '{"socket": PATH, "frames": PATH, "version": "1.16.5", "mode": "terrain" | "saved" | "server", ...}'
+//
+// A message is its length (uint32, little endian) and JSON; a reply may say `bytes: n`, and n raw bytes follow. Pictures go into the
+// file `frames`, which both sides have mapped into memory: RGBA, the top row first. When the socket closes, this process ends.
+
+const fs = require('fs')
+const net = require('net')
+const path = require('path')
+
+console.log = console.info = console.warn = (...words) => process.stderr.write(words.join(' ') + '\n') // libraries print; stdout is the log too
+
+const config = JSON.parse(process.argv[2])
+const { startDisplay } = require('./display')
+const { Blocks } = require('./blocks')
+const { Picture } = require('./picture')
+const { Session } = require('./session')
+const { Refused } = require('./refused')
+
+const frames = fs.openSync(config.frames, 'r+')
+const socket = net.connect(config.socket)
+socket.on('close', () => {
+  setTimeout(() => { // a moment, until the system knows whether our owner has only let go of us or is gone
+    if (process.ppid !== config.owner) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true }) // nobody else is left to do it
+    process.exit(0)
+  }, 20)
+})
+socket.on('error', () => process.exit(1))
+process.on('unhandledRejection', error => console.log('unhandled', error && error.stack))
+
+let pixels = Buffer.alloc(0)
+let session = null
+
+function reply (message, bytes) {
+  const text = Buffer.from(JSON.stringify(bytes ? { ...message, bytes: bytes.length } : message))
+  const length = Buffer.alloc(4)
+  length.writeUInt32LE(text.length)
+  socket.write(Buffer.concat(bytes ? [length, text, bytes] : [length, text]))
+}
+
+async function start () {
+  await startDisplay(config)
+  const blocks = new Blocks(config.version)
+  const picture = new Picture(blocks, config.reach, config.fieldOfView)
+  session = new Session(config, blocks, picture)
+  reply({ hello: 1, renderer: picture.name, node: process.version, minecraft: config.version })
+}
+
+// Draw into the shared file.
+function show (height, width) {
+  const size = height * width * 4
+  if (pixels.length !== size) pixels = Buffer.alloc(size)
+  session.draw(height, width, pixels)
+  fs.writeSync(frames, pixels, 0, size, 0)
+}
+
+async function answer (request) {
+  if (request.op === 'draw') { show(...request.size); return reply({}) }
+  if (request.op === 'solid') return reply({}, session.solid(request.low, request.high, await session.loadBox(request.low, request.high)))
+  if (request.op === 'reachable') { const { area, bytes } = session.reachable(); return reply({ area }, bytes) }
+  if (request.op === 'save') return reply(session.save())
+  if (request.op === 'reset') await session.reset(request.seed, request.start)
+  else if (request.op === 'step') await session.step(request)
+  else if (request.op === 'load') await session.load(request.state)
+  else throw new Error(`unknown request ${request.op}`)
+  if (request.size) show(...request.size)
+  reply({ pose: session.pose(), ticks: session.ticks })
+  if (request.op === 'step') session.prepare(request.ticks)
+}
+
+let heap = Buffer.alloc(0)
+let queue = Promise.resolve()
+socket.on('connect', () => { queue = queue.then(start).catch(fail) })
+socket.on('data', data => {
+  heap = heap.length ? Buffer.concat([heap, data]) : data
+  while (heap.length >= 4 && heap.length >= 4 + heap.readUInt32LE(0)) {
+    const end = 4 + heap.readUInt32LE(0)
+    const request = JSON.parse(heap.subarray(4, end))
+    heap = heap.subarray(end)
+    queue = queue.then(() => answer(request)).catch(fail)
+  }
+})
+
+// What a user can put right is told as `refused`; all else is a fault, told with its stack.
+function fail (error) {
+  if (error instanceof Refused) return reply({ refused: error.message })
+  console.log(error.stack || error)
+  reply({ error: String(error.message || error) })
+}

@@ -1,0 +1,242 @@
+"""An engine in a process of its own (process.py), as this side sees it: the same requests for Node and for MineRL's worker.
+
+Requests: reset (seed, start), step (ticks, keys, and turn and look in notches of 15 degrees or camera in degrees), draw (size), solid (low,
+high), reachable, save, load (state). Places are said in Minecraft's axes and mineflayer's angles, which end here: what leaves this
+file is in ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmgym.envs.minecraft.backend import Pose, check_pose
+from wmgym.envs.minecraft.faults import BackendDied, BackendError
+from wmgym.envs.minecraft.process import Peer
+
+BOUND = 16_384  # blocks: float32 poses stay exact to a millimetre
+HEIGHT = 256
+TICKS = 4  # per action of the ten: 0.2 s
+
+# keys held, notches of 15 degrees to the left, notches up: for each of wmgym.tasks.MINECRAFT_ACTIONS
+ACTIONS: tuple[tuple[tuple[str, ...], int, int], ...] = (
+    ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
+    ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
+)  # fmt: skip
+
+
+class RemoteBackend:
+    """A backend whose process is started at the first reset, and again after a fault."""
+
+    bounds = ((-BOUND, -BOUND, 0), (BOUND, BOUND, HEIGHT))
+
+    def __init__(
+        self, name: str, start: Callable[[], Peer], field_of_view: float, timeout: float, native: tuple[int, int] | None = None
+    ) -> None:
+        """name: for errors. start: gives a running process. timeout: seconds within which a request is answered. native: the one size
+        (height, width) that the process can draw, if it cannot draw any; its pictures are scaled."""
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
+        self.field_of_view = field_of_view
+        self.ending = ""
+        self._name, self._start, self._timeout, self._native = name, start, float(timeout), native
+        self._peer: Peer | None = None
+        self._size: tuple[int, int] | None = native  # of the pictures that a step is to draw
+        self._is_drawn = False  # whether the picture of that size shows the present
+        self._reachable: tuple[NDArray[np.bool_], int, int] | None = None
+
+    # ---- the engine ----
+
+    def reset(self, seed: int, start: Pose | None) -> Pose:
+        place = None if start is None else to_minecraft(check_start(start))
+        return self._moved(self._ask(op="reset", seed=int(seed), start=place, size=self._size))
+
+    def step(self, action: int) -> Pose:
+        self.send_step(action)
+        return self.receive_pose()
+
+    def tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> Pose:
+        self.send_tick(pressed, camera)
+        return self.receive_pose()
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        frame = np.empty((height, width, 3), np.uint8)
+        self.draw_into(frame)
+        return frame
+
+    def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
+        # ours (x, y, z up) is Minecraft's (x, -z, y): the cell [y, y + 1) is the block -y - 1 there
+        shape = [max(b - a, 0) for a, b in zip(low, high)]
+        _, content = self._talk(op="solid", low=[int(low[0]), int(low[2]), -int(high[1])], high=[int(high[0]), int(high[2]), -int(low[1])])
+        cells = np.frombuffer(content, np.bool_).reshape(shape)  # [X, Z there, Y there] = [X, Y backwards, Z]
+        return np.ascontiguousarray(cells[:, ::-1])
+
+    def reachable(self, x: float, y: float) -> bool:
+        if self._reachable is None:
+            answer, content = self._talk(op="reachable")
+            x0, z0, side = answer["area"]
+            self._reachable = np.frombuffer(content, np.bool_).reshape(side, side), x0, z0
+        cells, x0, z0 = self._reachable
+        i, k = math.floor(x) - x0, math.floor(-y) - z0
+        return 0 <= i < len(cells) and 0 <= k < len(cells) and bool(cells[i, k])
+
+    def save(self) -> dict[str, Any]:
+        state = self._ask(op="save")["state"]
+        edits = np.array(state["edits"], np.int64).reshape(-1, 4)
+        return {"seed": state["seed"], "body": np.array(state["body"], np.float64), "edits": edits}
+
+    def load(self, state: dict[str, Any]) -> Pose:
+        plain = {"seed": int(state["seed"]), "body": np.asarray(state["body"]).tolist(), "edits": np.asarray(state["edits"]).tolist()}
+        return self._moved(self._ask(op="load", state=plain, size=self._size))
+
+    def close(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None
+
+    # ---- in two halves, so that lanes can work side by side ----
+
+    def send_step(self, action: int) -> None:
+        keys, left, up = ACTIONS[action]
+        self._send(op="step", ticks=TICKS, keys=dict.fromkeys(keys, 1), turn=left, look=up, size=self._size)
+
+    def send_tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> None:
+        self._send(op="step", ticks=1, keys=dict.fromkeys(pressed, 1), camera=list(camera), size=self._size)
+
+    def receive_pose(self) -> Pose:
+        return self._moved(self._running().receive(self._timeout)[0])
+
+    def draw_into(self, frame: NDArray[np.uint8]) -> None:
+        """The present into [height, width, 3]."""
+        size = self._native or (frame.shape[0], frame.shape[1])
+        if self._size is None:
+            self._size = size  # from now on, each step draws what is likely to be asked for
+        if not (self._is_drawn and size == self._size):
+            self._running().reserve(*size)
+            self._talk(op="draw", size=size)
+            self._is_drawn = size == self._size
+        picture = self._running().pictures(*size)[..., :3]
+        frame[:] = picture if picture.shape == frame.shape else _scaled(picture, frame.shape[:2])
+
+    # ---- parts ----
+
+    def _running(self) -> Peer:
+        """The process, alive or not: what is asked of a dead one says so."""
+        if self._peer is None:
+            raise BackendDied(f"{self._name} is not running: reset() starts it")
+        return self._peer
+
+    def _begin(self) -> None:
+        """Start the process, unless it runs."""
+        if self._peer is not None and not self._peer.is_alive:
+            self._peer = None  # after a fault
+        if self._peer is None:
+            self._peer = self._start()
+            if self._size is not None:
+                self._peer.reserve(*self._size)
+
+    def _send(self, **message: Any) -> None:
+        self._is_drawn = False
+        self._running().send(message)
+
+    def _talk(self, **message: Any) -> tuple[dict[str, Any], bytes]:
+        if message["op"] in ("reset", "load"):
+            self._begin()
+        peer = self._running()
+        peer.send(message)
+        return peer.receive(self._timeout)
+
+    def _ask(self, **message: Any) -> dict[str, Any]:
+        self._is_drawn = False
+        return self._talk(**message)[0]
+
+    def _moved(self, answer: dict[str, Any]) -> Pose:
+        self._is_drawn = self._size is not None
+        self.ending = answer.get("ending", "")
+        if answer["ticks"] == 0:
+            self._reachable = None
+        return from_minecraft(answer["pose"])
+
+
+class RemoteLanes:
+    """Engines that work side by side, a process each; frames are copied once, from the memory shared with each process."""
+
+    def __init__(self, num_lanes: int, make: Callable[[], RemoteBackend]) -> None:
+        self.engines = [make() for _ in range(num_lanes)]
+        self._poses = np.zeros((num_lanes, 5), np.float32)
+
+    def step(self, actions: NDArray[np.int64]) -> Pose:
+        moving = np.flatnonzero(actions >= 0).tolist()
+        return self._each(moving, lambda lane: self.engines[lane].send_step(int(actions[lane])))
+
+    def tick(self, hands: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
+        told = {lane: hand for lane, hand in enumerate(hands) if hand is not None}
+        return self._each(list(told), lambda lane: self.engines[lane].send_tick(*told[lane]))
+
+    def _each(self, lanes: list[int], send: Callable[[int], None]) -> Pose:
+        """Tell all, then hear all: also those after one that failed, so that no answer is left over for the next question."""
+        fault: BackendError | None = None
+        sent = []
+        for lane in lanes:
+            try:
+                send(lane)
+                sent.append(lane)
+            except BackendError as error:
+                fault = fault or error
+        poses = self._poses.copy()
+        for lane in sent:
+            try:
+                poses[lane] = self.engines[lane].receive_pose()
+            except BackendError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
+        self._poses = poses
+        return poses.copy()
+
+    def render(self, height: int, width: int, lanes: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        rows = range(len(self.engines)) if lanes is None else [int(lane) for lane in lanes]
+        frames = np.empty((len(rows), height, width, 3), np.uint8)
+        for frame, lane in zip(frames, rows, strict=True):
+            self.engines[lane].draw_into(frame)
+        return frames
+
+
+def _scaled(picture: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    import cv2  # here, because most engines draw the size that is asked for
+
+    return cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+
+# poses there and here
+
+
+def to_minecraft(pose: Pose) -> list[float]:
+    """Our pose -> x, y, z (y up), and mineflayer's yaw and pitch (radians, yaw 0 along -z)."""
+    x, y, z, yaw, pitch = (float(v) for v in pose)
+    return [x, z, -y, yaw - math.pi / 2, pitch]
+
+
+def from_minecraft(place: Sequence[float]) -> Pose:
+    """The inverse. Rounding to float32 must not carry a yaw up to pi, which is written -pi."""
+    x, y, z, yaw, pitch = place
+    turned = (yaw + math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
+    pose = np.array([x, -z, y, turned, pitch], np.float32)
+    if pose[3] >= np.float32(math.pi):
+        pose[3] = -math.pi
+    return pose
+
+
+def check_start(start: Any) -> Pose:
+    """A start pose within the world; whether a body fits there is for the process to say."""
+    pose = check_pose("start", start)
+    x, y, z = (float(v) for v in pose[:3])
+    if not (abs(x) < BOUND and abs(y) < BOUND and 0 <= z < HEIGHT):
+        raise ValueError(f"start must lie within the world, {(-BOUND, -BOUND, 0)} to {(BOUND, BOUND, HEIGHT)}, got {(x, y, z)}")
+    if abs(pose[4]) > math.pi / 2 + 1e-6:
+        raise ValueError(f"start must have a pitch within [-pi/2, pi/2], got {float(pose[4])}")
+    return pose

@@ -1,0 +1,282 @@
+"""LoopNav's released layout (Lian et al. 2025): one film and one list of rows per walk, read into episodes and written from them.
+
+    {task}/{range}/{place}/{name}.avi    MJPG, 640 x 360
+    {task}/{range}/{place}/{name}.json   a list with one row per frame: x, y, z (blocks), yaw, pitch (radians, mineflayer's: 0 along -z,
+                                         counter-clockwise, never wrapped), action (seven keys; camera [dyaw, dpitch] in radians per tick),
+                                         goal ({x, y, z} or null), frame_count, extra_info (seed, location, nvtype, nvrange)
+
+What the release leaves open is settled here:
+
+* Whether action i led to image i or from it is contradicted by its own comments: `alignment` finds it by correlation.
+* Exploration ends with the last row whose goal is more than 2 blocks from where the walk began, in x or z (`split_of`).
+* Idle ticks are missing and the camera moves freely, but our models know ten actions of 0.2 s. `retime` walks along the film in such
+  actions: each step begins at a true pose and ends at the frame that its action explains best, so no error adds up in what is observed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmgym.data.episode import RETURN, Episode, Metadata, Segment, write_atomically
+
+KEYS = ("forward", "back", "left", "right", "jump", "sprint", "sneak")
+HOME = 2.0  # blocks: goals within them of the start are the way back
+RATE = 5  # frames per second of our own walks; the release has 20
+AHEAD = 12  # rows of the release in which the end of one step is looked for
+WALK = 4.317 / 20  # blocks per row of one who walks, in the release
+TURN = math.radians(15)
+YAW_SCALE = 1.5  # blocks that a radian counts as, when places are compared
+
+# keys, notches to the left, notches up of the ten actions of Minecraft-v0
+ACTIONS = (
+    ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
+    ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A walk of the release, in our axes."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    poses: np.ndarray  # float64 [T, 5]
+    keys: np.ndarray  # bool [T, 7]: KEYS, as the rows have them
+    camera: np.ndarray  # float64 [T, 2]: turn to the left and up, radians
+    goals: np.ndarray  # float64 [T, 3], NaN where there is none
+    info: dict[str, Any]
+
+
+# ---- reading ----
+
+
+def find_trajectories(folder: Path) -> list[Path]:
+    """The row files below a folder that have a film beside them, in order."""
+    return sorted(path for path in folder.rglob("*.json") if path.with_suffix(".avi").is_file())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a walk; ValueError if it is none."""
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    needed = {"x", "y", "z", "yaw", "pitch", "action", "goal"}
+    if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
+        raise ValueError(f"{path} is no LoopNav walk: a list of rows with {', '.join(sorted(needed))} is expected")
+    return rows
+
+
+def read_trajectory(path: Path, size: int | None = None) -> Trajectory:
+    """A walk from its row file and the film beside it; frames are cut to a square in the middle and scaled to `size`, if it is given."""
+    rows = read_rows(path)
+    frames = read_film(path.with_suffix(".avi"), size)
+    if abs(len(frames) - len(rows)) > 1:
+        raise ValueError(f"{path} has {len(rows)} rows, but {len(frames)} frames beside it")
+    count = min(len(frames), len(rows))  # a film that was cut off may lack the last
+    rows = rows[:count]
+    poses = np.array([[row["x"], -row["z"], row["y"], row["yaw"] + math.pi / 2, row["pitch"]] for row in rows], np.float64)
+    poses[:, 3] = _wrap(poses[:, 3])
+    keys = np.array([[bool(row["action"].get(key)) for key in KEYS] for row in rows])
+    camera = np.array([row["action"].get("camera") or (0, 0) for row in rows], np.float64)
+    goals = np.array([[g["x"], -g["z"], g["y"]] if (g := row["goal"]) else [math.nan] * 3 for row in rows], np.float64)
+    return Trajectory(frames[:count], poses, keys, camera, goals, dict(rows[0].get("extra_info") or {}))
+
+
+def read_film(path: Path, size: int | None = None) -> np.ndarray:
+    """All frames of a film, RGB uint8 [T, H, W, 3]."""
+    import cv2
+
+    film, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        there, frame = film.read()
+        if not there:
+            break
+        if size is not None:
+            side = min(frame.shape[:2])
+            top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+            frame = cv2.resize(frame[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
+        frames.append(frame[..., ::-1])
+    film.release()
+    if not frames:
+        raise ValueError(f"{path} holds no frames that can be read")
+    return np.stack(frames)
+
+
+def alignment(poses: np.ndarray, keys: np.ndarray, camera: np.ndarray) -> int:
+    """Which frame the action of row i leads to: i (0) or i + 1 (1).
+
+    Decided by which of the two explains the walk better: the correlation of what the keys and the camera would do with what was done.
+    """
+    moves = poses[1:, :2] - poses[:-1, :2]
+    ahead = keys[:, 0].astype(float) - keys[:, 1]
+    left = keys[:, 2].astype(float) - keys[:, 3]
+    turns = _wrap(np.diff(poses[:, 3]))
+
+    def agreement(of: slice) -> float:
+        cos, sin = np.cos(poses[:-1, 3]), np.sin(poses[:-1, 3])
+        meant = np.stack([ahead[of] * cos - left[of] * sin, ahead[of] * sin + left[of] * cos], -1)
+        return _correlation(meant.ravel(), moves.ravel()) + _correlation(camera[of, 0], turns)
+
+    return int(agreement(slice(0, -1)) >= agreement(slice(1, None)))
+
+
+def split_of(goals: np.ndarray, start: np.ndarray) -> int:
+    """The first row of the way back: after the last whose goal is not home. 0 if there never was another goal."""
+    away = (np.abs(goals[:, :2] - start[:2]) > HOME).any(-1)  # never, where there is no goal
+    rows = np.flatnonzero(away)
+    return 0 if len(rows) == 0 else int(rows[-1]) + 1
+
+
+def read_episode(path: Path, size: int) -> Episode:
+    """A walk as an episode in the ten actions of Minecraft-v0, with the way back as its segment."""
+    walk = read_trajectory(path, size)
+    shift = alignment(walk.poses, walk.keys, walk.camera)
+    if int(walk.info.get("rate", 20)) == RATE:
+        index = np.arange(len(walk.frames))
+        named = np.array([_action_of(keys, camera) for keys, camera in zip(walk.keys, walk.camera, strict=True)], np.int64)
+        actions = np.concatenate([[0], named[:-1] if shift else named[1:]])
+    else:
+        index, actions = retime(walk.poses, walk.keys[:, KEYS.index("jump")])
+    split = split_of(walk.goals, walk.poses[0])
+    first = int(np.searchsorted(index, split)) if split else 0
+    name = f"loop-{walk.info.get('nvtype', path.parts[-4] if len(path.parts) > 3 else '?')}-{walk.info.get('nvrange', '?')}"
+    segments = [Segment("explore", 0)]
+    if 0 < first < len(index):
+        segments.append(Segment(RETURN, first, tuple(float(v) for v in walk.poses[0, :3])))  # type: ignore[arg-type]
+    count = len(index)
+    meta = Metadata("LoopNav", _seed_of(walk.info), name, segments=tuple(segments))
+    zeros, never = np.zeros(count, np.float32), np.zeros(count, bool)
+    return Episode(walk.frames[index], actions, walk.poses[index].astype(np.float32), zeros, never, never.copy(), meta)
+
+
+def retime(poses: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [K] to stop at, and the action [K] that led to each, so that each action explains the way between two rows as well as can be.
+
+    Of the rows shortly ahead and the ten actions, the pair is taken whose pose and prediction differ least, per row gone by: standing
+    still is one row at a time until something moves. A row in which the body jumps makes a step forward a jump.
+    """
+    stops, actions = [0], [0]
+    while stops[-1] < len(poses) - 1:
+        here = stops[-1]
+        rows = np.arange(here + 1, min(here + 1 + AHEAD, len(poses)))
+        there = _seen_from(poses[here], poses[rows])  # [n, 5]
+        moved = np.abs(there[:, :2]).sum(-1) + np.abs(there[:, 3:]).sum(-1) * YAW_SCALE
+        if moved.max() < 0.05:
+            stops.append(int(rows[min(3, len(rows) - 1)]))  # four idle rows are a step
+            actions.append(0)
+            continue
+        error = np.linalg.norm(there[:, None, [0, 1, 3, 4]] * _SCALE - _MOTIONS[None] * _SCALE, axis=-1)  # [n, 10]
+        row, action = divmod(int(error.argmin()), len(_MOTIONS))
+        if error[row, action] > 0.6 * np.linalg.norm(_MOTIONS[1] * _SCALE):  # nothing fits: as far as one step takes
+            row = min(3, len(rows) - 1)
+            action = int(error[row].argmin())
+        if action == 1 and jumps[here : rows[row] + 1].any():
+            action = 5
+        stops.append(int(rows[row]))
+        actions.append(int(action))
+    return np.array(stops), np.array(actions, np.int64)
+
+
+# ---- writing ----
+
+
+def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
+    """An episode of a loop walker in the released layout, below `folder`; the row file. Row i holds the action that leads from frame i."""
+    task, reach = (episode.meta.walker.split("-") + ["?", "?"])[1:3]
+    place = folder / task / reach / f"world_{episode.meta.seed}"
+    info = {
+        "seed": episode.meta.seed,
+        "location": f"world_{episode.meta.seed}",
+        "nvtype": task,
+        "nvrange": int(reach) if reach.isdigit() else reach,
+    }
+    yaws = np.unwrap(episode.poses[:, 3].astype(np.float64)) - math.pi / 2
+    actions = np.append(episode.actions[1:], 0)
+    rows = []
+    for i, ((x, y, z, _, pitch), yaw, action) in enumerate(zip(episode.poses.tolist(), yaws.tolist(), actions.tolist(), strict=True)):
+        keys, left, up = ACTIONS[action]
+        goal = next((s.goal for s in reversed(episode.meta.segments) if s.first <= i), None)
+        rows.append(
+            {
+                **{axis: round(value, 3) for axis, value in (("x", x), ("y", z), ("z", -y))},
+                "yaw": yaw,
+                "pitch": pitch,
+                "action": {**{key: key in keys for key in KEYS}, "camera": [left * TURN, up * TURN]},
+                "goal": None if goal is None else {"x": goal[0], "y": goal[2], "z": -goal[1]},
+                "frame_count": i,
+                "extra_info": {**info, "rate": RATE},
+            }
+        )
+    path = place / f"{name}.json"
+    write_film(path.with_suffix(".avi"), episode.frames)
+    write_atomically(path, json.dumps(rows).encode())
+    return path
+
+
+def write_film(path: Path, frames: np.ndarray) -> None:
+    """RGB uint8 [T, H, W, 3] as MJPG."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (frames.shape[2], frames.shape[1]))
+    if not film.isOpened():
+        raise OSError(f"{path} cannot be written: OpenCV has no MJPG writer here")
+    film.set(cv2.VIDEOWRITER_PROP_QUALITY, 95)
+    for frame in frames:
+        film.write(np.ascontiguousarray(frame[..., ::-1]))
+    film.release()
+
+
+# ---- parts ----
+
+# forward, left, turn, tilt of each action, and how much each counts
+_MOTIONS = np.array(
+    [
+        [4 * WALK * (("forward" in k) - ("back" in k)), 4 * WALK * (("left" in k) - ("right" in k)), a * TURN, b * TURN]
+        for k, a, b in ACTIONS
+    ]
+)
+_SCALE = np.array([1, 1, YAW_SCALE, YAW_SCALE])
+
+
+def _seen_from(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Poses [n, 5] in the frame of one [5]: forward, left, up, turn, tilt."""
+    dx, dy = (poses[:, :2] - origin[:2]).T
+    cos, sin = math.cos(origin[3]), math.sin(origin[3])
+    return np.stack(
+        [dx * cos + dy * sin, dy * cos - dx * sin, poses[:, 2] - origin[2], _wrap(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]], -1
+    )
+
+
+def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
+    """Which of the ten actions a row of our own is."""
+    held = {key for key, on in zip(KEYS, keys, strict=True) if on}
+    told = (held, round(camera[0] / TURN), round(camera[1] / TURN))
+    for number, (pressed, left, up) in enumerate(ACTIONS):
+        if told == (set(pressed), left, up):
+            return number
+    raise ValueError(f"a row with keys {sorted(held)} and camera {camera.tolist()} is none of the ten actions")
+
+
+def _seed_of(info: dict[str, Any]) -> int:
+    try:
+        return int(info.get("seed", 0))
+    except (TypeError, ValueError):
+        return 0
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's, 0 where one of them is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt(float((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 1e-12 else 0.0
+
+
+def _wrap(angle: np.ndarray) -> np.ndarray:
+    return (angle + np.pi) % (2 * np.pi) - np.pi
