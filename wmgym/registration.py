@@ -65,12 +65,16 @@ def maze(cells: int, variant: str) -> Row:
 
 
 IN_MINECRAFT = {"setting": "minecraft", "context": "live"}
+IN_A_MAZE = {"setting": "memory_maze", "context": "bundled", "checkpoint": "worldpack-memory-maze"}
+SMALLEST = maze(9, "")
 
 TABLE = (
     Row("Minecraft-v0", MINECRAFT, "wmgym.envs.minecraft.env:MinecraftEnv", "wmgym.envs.minecraft.vector_env:MinecraftVectorEnv"),
     dream("WorldPack-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="worldpack", **IN_MINECRAFT),
     dream("NWM-Minecraft-v0", MINECRAFT, "Minecraft-v0", checkpoint="worldpack-minecraft", memory="none", **IN_MINECRAFT),
     *(maze(cells, variant) for cells in (9, 11, 13, 15) for variant in MAZE_VARIANTS),
+    dream("WorldPack-MemoryMaze-v0", SMALLEST.world, SMALLEST.id, memory="worldpack", **IN_A_MAZE),
+    dream("NWM-MemoryMaze-v0", SMALLEST.world, SMALLEST.id, memory="none", **IN_A_MAZE),
     Row("MemoryCards-v0", MEMORY_CARDS, "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),
     dream("WorldPack-Recon-v0", RECON, None, checkpoint=None, memory="worldpack", setting="recon"),
     dream("NWM-Recon-v0", RECON, None, checkpoint=None, memory="none", setting="recon"),
