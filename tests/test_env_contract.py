@@ -36,7 +36,7 @@ gym.register(
     "StandInMaze-v0", "wmgym.env:WorldModelEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
     kwargs=DREAM_KEYWORDS | {"setting": "memory_maze", "twin": "MemoryMaze-9x9-v0"},
 )  # fmt: skip
-ROWS = [row for row in TABLE if row.twin is None or weights_of(row.kwargs.get("checkpoint")) == "bundled"]
+ROWS = [row for row in TABLE if "setting" not in row.kwargs or weights_of(row.kwargs.get("checkpoint")) == "bundled"]
 MADE = [row.id for row in ROWS if "cells" not in row.kwargs]
 MAZES = ["MemoryMaze-9x9-v0", "MemoryMaze-11x11-ExtraObs-v0"]  # a frame, a Dict; test_memory_maze.py has all
 NAMES = [DREAM, "StandInChunks-v0", *MADE]
