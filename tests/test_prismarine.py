@@ -7,6 +7,8 @@ import hashlib
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -383,6 +385,36 @@ def test_after_node_is_killed_reset_begins_anew(number: signal.Signals) -> None:
     np.testing.assert_array_equal(frame, again)
     np.testing.assert_array_equal(info["pose"], info_again["pose"])
     env.close()
+
+
+@needs_node
+def test_nothing_outlives_a_killed_controller() -> None:
+    program = (
+        "import time; from wmgym.envs.minecraft.prismarine.engine import PrismarineBackend as B; e = B(view_distance=2); "
+        "e.reset(1, None); print(e._peer.pid, e._peer._folder, flush=True); time.sleep(1000)"
+    )
+    controller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert controller.stdout is not None
+    node, folder = controller.stdout.readline().split()
+    (display,) = children(int(node))
+    controller.kill()
+    controller.communicate()
+    assert gone(int(node), within=20) and gone(display, within=20) and not Path(folder).exists()
+
+
+@needs_node
+def test_an_ended_lane_rests_where_it_ended_in_branches_too() -> None:
+    vec = MinecraftVectorEnv(2, task="free", backend="prismarine", horizon=2, autoreset_mode="disabled", view_distance=2)
+    vec.reset(seed=3)
+    vec.step(np.array([1, 1]))
+    *_, info = vec.step(np.array([1, 1]))
+    vec.reset(options={"reset_mask": np.array([False, True])})
+    branches = vec.branch(1)
+    for env in (vec, branches):
+        *_, after = env.step(np.array([1, 1]))
+        np.testing.assert_array_equal(after["pose"][0], info["pose"][0])
+        assert (after["pose"][1] != info["pose"][1]).any()
+        env.close()
 
 
 @needs_node

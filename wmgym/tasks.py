@@ -182,6 +182,11 @@ class Setting:
     needs_data: bool = False  # episodes open with recorded drives, which the user brings
 
 
+# What a player's hands do for each of these actions: keys held, then turns to the left and looks up, in notches of 15 degrees.
+MINECRAFT_HANDS: tuple[tuple[tuple[str, ...], int, int], ...] = (
+    ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
+    ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
+)  # fmt: skip
 MINECRAFT_KEYS = {("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9}
 MEMORY_MAZE_KEYS = {("w",): 1, ("a",): 2, ("d",): 3, ("a", "w"): 4, ("d", "w"): 5}
 LOOK_AROUND = (MINECRAFT_ACTIONS.index("turn left"),) * 24  # once all the way round, by 15 degrees

@@ -17,16 +17,11 @@ from numpy.typing import NDArray
 from wmgym.envs.minecraft.backend import Pose, check_pose
 from wmgym.envs.minecraft.faults import BackendDied, BackendError
 from wmgym.envs.minecraft.process import Peer
+from wmgym.tasks import MINECRAFT_HANDS
 
 BOUND = 16_384  # blocks: float32 poses stay exact to a millimetre
 HEIGHT = 256
 TICKS = 4  # per action of the ten: 0.2 s
-
-# keys held, notches of 15 degrees to the left, notches up: for each of wmgym.tasks.MINECRAFT_ACTIONS
-ACTIONS: tuple[tuple[tuple[str, ...], int, int], ...] = (
-    ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
-    ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
-)  # fmt: skip
 
 
 class RemoteBackend:
@@ -43,6 +38,7 @@ class RemoteBackend:
             raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
         self.field_of_view = field_of_view
         self.ending = ""
+        self.pose = np.zeros(5, np.float32)  # as last heard
         self._name, self._start, self._timeout, self._native = name, start, float(timeout), native
         self._peer: Peer | None = None
         self._size: tuple[int, int] | None = native  # of the pictures that a step is to draw
@@ -85,7 +81,7 @@ class RemoteBackend:
         return 0 <= i < len(cells) and 0 <= k < len(cells) and bool(cells[i, k])
 
     def save(self) -> dict[str, Any]:
-        state = self._ask(op="save")["state"]
+        state = self._talk(op="save")[0]["state"]
         edits = np.array(state["edits"], np.int64).reshape(-1, 4)
         return {"seed": state["seed"], "body": np.array(state["body"], np.float64), "edits": edits}
 
@@ -101,7 +97,7 @@ class RemoteBackend:
     # ---- in two halves, so that lanes can work side by side ----
 
     def send_step(self, action: int) -> None:
-        keys, left, up = ACTIONS[action]
+        keys, left, up = MINECRAFT_HANDS[action]
         self._send(op="step", ticks=TICKS, keys=dict.fromkeys(keys, 1), turn=left, look=up, size=self._size)
 
     def send_tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> None:
@@ -159,7 +155,8 @@ class RemoteBackend:
         self.ending = answer.get("ending", "")
         if answer["ticks"] == 0:
             self._reachable = None
-        return from_minecraft(answer["pose"])
+        self.pose = from_minecraft(answer["pose"])
+        return self.pose.copy()
 
 
 class RemoteLanes:
@@ -167,7 +164,6 @@ class RemoteLanes:
 
     def __init__(self, num_lanes: int, make: Callable[[], RemoteBackend]) -> None:
         self.engines = [make() for _ in range(num_lanes)]
-        self._poses = np.zeros((num_lanes, 5), np.float32)
 
     def step(self, actions: NDArray[np.int64]) -> Pose:
         moving = np.flatnonzero(actions >= 0).tolist()
@@ -187,16 +183,14 @@ class RemoteLanes:
                 sent.append(lane)
             except BackendError as error:
                 fault = fault or error
-        poses = self._poses.copy()
         for lane in sent:
             try:
-                poses[lane] = self.engines[lane].receive_pose()
+                self.engines[lane].receive_pose()
             except BackendError as error:
                 fault = fault or error
         if fault is not None:
             raise fault
-        self._poses = poses
-        return poses.copy()
+        return np.stack([engine.pose for engine in self.engines])
 
     def render(self, height: int, width: int, lanes: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         rows = range(len(self.engines)) if lanes is None else [int(lane) for lane in lanes]

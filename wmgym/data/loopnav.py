@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from wmgym.data.episode import RETURN, Episode, Metadata, Segment, write_atomically
+from wmgym.tasks import MINECRAFT_HANDS
 
 KEYS = ("forward", "back", "left", "right", "jump", "sprint", "sneak")
 HOME = 2.0  # blocks: goals within them of the start are the way back
@@ -32,12 +33,6 @@ AHEAD = 12  # rows of the release in which the end of one step is looked for
 WALK = 4.317 / 20  # blocks per row of one who walks, in the release
 TURN = math.radians(15)
 YAW_SCALE = 1.5  # blocks that a radian counts as, when places are compared
-
-# keys, notches to the left, notches up of the ten actions of Minecraft-v0
-ACTIONS = (
-    ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
-    ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,7 @@ def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
     actions = np.append(episode.actions[1:], 0)
     rows = []
     for i, ((x, y, z, _, pitch), yaw, action) in enumerate(zip(episode.poses.tolist(), yaws.tolist(), actions.tolist(), strict=True)):
-        keys, left, up = ACTIONS[action]
+        keys, left, up = MINECRAFT_HANDS[action]
         goal = next((s.goal for s in reversed(episode.meta.segments) if s.first <= i), None)
         rows.append(
             {
@@ -239,7 +234,7 @@ def write_film(path: Path, frames: np.ndarray) -> None:
 _MOTIONS = np.array(
     [
         [4 * WALK * (("forward" in k) - ("back" in k)), 4 * WALK * (("left" in k) - ("right" in k)), a * TURN, b * TURN]
-        for k, a, b in ACTIONS
+        for k, a, b in MINECRAFT_HANDS
     ]
 )
 _SCALE = np.array([1, 1, YAW_SCALE, YAW_SCALE])
@@ -258,7 +253,7 @@ def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
     """Which of the ten actions a row of our own is."""
     held = {key for key, on in zip(KEYS, keys, strict=True) if on}
     told = (held, round(camera[0] / TURN), round(camera[1] / TURN))
-    for number, (pressed, left, up) in enumerate(ACTIONS):
+    for number, (pressed, left, up) in enumerate(MINECRAFT_HANDS):
         if told == (set(pressed), left, up):
             return number
     raise ValueError(f"a row with keys {sorted(held)} and camera {camera.tolist()} is none of the ten actions")
