@@ -126,10 +126,9 @@ class MinecraftVectorEnv(VectorEnv):
         if self._has_goal:
             rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
             self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
-        for lane in np.flatnonzero(moving).tolist():
-            ending = self._lanes.engines[lane].ending
-            self._terminated[lane] |= ending == "terminated"
-            self._truncated[lane] |= ending == "truncated"
+        endings = np.array([engine.ending for engine in self._lanes.engines])
+        self._terminated |= moving & (endings == "terminated")
+        self._truncated |= moving & (endings == "truncated")
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._reopen(over)
         terminated, truncated = self._terminated.copy(), self._truncated.copy()
