@@ -49,7 +49,7 @@ def theirs(cells: int, variant: str, seed: int) -> Any:
 
 def oracle_actions(cells: int, variant: str, seed: int, steps: int) -> list[int]:
     """A walk that touches targets, with some noise so that it also touches walls."""
-    env = MemoryMazeEnv(cells, variant, size=8)
+    env = MemoryMazeEnv(cells, variant, size=32)
     _, info = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     walker = make_walker("oracle", env, rng)
@@ -335,6 +335,13 @@ def test_a_wrong_keyword_is_named(keywords: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as caught:
         MemoryMazeEnv(**keywords)
     assert all(repr(value) in str(caught.value) for value in keywords.values())
+
+
+def test_the_oracles_map_needs_room() -> None:
+    with pytest.raises(ValueError, match="18 pixels a side or more, got 16"):
+        MemoryMazeEnv(variant="Oracle", render_size=(64, 16))
+    with pytest.raises(ValueError, match="30 pixels"):
+        MemoryMazeEnv(15, "Oracle-ExtraObs", size=29)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ class MemoryMazeEnv(gym.Env):
         self.task, self.horizon = task, check_horizon(cells, self.kind, task, horizon)
         self.size = check_size(self.kind.frame_side if size is None else size)
         self.render_size = check_render_size(render_size, self.size)
+        check_room_for_map(cells, self.kind, self.size, *self.render_size)
         self.render_mode = check_render_mode(render_mode)
         self._kwargs = {
             "cells": cells, "variant": variant, "task": task, "backend": backend, "size": self.size, "render_size": self.render_size,
@@ -279,6 +280,11 @@ def check_kind(cells: Any, name: Any, backend: Any) -> Variant:
     if backend != "mujoco":
         raise ValueError(f"unknown backend {backend!r}; available: 'mujoco'")
     return variant(name)
+
+
+def check_room_for_map(cells: int, kind: Variant, *sides: int) -> None:
+    if kind.oracle and min(sides) < 2 * cells:
+        raise ValueError(f"the oracle's map needs frames of {2 * cells} pixels a side or more, got {min(sides)}")
 
 
 def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
