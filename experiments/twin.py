@@ -122,7 +122,7 @@ class Stage:
         given = {"checkpoint": self.args.checkpoint} if self.args.checkpoint else {}
         pair = wmgym.twin(self.row.id, task="free", device=self.args.device, dtype=self.args.dtype, **given)
         dream: Any = pair[0].unwrapped
-        if dream.shell.chunk > 1 and not dream.shell.hold_action:
+        if dream.shell.chunk > 1:
             pair = (pair[0], pair[1].env)  # type: ignore[attr-defined]  # the truth frame by frame: chunks are cut by `dream_legs`
         return pair
 

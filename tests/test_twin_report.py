@@ -93,6 +93,14 @@ def test_what_the_report_dreams_is_what_the_env_shows(tmp_path: Path) -> None:
         np.testing.assert_allclose(info["pose"], dreamed.poses[step], atol=1e-5)
 
 
+def test_worlds_that_make_several_frames_a_step_are_told_frame_by_frame(tmp_path: Path) -> None:
+    args = report.TwinArgs("WorldPack-Minecraft-v0", checkpoint=tiny_checkpoint(tmp_path, chunk=2), walkers=("random",), walks=1, steps=5)
+    stage = report.Stage(args)
+    (row,) = stage.cell("random", "none")["walks"]
+    assert row["leg"] == 5 and len(row["steps"]["psnr"]) == 5
+    assert row["steps"]["drift"][0] < 2
+
+
 def test_eval_twin_writes_its_report_and_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "twin"
     words = ["eval", "twin", "WorldPack-Minecraft-v0", "--checkpoint", tiny_checkpoint(tmp_path), "--out", str(out), "--steps", "12"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,15 +23,16 @@ CONFIG = WorldPackConfig(
 )
 
 
-def tiny_checkpoint(folder: Path) -> str:
+def tiny_checkpoint(folder: Path, chunk: int = 1) -> str:
     """A checkpoint of it on the disk."""
-    file = folder / "tiny.safetensors"
+    file = folder / f"tiny-{chunk}.safetensors"
+    config = replace(CONFIG, net=replace(CONFIG.net, chunk=chunk))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(CONFIG)
+        model = build(config)
     with torch.no_grad():
         for weight in model.parameters():
             if not weight.any():  # gates that begin at zero would hide the memory
                 torch.nn.init.normal_(weight, std=0.02)
-    save(file, model.eval(), CONFIG)
+    save(file, model.eval(), config)
     return str(file)
