@@ -114,6 +114,21 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 
 
 @needs_maze
+def test_a_return_is_the_sum_of_the_envs_rewards() -> None:
+    from wmgym.agents.scripted import make_walker
+    from wmgym.envs.memory_maze.env import MemoryMazeEnv
+    from wmgym.experiments.maze_returns import episode_return
+
+    env = MemoryMazeEnv(size=8, horizon=120)
+    _, info = env.reset(seed=5)
+    walker, rewards = make_walker("oracle", env, np.random.default_rng(5)), []
+    for _ in range(120):
+        _, reward, _, _, info = env.step(walker.act(info["pose"]))
+        rewards.append(reward)
+    assert episode_return(env, "oracle", 5) == sum(rewards) > 0
+
+
+@needs_maze
 def test_the_table_of_returns_says_whose_the_people_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wmgym.experiments import maze_returns
 
