@@ -34,6 +34,8 @@ def main(path: str, frames: str, begin: str = "well") -> None:
 
 def answer(line: socket.socket, frames: str, request: dict) -> None:
     op = request["op"]
+    if op == "close":
+        sys.exit(0)
     if op == "hang":
         time.sleep(1000)
     if op == "hang deaf":

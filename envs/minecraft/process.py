@@ -105,10 +105,9 @@ class Peer:
     def send(self, message: dict[str, Any]) -> None:
         if self._socket is None:
             raise BackendDied(f"{self.name} is not running: reset() starts it")
-        text = json.dumps(message).encode()
         try:
             self._socket.settimeout(GRACE)
-            self._socket.sendall(struct.pack("<I", len(text)) + text)
+            self._socket.sendall(_message(message))
         except OSError as error:
             raise self._gone(error) from None
 
@@ -164,9 +163,7 @@ class Peer:
 
     def close(self, at_once: bool = False) -> str:
         """End the process, by force if it must be or `at_once`, and all that it has started; the end of its log. May be called again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket = None
         if at_once:
             _signal(self._process, signal.SIGKILL)
         return self._end() or ""
@@ -176,8 +173,10 @@ def _end(owner: int, line: list[socket.socket], process: subprocess.Popen[bytes]
     """What must happen even if nobody calls `close`: also run when the peer is forgotten, and when Python ends."""
     if os.getpid() != owner:
         return ""  # a forked copy of the owner ends; the owner still needs it
-    for one in line:
-        one.close()  # it ends by itself when the line is cut
+    for one in line:  # it ends by itself when it is told, and also when the line is cut
+        with contextlib.suppress(OSError):
+            one.sendall(_message({"op": "close"}))
+        one.close()
     started = _descendants(process.pid)  # some begin sessions of their own, as MineRL's Java does
     for force in (None, signal.SIGTERM, signal.SIGKILL):
         if force is not None:
@@ -197,6 +196,11 @@ def _end(owner: int, line: list[socket.socket], process: subprocess.Popen[bytes]
         log = ""
     shutil.rmtree(folder, ignore_errors=True)
     return log
+
+
+def _message(message: dict[str, Any]) -> bytes:
+    text = json.dumps(message).encode()
+    return struct.pack("<I", len(text)) + text
 
 
 def _descendants(pid: int) -> dict[int, str]:

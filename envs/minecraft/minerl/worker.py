@@ -155,6 +155,8 @@ def main(config):
     try:
         while True:
             request = line.hear()
+            if request["op"] == "close":
+                break
             try:
                 line.say(answer(player, line, request))
             except (EOFError, OSError):

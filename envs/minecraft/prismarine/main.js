@@ -20,14 +20,11 @@ const { Picture } = require('./picture')
 const { Session } = require('./session')
 const { Refused } = require('./refused')
 
+const PATIENCE = 3000 // milliseconds
+
 const frames = fs.openSync(config.frames, 'r+')
 const socket = net.connect(config.socket)
-socket.on('close', () => {
-  setTimeout(() => { // a moment, until the system knows whether our owner has only let go of us or is gone
-    if (process.ppid !== config.owner) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true }) // nobody else is left to do it
-    process.exit(0)
-  }, 20)
-})
+socket.on('close', orphaned)
 socket.on('error', () => process.exit(1))
 process.on('unhandledRejection', error => console.log('unhandled', error && error.stack))
 
@@ -80,9 +77,20 @@ socket.on('data', data => {
     const end = 4 + heap.readUInt32LE(0)
     const request = JSON.parse(heap.subarray(4, end))
     heap = heap.subarray(end)
+    if (request.op === 'close') process.exit(0)
     queue = queue.then(() => answer(request)).catch(fail)
   }
 })
+
+// The line was cut without a word: our owner has been killed, perhaps a moment ago. What it would have tidied up is then left to us.
+function orphaned () {
+  const end = Date.now() + PATIENCE
+  setInterval(() => {
+    const alone = process.ppid !== config.owner
+    if (alone) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true })
+    if (alone || Date.now() > end) process.exit(0)
+  }, 20)
+}
 
 // What a user can put right is told as `refused`; all else is a fault, told with its stack.
 function fail (error) {
