@@ -176,6 +176,27 @@ def test_standing_still_is_told_from_moving() -> None:
     assert loopnav.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, False]
 
 
+def test_the_nearest_view_is_near_and_looks_that_way() -> None:
+    loop = loops()[0]
+    poses = np.zeros((5, 5), np.float32)
+    poses[0, 0], poses[1, 1], poses[1, 3] = 3, 1, 3.1  # seen: 3 blocks ahead looking ahead, 1 block to the left looking back
+    poses[3, 3], poses[4, 3] = -3.1, 1.5  # the leg: ahead, back across the cut at pi, to the left
+    here = replace(loop, frames=loop.frames[:5], poses=poses, split=2)
+    assert loopnav.nearest_views(here).tolist() == [3, 1, 1000]
+
+
+def test_gains_are_told_by_how_near_a_view_had_been_seen() -> None:
+    course = Course("ABA", 5)
+    values = {"none": [[10, 10], [10, 10]], "worldpack": [[14, 11], [16, 10]], "copy": [[9, 9], [9, 9]], "ceiling": [[30, 30], [30, 30]]}
+    cells: dict[str, Any] = {f"{course.name} {loopnav.VIEWS}": {"loops": [{"nearest": [1, 20]}, {"nearest": [0, 4]}]}}
+    for mode, legs in values.items():
+        rows = [{"leg": 2, "steps": {"psnr": leg, "drift": [0, 0]}, "next": {"psnr": leg, "moved": [1, 1]}} for leg in legs]
+        cells[f"{course.name} {mode}"] = {"loops": rows}
+    found = loopnav_table.summarise(cells, [course], ["none", "worldpack"])["views"]
+    gains = {line["blocks_away"]: (line["share_of_frames"], line["loops"], line["worldpack_minus_none_psnr"]) for line in found}
+    assert gains == {"0 to 1.5": ("50%", 2, 5.0), "3 to 6": ("25%", 1, 0.0), "10 or more": ("25%", 1, 1.0)}
+
+
 def test_means_are_over_the_leg_and_then_over_loops() -> None:
     rows = [{"steps": {"psnr": [10, 20]}}, {"steps": {"psnr": [30, 30, 30, 50]}}]
     assert loopnav_table.leg_means(rows, "psnr") == [15, 35]

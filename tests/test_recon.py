@@ -324,7 +324,8 @@ def test_weights_for_other_displacements_are_refused(tmp_path: Path, checkpoint:
 
 def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(tmp_path: Path) -> None:
     data = write_released(tmp_path / "drives", count=2, length=8)  # rehearsal dreams 96 stretches, as long as drives are
-    few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True, "modes": "none:1,worldpack:1", "furthest": 4}
+    few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True, "furthest": 4}
+    few |= {"modes": "none:1,worldpack:1"}
     args = TrainArgs((data,), tmp_path / "run", world="recon", frame_size=16, device="cpu", **few)  # type: ignore[arg-type]
     report = train(args, progress=False)
     model, config, _ = load(report["checkpoint"])

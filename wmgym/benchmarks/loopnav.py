@@ -36,11 +36,13 @@ from wmgym.metrics import image
 TASKS = ("turn", "ABA", "ABCA")
 RANGES = (5, 15, 30, 50)  # blocks
 BASELINES = ("copy", "ceiling")
+VIEWS = "views"  # the cell that tells how near each view of a leg had been seen
 TERMINAL = {5: 21, 15: 31, 30: 61, 50: 101}  # frames at the end of the leg, at PAPER_RATE
 PAPER_RATE, RATE = 20, 5  # frames per second: LoopNav's, ours
 BEST_PSNR = 60.0
 COLUMNS = 10  # frames of a strip
 _MOVED = 0.02  # blocks or radians: below it the view stands still
+_ALIKE = math.radians(30)
 
 Progress = Callable[[str, int, int], None]  # what is under way, frames done, frames in all
 
@@ -135,6 +137,17 @@ def moved(loop: Loop) -> np.ndarray:
     return np.linalg.norm(np.concatenate([after[:, :3] - before[:, :3], turn], 1), axis=-1) > _MOVED
 
 
+def nearest_views(loop: Loop) -> np.ndarray:
+    """Blocks (horizontally) from each place of the leg to the nearest from which one had looked that way, within 30 degrees: [L].
+
+    What lies in that direction can be remembered if this is small. 1,000 where nobody had looked that way.
+    """
+    seen, leg = loop.poses[: loop.split], loop.poses[loop.split :]
+    away = np.linalg.norm(leg[:, None, :2] - seen[None, :, :2], axis=-1)
+    turn = (leg[:, None, 3] - seen[None, :, 3] + np.pi) % (2 * np.pi) - np.pi
+    return np.where(np.abs(turn) < _ALIKE, away, 1000.0).min(1)
+
+
 # -- cells: a mode on a course ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +229,10 @@ def evaluate(
     settings: Settings,
     progress: Progress = lambda *_: None,
 ) -> dict[str, dict[str, Any]]:
-    """Name -> cell, for each course and mode and both baselines. Finished cells lie in `out` and are not made again."""
+    """Name -> cell, for each course and mode, both baselines, and how near such views were seen (`VIEWS`).
+
+    Finished cells lie in `out` and are not made again.
+    """
     cells: dict[str, dict[str, Any]] = {}
     for course in wanted:
         loops: Sequence[Loop] | None = None
@@ -233,6 +249,13 @@ def evaluate(
                     write_strip(strip_file(out, course, mode), dreams[0].frames)
                 write_atomically(file, json.dumps(cell).encode())
             cells[f"{course.name} {mode}"] = cell
+        file = cell_file(out, course, VIEWS)
+        cell = _read_cell(file)
+        if cell is None:
+            loops = loops or loops_of(course)
+            cell = {"course": course.name, "mode": VIEWS, "loops": [{"nearest": nearest_views(loop).round(3).tolist()} for loop in loops]}
+            write_atomically(file, json.dumps(cell).encode())
+        cells[f"{course.name} {VIEWS}"] = cell
     return cells
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from wmgym.benchmarks.loopnav import BASELINES, Course
+from wmgym.benchmarks.loopnav import BASELINES, VIEWS, Course
 from wmgym.data.episode import as_json
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
 
+NEAR = (0, 1.5, 3, 6, 10, math.inf)  # blocks
 PAIRS = (("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing"))
 PREFACE = """\
 # LoopNav
@@ -47,7 +49,30 @@ def summarise(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], 
                 for metric in metrics:
                     line |= columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
                 differences.append(line)
-    return {"cells": table, "differences": differences, "next_frame": single}
+    return {"cells": table, "differences": differences, "views": _by_view(cells, wanted, modes), "next_frame": single}
+
+
+def _by_view(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str]) -> list[dict[str, Any]]:
+    """What memory gains on frames of the leg by how near such a view had been seen: means over the loops that have such frames."""
+    lines: list[dict[str, Any]] = []
+    if not {"worldpack", "none"} <= set(modes):
+        return lines
+    for course in wanted:
+        views = cells.get(f"{course.name} {VIEWS}")
+        if views is None:
+            continue
+        nearest = [np.array(row["nearest"]) for row in views["loops"]]
+        with_it, without = ([np.array(row["steps"]["psnr"]) for row in cells[f"{course.name} {m}"]["loops"]] for m in ("worldpack", "none"))
+        for low, high in pairwise(NEAR):
+            masks = [(low <= n) & (n < high) for n in nearest]
+            if not any(mask.any() for mask in masks):
+                continue
+            share = float(np.concatenate(masks).mean())
+            means = [[float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without)]
+            words = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            line = {"task": course.task, "range": course.range, "blocks_away": words, "share_of_frames": f"{share:.0%}"}
+            lines.append(line | {"loops": len(means[0])} | columns("worldpack_minus_none_psnr", paired_difference(*means)))
+    return lines
 
 
 def leg_means(rows: Sequence[Mapping[str, Any]], metric: str, last: int | None = None) -> list[float]:
@@ -83,6 +108,9 @@ def markdown(summary: Mapping[str, Any], preface: str = PREFACE) -> str:
     """The tables for people."""
     lines = [preface, "## The leg, dreamed", "", *markdown_rows(summary["cells"])]
     lines += ["", "## Paired differences over the leg", "", *markdown_rows(summary["differences"])]
+    if summary.get("views"):
+        lines += ["", "## What memory gains, by how near a view in that direction (within 30 degrees) had been seen", ""]
+        lines += markdown_rows(summary["views"])
     lines += ["", "## The next frame from true history, where the view moves", "", *markdown_rows(summary["next_frame"])]
     return "\n".join(lines) + "\n"
 
