@@ -10,7 +10,6 @@ All candidates of all lanes are dreamed in one batch, split only beyond `at_once
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,8 @@ from wmgym import rng
 from wmgym.agents import cem as search
 from wmgym.agents.cem import CEMConfig, Found, Gaussian, MPPIConfig
 from wmgym.agents.objectives import Futures, Objective
+from wmgym.agents.proposals import actions_along, line_paths
+from wmgym.kinematics import Displacement
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,14 @@ def free_sequence(space: gym.Space, config: PlannerConfig) -> Parametrisation:
     raise ValueError(f"planning needs Discrete, MultiDiscrete or bounded Box actions, got {space}")
 
 
-def straight_lines(
-    config: PlannerConfig, prior: Gaussian, to_spacings: Callable[[Tensor], Tensor], half_turn: float = math.pi
-) -> Parametrisation:
-    """NWM's candidates for envs whose action is (dx, dy, turn), dx and dy normalised; `half_turn` radians are the turn 1.
+def straight_lines(config: PlannerConfig, prior: Gaussian, moves: Displacement) -> Parametrisation:
+    """NWM's candidates for envs whose action is a displacement in the frame of the pose it starts from (`*-Recon-v0`).
 
-    prior: mean and std [3] (`cem.NWM_PRIORS`, or `cem.straight_line_prior` of the data at hand).
+    prior: mean and std [3] (`cem.NWM_PRIORS`, or `cem.straight_line_prior` of the data at hand). moves: what the actions mean.
     """
 
     def expand(plans: Tensor) -> Tensor:
-        steps = search.straight_line(plans, config.horizon, to_spacings)
-        return torch.cat([steps[..., :2], steps[..., 2:] / half_turn], -1).clamp(-1, 1)
+        return actions_along(line_paths(plans, config.horizon, moves), moves).clamp(-1, 1)
 
     low, high = (torch.full((3,), bound) for bound in search.NWM_BOUNDS)
     return Parametrisation(prior, expand, (low, high), is_sequence=False)

@@ -16,6 +16,8 @@ from standins import StandInWorld, single, vector
 from wmgym.agents.cem import Gaussian
 from wmgym.agents.mpc import PRESETS, PlanningAgent, imagine, preset, straight_lines
 from wmgym.agents.objectives import Futures, make_objective
+from wmgym.geometry import compose
+from wmgym.kinematics import Displacement
 
 FORWARD = 1
 
@@ -145,6 +147,9 @@ def test_chunks_are_planned_as_wholes() -> None:
 # -- continuous actions: a point that is pushed -----------------------------------------------------------------------------------------
 
 
+MOVES = Displacement()
+
+
 class Pushed(VectorEnv):
     """A point in the plane: an action moves and turns it by so much. Its lanes never end."""
 
@@ -180,15 +185,37 @@ def test_continuous_plans_stay_in_asymmetric_bounds_and_arrive(name: str) -> Non
     assert all(((told >= space.low) & (told <= space.high)).all() for told in env.told)
 
 
-def test_nwms_straight_lines_go_to_the_goal() -> None:
-    env = Pushed(np.zeros((1, 5), np.float32))
-    env.single_action_space = gym.spaces.Box(-1, 1, (3,), np.float32)
-    prior = Gaussian(torch.zeros(3), torch.tensor([0.3, 0.3, 0.1]))
+class Driven(Pushed):
+    """Its actions are displacements in the robot's own frame."""
+
+    def __init__(self, poses: np.ndarray) -> None:
+        super().__init__(poses)
+        self.single_action_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def branch(self, n: int, seeds: Any = None) -> Driven:
+        return Driven(self.poses.repeat(n, 0))
+
+    def step(self, actions: Any) -> Any:
+        *still, _ = super().step(np.zeros_like(actions))
+        self.poses = compose(torch.from_numpy(self.poses), MOVES.motion(torch.from_numpy(actions))).numpy()
+        return *still, {"pose": self.poses}
+
+
+def test_nwms_straight_lines_go_to_the_goal_and_do_not_bend() -> None:
+    env = Driven(np.zeros((1, 5), np.float32))
+    prior = Gaussian(torch.tensor([-0.2, 0, 0]), torch.tensor([0.3, 0.3, 0.1]))
     config = preset("nwm")
-    agent = PlanningAgent([env], ends_at(2.4, -1.6), config, 0, straight_lines(config, prior, lambda n: n))
+    agent = PlanningAgent([env], ends_at(1.2, -0.8), config, 0, straight_lines(config, prior, MOVES))
     found = agent.plan()
-    torch.testing.assert_close(found.plan[0, :2], torch.tensor([0.3, -0.2]), atol=0.12, rtol=0)
     assert agent.dreamed == 120 * 3 * 8 + 3 * 8  # the last plan is dreamed as often as the candidates
+    walked = []
+    for action in agent.parametrisation.expand(found.plan[:, None])[0, 0].numpy():
+        env.step(action[None])
+        walked.append(env.poses[0, :2])
+    line = np.arange(1, 9)[:, None] / 8 * walked[-1]
+    np.testing.assert_allclose(walked, line, atol=1e-5)
+    np.testing.assert_allclose(walked[-1], [1.2, -0.8], atol=0.4)
 
 
 def ends_at(x: float, y: float) -> Any:

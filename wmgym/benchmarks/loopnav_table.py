@@ -68,10 +68,10 @@ def _by_view(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], m
             if not any(mask.any() for mask in masks):
                 continue
             share = float(np.concatenate(masks).mean())
-            means = [[float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without)]
+            a, b = ([float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without))
             words = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
             line = {"task": course.task, "range": course.range, "blocks_away": words, "share_of_frames": f"{share:.0%}"}
-            lines.append(line | {"loops": len(means[0])} | columns("worldpack_minus_none_psnr", paired_difference(*means)))
+            lines.append(line | {"loops": len(a)} | columns("worldpack_minus_none_psnr", paired_difference(a, b)))
     return lines
 
 
