@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from minerl_standin import HUNG, LOST, MORTAL
+from test_process import gone
 
 from wmgym.envs.minecraft.backend import make_backend
 from wmgym.envs.minecraft.env import MinecraftEnv, hands
@@ -141,6 +142,20 @@ def test_lanes_are_single_envs(env: MinecraftEnv) -> None:
     np.testing.assert_array_equal(frames[1], frame)
     np.testing.assert_array_equal(info["pose"][1], one["pose"])
     vec.close()
+
+
+def test_a_killed_controller_leaves_no_worker_and_no_folder() -> None:
+    program = (
+        "import sys, time; from wmgym.envs.minecraft.minerl.engine import MineRLBackend as B; "
+        "e = B(sys.executable, 'minerl_standin:Simulator', [32, 48]); e.reset(1, None); print(e._peer.pid, e._peer._folder, flush=True); "
+        "time.sleep(1000)"
+    )
+    controller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert controller.stdout is not None
+    pid, folder = controller.stdout.readline().split()
+    controller.kill()
+    controller.communicate()
+    assert gone(int(pid), within=20) and not Path(folder).exists()
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

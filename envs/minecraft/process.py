@@ -163,7 +163,7 @@ class Peer:
 
     def close(self, at_once: bool = False) -> str:
         """End the process, by force if it must be or `at_once`, and all that it has started; the end of its log. May be called again."""
-        self._socket = None
+        self._socket = self._frames = None
         if at_once:
             _signal(self._process, signal.SIGKILL)
         return self._end() or ""

@@ -47,7 +47,12 @@ class MineRLBackend(RemoteBackend):
             display = [] if os.environ.get("DISPLAY") or shutil.which("xvfb-run") is None else ["xvfb-run", "-a"]
             return Peer(
                 MINERL,
-                lambda socket, frames: [*display, program, str(WORKER), json.dumps({**config, "socket": socket, "frames": frames})],
+                lambda socket, frames: [
+                    *display,
+                    program,
+                    str(WORKER),
+                    json.dumps({**config, "socket": socket, "frames": frames, "owner": os.getpid()}),
+                ],
                 start_timeout=START_TIMEOUT,
             )
 

@@ -10,15 +10,18 @@ import json
 import math
 import mmap
 import os
+import shutil
 import socket
 import struct
 import sys
+import time
 
 import numpy as np
 
 NOTCH = 15.0  # degrees of a turn or look of the ten actions
 POSE = ("xpos", "ypos", "zpos", "yaw", "pitch")
 KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")
+PATIENCE_SECONDS = 3.0
 PATIENCE = 20  # ticks in which a new episode must say where the player is
 
 
@@ -158,16 +161,27 @@ def main(config):
             if request["op"] == "close":
                 break
             try:
-                line.say(answer(player, line, request))
-            except (EOFError, OSError):
-                raise
+                reply = answer(player, line, request)
             except Exception as error:
                 line.say({"error": f"{type(error).__name__}: {error}"})
                 raise
-    except EOFError:
-        pass  # the other side is gone, and so shall we be
+            line.say(reply)
+    except (EOFError, OSError):
+        orphaned(config["owner"], os.path.dirname(config["socket"]))  # cut off without a word
     finally:
         player.simulator.close()
+
+
+def orphaned(owner, folder):
+    """If our owner was killed, perhaps a moment ago, what it would have tidied up is left to us."""
+    end = time.time() + PATIENCE_SECONDS
+    while time.time() < end:
+        try:
+            os.kill(owner, 0)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        time.sleep(0.05)
 
 
 def answer(player, line, request):
