@@ -94,7 +94,7 @@ def test_every_folder_with_code_is_a_package() -> None:
 
 
 def test_importing_wmgym_is_light() -> None:
-    """No torch, no numba, no OpenCV. It takes about 0.2 s; the limit is generous since the machine may be busy."""
+    """No torch, no numba, no OpenCV. It takes the processor about 0.2 s, however busy the machine is with other things."""
     program = (
         "import sys, time; begin = time.perf_counter(); import wmgym; "
         "print(time.perf_counter() - begin, *(sys.modules.keys() & {'torch', 'numba', 'cv2', 'matplotlib'}))"

@@ -144,7 +144,7 @@ def test_what_is_no_walk_is_named(tmp_path: Path) -> None:
     path.write_text("[{}]")
     with pytest.raises(ValueError, match="no LoopNav walk"):
         loopnav.read_trajectory(path)
-    with pytest.raises(ValueError, match="format must be episodes or loopnav"):
+    with pytest.raises(ValueError, match="format must be one of episodes, loopnav, recon"):
         CollectArgs(format="films")
     with pytest.raises(ValueError, match="for loop walkers"):
         CollectArgs(format="loopnav", walker="explorer")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from standins import TRUTH, assert_same
+from standins import TRUTH, StandInWorld, assert_same
 
 import wmgym
 from wmgym.systems import worldpack
@@ -61,3 +61,12 @@ def test_a_state_from_disk_and_a_branch_go_on_as_the_env_does(world: WorldModel,
     futures = branches.step([1, 1])
     for lane in range(2):
         assert np.abs(futures[0]["pov"][lane].astype(int) - expected[0]["pov"]).max() <= 1
+
+
+@pytest.mark.parametrize(("task", "earned"), [("targets", 10.0), ("free", 0.0)])
+def test_what_the_world_itself_gives_counts_only_where_the_task_says_so(task: str, earned: float) -> None:
+    """A maze's task "free" pays nothing in its truth, so its dream must not pay what a reward head sees."""
+    env: Any = wmgym.make_env(StandInWorld(size=64, ends_at=65), setting="memory_maze", task=task, context="bundled")
+    env.reset(seed=0)
+    outcomes = [env.step(0) for _ in range(2)]
+    assert [outcome[1] for outcome in outcomes] == [0.0, earned] and outcomes[-1][2] == bool(earned)

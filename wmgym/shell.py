@@ -237,9 +237,9 @@ class Shell:
         goals = ledger.goals.numpy()[:, None]
         rewards = np.asarray(self.task.reward(before, poses, goals), np.float64)
         done = np.asarray(self.task.done(poses, goals), bool)
-        if shown.rewards is not None:
+        if shown.rewards is not None and self.task.world_rewards:
             rewards = rewards + shown.rewards.double().cpu().numpy()
-        if shown.ends is not None:
+        if shown.ends is not None and self.task.world_rewards:
             done = done | shown.ends.cpu().numpy()
 
         count = ledger.elapsed.numpy()[:, None] + np.arange(1, self.chunk + 1)

@@ -89,6 +89,11 @@ class Task(Protocol):
     @property
     def needs_goal(self) -> bool: ...
 
+    @property
+    def world_rewards(self) -> bool:
+        """Whether what the world itself rewards and ends (a reward head) counts too."""
+        ...
+
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         """What the agent is shown, given the space of one frame."""
         ...
@@ -117,6 +122,7 @@ class Navigate:
     name: str = "navigate"
     horizon: int = NAVIGATE_HORIZON
     needs_goal: bool = True
+    world_rewards: bool = True
     nearest: float = 8.0  # blocks to the goal, at least
     farthest: float = 32.0
 
@@ -138,11 +144,12 @@ class Navigate:
 
 @dataclass(frozen=True)
 class Free:
-    """Nothing is asked; a world with a reward head adds its own rewards and ends."""
+    """Nothing is asked; a world with a reward head adds its own rewards and ends, unless they are not to count."""
 
     name: str = "free"
     horizon: int = FREE_HORIZON
     needs_goal: bool = False
+    world_rewards: bool = True
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         return frame
@@ -243,7 +250,7 @@ SETTINGS = {
         spaces.Discrete(len(MEMORY_MAZE_ACTIONS)),
         MEMORY_MAZE_ACTIONS,
         MEMORY_MAZE_KEYS,
-        {"targets": Targets(), "free": Free()},
+        {"targets": Targets(), "free": Free(world_rewards=False)},
         (MEMORY_MAZE_ACTIONS.index("turn left"),) * 20,  # once round, by 0.32 radians
         fps=4,
     ),

@@ -56,8 +56,8 @@ class MinecraftVectorEnv(VectorEnv):
         self.num_envs = check_count("num_envs", num_envs)
         self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
         self.action_mode = check_action_mode(backend, action_mode)
-        self.task, self._has_goal = task, single.TASKS[task].needs_goal
         self.horizon = single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps, action_mode)
+        self.task, self._has_goal = task, single.TASKS[task].needs_goal
         self.size, self.render_size = single.check_size(size), single.check_render_size(render_size, size)
         self.render_mode = single.check_render_mode(render_mode)
         fps = 20 if action_mode == "minerl" else self.metadata["render_fps"]
