@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from wmgym import cli, doctor
-from wmgym.listing import weights_of
+from wmgym.listing import ListArgs, list_environments, weights_of
 from wmgym.registration import TABLE, row_of
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -47,10 +47,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_and_help_as_typed_load_no_torch() -> None:
-    program = "import sys; from wmgym.cli import main; main(['list', '--json']); sys.exit('torch' in sys.modules)"
+    program = "import sys; from wmgym.cli import main; main(['list', '--json', '--variants']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [row["id"] for row in json.loads(done.stdout)["environments"]] == [row.id for row in TABLE]
+
+
+def test_the_list_is_short_unless_variants_are_asked_for() -> None:
+    short, long = (list_environments(ListArgs(variants=variants)) for variants in (False, True))
+    ids = [row["id"] for row in short["environments"]]
+    assert "MemoryMaze-9x9-v0" in ids and "MemoryMaze-9x9-Top-v0" not in ids and len(ids) < 20
+    assert short["left_out"].startswith(f"{len(TABLE) - len(ids)} ") and "left_out" not in long
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

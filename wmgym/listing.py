@@ -13,9 +13,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ListArgs:
     """List the environment ids, their twins, spaces and weights."""
 
+    variants: bool = False
+    """Also Memory Maze's variants (other cameras, observations, numbers of targets)."""
+
 
 def list_environments(args: ListArgs) -> dict[str, Any]:
     """One row per id; `weights` says whether its checkpoint came with the package."""
+    rows = [row for row in TABLE if args.variants or not row.kwargs.get("variant")]
+    left_out = len(TABLE) - len(rows)
     return {
         "environments": [
             {
@@ -27,8 +32,9 @@ def list_environments(args: ListArgs) -> dict[str, Any]:
                 "memory": row.kwargs.get("memory"),
                 "weights": weights_of(row.kwargs.get("checkpoint")) if "memory" in row.kwargs else None,
             }
-            for row in TABLE
-        ]
+            for row in rows
+        ],
+        **({"left_out": f"{left_out} variants of Memory Maze; --variants lists them"} if left_out else {}),
     }
 
 
