@@ -32,11 +32,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
+from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
 
 Mask = NDArray[np.bool_]  # [N], one per lane
 Arrays = dict[str, NDArray[Any]]
@@ -49,7 +49,7 @@ class WorkerDied(RuntimeError):
     """A process of a vector env ended without being asked to. The env is closed."""
 
 
-class ProcessVectorEnv(VectorEnv):
+class ProcessVectorEnv(LanesEnv):
     """N lanes of the single env `entry_point` ("module:Class", made with `kwargs`), which must know `save_state` where states are
     wanted. Observations are a Box, or a Dict of Boxes.
 
@@ -146,15 +146,6 @@ class ProcessVectorEnv(VectorEnv):
         """End the processes; those that do not hear are killed."""
         self._end()
         self._single.close()
-
-    @property
-    def spec(self) -> Any:
-        """How this env was made; JSON-able."""
-        return self.__dict__.get("spec")
-
-    @spec.setter
-    def spec(self, spec: Any) -> None:
-        self.__dict__["spec"] = storable(spec)
 
     @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.utils import seeding
 from torch import Tensor
 
 from wmgym import rng, tree
@@ -68,7 +67,7 @@ class SavedState:
 
     moment: Moment
     generators: tuple[dict[str, Any], ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
 
 
 # ---- rows ----
@@ -116,12 +115,6 @@ def lane_key(generator: np.random.Generator) -> int:
 
 def save_generators(generators: Sequence[np.random.Generator]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(generator.bit_generator.state) for generator in generators)
-
-
-def new_generators(seeds: Sequence[int | None]) -> tuple[list[np.random.Generator], list[int]]:
-    """One generator per seed, as Gymnasium makes it."""
-    pairs = [seeding.np_random(seed) for seed in seeds]
-    return [generator for generator, _ in pairs], [seed for _, seed in pairs]
 
 
 # ---- the shell ----

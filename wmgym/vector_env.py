@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.logger import warn
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
@@ -23,10 +23,20 @@ from wmgym.core import World
 from wmgym.openings import Opening
 from wmgym.shell import Moment, SavedState, Shell
 from wmgym.tasks import Task
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
+from wmgym.vectors import (
+    AUTORESET,
+    OBS_TYPES,
+    LanesEnv,
+    autoreset_name,
+    lane_options,
+    lane_seeds,
+    load_generator,
+    new_generators,
+    reset_mask,
+)
 
 
-class WorldModelVectorEnv(VectorEnv):
+class WorldModelVectorEnv(LanesEnv):
     """N dreams of one world behind Gymnasium's vector API.
 
     autoreset_mode  "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset)
@@ -95,8 +105,7 @@ class WorldModelVectorEnv(VectorEnv):
         self.shell, self._owns_shell = shell, owns_shell
         self.horizon = shell.horizon  # frames after which an episode is cut off
         self._moment: Moment | None = None
-        self._generators: list[np.random.Generator] | None = None
-        self._seeds: list[int] = []
+        self._generators, self._seeds = None, []
 
     @classmethod
     def branching(
@@ -104,7 +113,7 @@ class WorldModelVectorEnv(VectorEnv):
         shell: Shell,
         moment: Moment,
         generators: Sequence[np.random.Generator],
-        seeds: Sequence[int],
+        seeds: Sequence[int | None],
         *,
         obs_type: str,
         render_mode: str | None,
@@ -166,28 +175,6 @@ class WorldModelVectorEnv(VectorEnv):
         if self._owns_shell:
             self.shell.close()
 
-    @property
-    def spec(self) -> Any:
-        """How this env was made; JSON-able."""
-        return self.__dict__.get("spec")
-
-    @spec.setter
-    def spec(self, spec: Any) -> None:
-        self.__dict__["spec"] = storable(spec)
-
-    @property  # type: ignore[misc]  # one generator per lane, as in Gymnasium's SyncVectorEnv
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The random number generator of each lane."""
-        if self._generators is None:
-            self._generators, self._seeds = lanes.new_generators([None] * self.num_envs)
-        return tuple(self._generators)
-
-    @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """What each lane's generator was seeded with."""
-        _ = self.np_random
-        return tuple(self._seeds)
-
     # ---- more than Gymnasium asks ----
 
     @property
@@ -242,13 +229,13 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _opened(
         self, mask: np.ndarray, seeds: Sequence[int | None], options: Sequence[Mapping[str, Any]]
-    ) -> tuple[Moment, list[np.random.Generator], list[int]]:
+    ) -> tuple[Moment, list[np.random.Generator], list[int | None]]:
         """The lanes in `mask` opened anew, and every lane's generator and seed after that. Nothing changes if it fails."""
         generators, used = list(self.np_random), list(self.np_random_seed)
         chosen = np.flatnonzero(mask).tolist()
         for lane in chosen:
             if seeds[lane] is not None:
-                (generators[lane],), (used[lane],) = lanes.new_generators([seeds[lane]])
+                (generators[lane],), (used[lane],) = new_generators([seeds[lane]])
         fresh = self.shell.open([generators[i] for i in chosen], [seeds[i] for i in chosen], [options[i] for i in chosen], self.horizon)
         if mask.all():
             return fresh, generators, used
@@ -343,7 +330,7 @@ def branched(
         given = [int(seeds) + i for i in range(moment.num_lanes)] if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
         if len(given) != moment.num_lanes:
             raise ValueError(f"{len(given)} seeds were given for {moment.num_lanes} branches")
-        generators, used = lanes.new_generators(given)
+        generators, used = new_generators(given)
         moment = lanes.reseed(moment, generators)
     return WorldModelVectorEnv.branching(shell, moment, generators, used, obs_type=obs_type, render_mode=render_mode)
 

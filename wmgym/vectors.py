@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
@@ -26,6 +27,41 @@ def storable(spec: Any) -> Any:
     if spec is not None and "autoreset_mode" in spec.kwargs:
         spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
     return spec
+
+
+class LanesEnv(VectorEnv):
+    """What each vector env here has: a spec with a JSON form, and a random number generator per lane."""
+
+    _generators: list[np.random.Generator] | None  # set by those that keep their lanes' generators themselves
+    _seeds: list[int | None]
+
+    @property
+    def spec(self) -> Any:
+        """How this env was made; JSON-able."""
+        return self.__dict__.get("spec")
+
+    @spec.setter
+    def spec(self, spec: Any) -> None:
+        self.__dict__["spec"] = storable(spec)
+
+    @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The random number generator of each lane."""
+        if self._generators is None:
+            self._generators, self._seeds = new_generators([None] * self.num_envs)
+        return tuple(self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
+        """What each lane's generator was seeded with."""
+        _ = self.np_random
+        return tuple(self._seeds)
+
+
+def new_generators(seeds: Sequence[int | None]) -> tuple[list[np.random.Generator], list[int | None]]:
+    """One generator per seed, as Gymnasium makes it."""
+    pairs = [seeding.np_random(seed) for seed in seeds]
+    return [generator for generator, _ in pairs], [seed for _, seed in pairs]
 
 
 def lane_seeds(seed: int | Sequence[int | None] | None, lanes: int) -> list[int | None]:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -21,12 +21,12 @@ from wmgym.envs.memory_cards import env as single
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.env import Rules
 from wmgym.envs.memory_cards.table import CELLS, Table
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
+from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
 
 Mask = NDArray[np.bool_]  # [N], one per lane
 
 
-class MemoryCardsVectorEnv(VectorEnv):
+class MemoryCardsVectorEnv(LanesEnv):
     """N tables of cards. No step loops over lanes; only a new episode does, since each lane has a generator of its own.
 
     autoreset_mode: "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset).
@@ -67,8 +67,7 @@ class MemoryCardsVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         empty = np.zeros((self.num_envs, CELLS), np.int64)
         self._table = Table(empty, empty > 0, empty[:, 0])
-        self._generators: list[np.random.Generator] | None = None
-        self._seeds: list[int | None] = []
+        self._generators, self._seeds = None, []
         self._is_running = False
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._truncated = np.zeros(self.num_envs, bool)  # nothing here terminates an episode
@@ -116,29 +115,6 @@ class MemoryCardsVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         self._is_running = False
-
-    @property
-    def spec(self) -> Any:
-        """How this env was made; JSON-able."""
-        return self.__dict__.get("spec")
-
-    @spec.setter
-    def spec(self, spec: Any) -> None:
-        self.__dict__["spec"] = storable(spec)
-
-    @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The random number generator of each lane."""
-        if self._generators is None:
-            pairs = [seeding.np_random() for _ in range(self.num_envs)]
-            self._generators, self._seeds = [generator for generator, _ in pairs], [seed for _, seed in pairs]
-        return tuple(self._generators)
-
-    @property
-    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
-        """What each lane's generator was seeded with."""
-        _ = self.np_random
-        return tuple(self._seeds)
 
     # ---- more than Gymnasium asks ----
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -19,12 +19,12 @@ from wmgym import tasks
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
-from wmgym.vectors import AUTORESET, OBS_TYPES, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask, storable
+from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
 
 Mask = NDArray[np.bool_]  # [N], one per lane
 
 
-class MinecraftVectorEnv(VectorEnv):
+class MinecraftVectorEnv(LanesEnv):
     """N Minecraft-like worlds.
 
     autoreset_mode: "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset).
@@ -68,8 +68,7 @@ class MinecraftVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.backend, self.engine_options = backend, engine
         self._lanes = make_lanes(backend, self.num_envs, **engine)
-        self._generators: list[np.random.Generator] | None = None
-        self._seeds: list[int | None] = []
+        self._generators, self._seeds = None, []
         self._is_running = False
         self._poses = np.zeros((self.num_envs, 5), np.float32)
         self._goals = np.zeros((self.num_envs, 5), np.float32)
@@ -149,29 +148,6 @@ class MinecraftVectorEnv(VectorEnv):
         for engine in self._lanes.engines:
             engine.close()
         self._is_running = False
-
-    @property
-    def spec(self) -> Any:
-        """How this env was made; JSON-able."""
-        return self.__dict__.get("spec")
-
-    @spec.setter
-    def spec(self, spec: Any) -> None:
-        self.__dict__["spec"] = storable(spec)
-
-    @property  # type: ignore[misc]  # one per lane, as in SyncVectorEnv
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The random number generator of each lane."""
-        if self._generators is None:
-            pairs = [seeding.np_random() for _ in range(self.num_envs)]
-            self._generators, self._seeds = [generator for generator, _ in pairs], [seed for _, seed in pairs]
-        return tuple(self._generators)
-
-    @property
-    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
-        """What each lane's generator was seeded with."""
-        _ = self.np_random
-        return tuple(self._seeds)
 
     # ---- more than Gymnasium asks ----
 
