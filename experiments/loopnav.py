@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,24 @@ PAPER_LAYOUT = (28, 2)  # latent side and patch of the paper: 2.81 frames by our
 COLOURS = {"worldpack": "C0", "retrieval": "C2", "packing": "C1", "none": "C3", "copy": "0.6", "ceiling": "0.2"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class DreamArgs:
+    """How a checkpoint dreams where it is judged."""
+
+    denoise_steps: int | None = None
+    """By default the checkpoint's."""
+    pose_source: str | None = None
+    """learned or actions; by default the checkpoint's."""
+    memory_budget: int | None = None
+    """Frames remembered; by default the checkpoint's."""
+    device: str = "auto"
+    """cpu, cuda, ..."""
+    dtype: str = "auto"
+    """float32 or bfloat16; auto: float32 on a CPU, bfloat16 on a GPU."""
+
+
 @dataclass(frozen=True)
-class LoopNavArgs:
+class LoopNavArgs(DreamArgs):
     """Walk loops in a ground truth, dream the way back, and compare it with the truth."""
 
     checkpoint: str = "worldpack-minecraft"
@@ -62,16 +78,6 @@ class LoopNavArgs:
     """Keywords for it, as JSON."""
     seed: int = 100
     """Of worlds, walks and noise. Training has 0 to 99, evaluation 100 and above: they never share a world."""
-    denoise_steps: int | None = None
-    """By default the checkpoint's."""
-    pose_source: str | None = None
-    """learned or actions; by default the checkpoint's."""
-    memory_budget: int | None = None
-    """Frames remembered; by default the checkpoint's."""
-    device: str = "auto"
-    """cpu, cuda, ..."""
-    dtype: str = "auto"
-    """float32 or bfloat16; auto: float32 on a CPU, bfloat16 on a GPU."""
     lanes: int = 32
     """Loops dreamed in one batch."""
     out: Path = Path("runs/loopnav")
@@ -96,7 +102,7 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
     modes = tuple(dict.fromkeys(args.modes))
 
-    world_of = loader(args)
+    world_of = loader(args.checkpoint, args)
     free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
     claim(out, {**asdict(args), "weights": fingerprint(world_of(modes[0]))}, free)
     loops_of: Callable[[Course], list[loopnav.Loop]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
@@ -123,10 +129,10 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     return report
 
 
-def loader(args: Any) -> Callable[[str], WorldModel]:
+def loader(checkpoint: str, args: DreamArgs) -> Callable[[str], WorldModel]:
     """The checkpoint's world in a memory mode, with the settings that the arguments name; each is loaded once."""
-    settings = {name: getattr(args, name) for name in ("device", "dtype", "memory_budget", "denoise_steps", "pose_source")}
-    return cache(lambda mode: load_world(args.checkpoint, memory=mode, **settings))
+    settings = {field.name: getattr(args, field.name) for field in fields(DreamArgs)}
+    return cache(lambda mode: load_world(checkpoint, memory=mode, **settings))
 
 
 def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:

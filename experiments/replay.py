@@ -27,7 +27,17 @@ from wmgym.benchmarks.loopnav import BASELINES
 from wmgym.data.episode import Header, read_header, write_atomically
 from wmgym.experiments.bundle import ENVS
 from wmgym.experiments.folder import claim
-from wmgym.experiments.loopnav import COLOURS, context_lengths, fingerprint, loader, plot_strips, reconstruct, save_figure, show_in
+from wmgym.experiments.loopnav import (
+    COLOURS,
+    DreamArgs,
+    context_lengths,
+    fingerprint,
+    loader,
+    plot_strips,
+    reconstruct,
+    save_figure,
+    show_in,
+)
 from wmgym.experiments.plots import pyplot
 from wmgym.memory.packing import layout
 from wmgym.metrics.image import lpips_available
@@ -56,7 +66,7 @@ those that came that were said.
 
 
 @dataclass(frozen=True)
-class ReplayArgs:
+class ReplayArgs(DreamArgs):
     """Show a world the first frames of episodes, dream the next ones along the true actions, and compare."""
 
     checkpoint: str = "worldpack-minecraft"
@@ -79,16 +89,6 @@ class ReplayArgs:
     """Who walks there (see wmgym collect); by default zig-zag for Memory Cards, else explorer."""
     seed: int = 100
     """Of worlds, walks and noise. Training has 0 to 99, evaluation 100 and above: they never share a world."""
-    denoise_steps: int | None = None
-    """By default the checkpoint's."""
-    pose_source: str | None = None
-    """learned or actions; by default the checkpoint's."""
-    memory_budget: int | None = None
-    """Frames remembered; by default the checkpoint's."""
-    device: str = "auto"
-    """cpu, cuda, ..."""
-    dtype: str = "auto"
-    """float32 or bfloat16; auto: float32 on a CPU, bfloat16 on a GPU."""
     lanes: int = 32
     """Windows dreamed in one batch."""
     out: Path = Path("runs/replay")
@@ -111,7 +111,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     """All cells that are not there yet, then the report (also in `result.json`)."""
     out, wanted = args.out, replay.course(args.context, args.steps)
     modes = tuple(dict.fromkeys(args.modes))
-    world_of = loader(args)
+    world_of = loader(args.checkpoint, args)
     model = world_of(modes[0])
     is_cards = model.kinematics.name == "memory_cards"
     claim(args.out, {**asdict(args), "weights": fingerprint(model)}, {"modes", "device", "lanes", "out", "checkpoint"})

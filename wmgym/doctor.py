@@ -143,19 +143,24 @@ def attempt(part: str, check: Callable[[], str]) -> dict[str, Any]:
         return {**row, "status": "broken", "detail": _line(error)}
 
 
+def walk(make: Callable[[], Any], action: int) -> str:
+    """How long an env takes to make and open, and to make each of a few steps."""
+    begin = time.perf_counter()
+    env = make()
+    env.reset(seed=0)
+    ready = time.perf_counter()
+    for _ in range(20):
+        env.step(action)
+    step = (time.perf_counter() - ready) / 20
+    env.close()
+    return f"{ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+
+
 def voxel_renderer() -> str:
     """Walk a few steps in the ground truth. The first run compiles the renderer."""
     import gymnasium as gym
 
-    begin = time.perf_counter()
-    env = gym.make("Minecraft-v0", task="free")
-    env.reset(seed=0)
-    ready = time.perf_counter()
-    for _ in range(20):
-        env.step(1)
-    step = (time.perf_counter() - ready) / 20
-    env.close()
-    return f"a world in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+    return f"a world in {walk(lambda: gym.make('Minecraft-v0', task='free'), 1)}"
 
 
 def memory_maze() -> str:
@@ -170,15 +175,7 @@ def memory_maze() -> str:
         raise Missing(str(error)) from None
     import gymnasium as gym
 
-    begin = time.perf_counter()
-    env = gym.make("MemoryMaze-9x9-v0", disable_env_checker=True)
-    env.reset(seed=0)
-    ready = time.perf_counter()
-    for _ in range(20):
-        env.step(1)
-    step = (time.perf_counter() - ready) / 20
-    env.close()
-    return f"{name}, a maze in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+    return f"{name}, a maze in {walk(lambda: gym.make('MemoryMaze-9x9-v0', disable_env_checker=True), 1)}"
 
 
 def bundled_names() -> list[str]:
@@ -224,31 +221,25 @@ def window() -> str:
     return "pygame, and a display"
 
 
+def node_packages() -> None:
+    """Missing, unless Node and its packages are here."""
+    from wmgym.envs.minecraft.prismarine.install import what_is_missing
+
+    missing = what_is_missing()
+    if missing is not None:
+        raise Missing(missing)
+
+
 def prismarine() -> str:
     """Walk a few steps in a world drawn by Node."""
     from wmgym.envs.minecraft.env import MinecraftEnv
-    from wmgym.envs.minecraft.prismarine.install import what_is_missing
 
-    missing = what_is_missing()
-    if missing is not None:
-        raise Missing(missing)
-    begin = time.perf_counter()
-    env = MinecraftEnv("free", "prismarine")
-    env.reset(seed=0)
-    ready = time.perf_counter()
-    for _ in range(20):
-        env.step(6)
-    step = (time.perf_counter() - ready) / 20
-    env.close()
-    return f"a process and a world in {ready - begin:.1f} s, {1e3 * step:.1f} ms per step"
+    node_packages()
+    return f"a process and a world in {walk(lambda: MinecraftEnv('free', 'prismarine'), 6)}"
 
 
 def server() -> str:
-    from wmgym.envs.minecraft.prismarine.install import what_is_missing
-
-    missing = what_is_missing()
-    if missing is not None:
-        raise Missing(missing)
+    node_packages()
     return "ready; needs a Minecraft server that lets players in without an account: host=, port="
 
 

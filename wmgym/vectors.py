@@ -57,6 +57,13 @@ class LanesEnv(VectorEnv):
         _ = self.np_random
         return tuple(self._seeds)
 
+    def _seed(self, lane: int, seed: int | None) -> None:
+        """Give a lane a new generator; without a seed it keeps the one it has."""
+        if self._generators is None:
+            self._generators, self._seeds = new_generators([None] * self.num_envs)
+        if seed is not None:
+            self._generators[lane], self._seeds[lane] = seeding.np_random(seed)
+
 
 def new_generators(seeds: Sequence[int | None]) -> tuple[list[np.random.Generator], list[int | None]]:
     """One generator per seed, as Gymnasium makes it."""

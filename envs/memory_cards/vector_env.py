@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -158,12 +157,6 @@ class MemoryCardsVectorEnv(LanesEnv):
     def _check_running(self) -> None:
         if not self._is_running:
             raise gym.error.ResetNeeded("reset() must be called first")
-
-    def _seed(self, lane: int, seed: int | None) -> None:
-        generators = list(self.np_random)
-        if seed is not None:
-            generators[lane], self._seeds[lane] = seeding.np_random(seed)
-        self._generators = generators
 
     def _open(self, mask: Mask, starts: Sequence[int | None] | None = None) -> None:
         """Begin an episode in the lanes of a mask, as the single env's reset does."""

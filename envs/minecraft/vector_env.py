@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -217,12 +216,6 @@ class MinecraftVectorEnv(LanesEnv):
     def _check_running(self) -> None:
         if not self._is_running:
             raise gym.error.ResetNeeded("reset() must be called first")
-
-    def _seed(self, lane: int, seed: int | None) -> None:
-        generators = list(self.np_random)
-        if seed is not None:
-            generators[lane], self._seeds[lane] = seeding.np_random(seed)
-        self._generators = generators
 
     def _open(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
         """Begin an episode in one lane, as the single env's reset does."""
