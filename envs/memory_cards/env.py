@@ -28,6 +28,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wmgym import tasks
+from wmgym.envs.checks import check_reset_options
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import CELLS, COVERS, DECKS, SIDE, Table
 from wmgym.vectors import load_generator
@@ -200,12 +201,7 @@ def check_state(state: Any) -> None:
 
 def check_options(options: Any) -> int | None:
     """The cell to start at, if `reset` was told one."""
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"options must be a dict, got {type(options).__name__}")
-    given = dict(options or {})
-    unknown = [key for key in given if key != "start"]
-    if unknown:
-        raise ValueError(f"unknown reset option {unknown[0]!r}; available: 'start'")
+    given = check_reset_options(options, ("start",))
     if given.get("start") is None:
         return None
     pose = np.asarray(given["start"])

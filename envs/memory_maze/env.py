@@ -21,9 +21,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wmgym import tasks
+from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
 from wmgym.envs.memory_maze.upstream import CELL, CELLS, TIME_LIMITS, Variant, load, variant
-from wmgym.envs.minecraft.backend import check_pose
-from wmgym.envs.minecraft.env import check_render_mode, check_render_size, check_size
 from wmgym.envs.process_vector import ProcessVectorEnv, branch_of
 from wmgym.vectors import load_generator
 
@@ -299,12 +298,7 @@ def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
 
 def check_options(options: Any, task: str) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
     """Where to start and what to go to, as far as `reset` was told."""
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"options must be a dict, got {type(options).__name__}")
-    given = dict(options or {})
-    unknown = [key for key in given if key not in RESET_OPTIONS]
-    if unknown:
-        raise ValueError(f"unknown reset option {unknown[0]!r}; available: {', '.join(map(repr, RESET_OPTIONS))}")
+    given = check_reset_options(options, RESET_OPTIONS)
     start, goal = given.get("start"), given.get("goal")
     if goal is not None and task != "targets":
         raise ValueError(f"option 'goal' belongs to the task 'targets', this env has task {task!r}")

@@ -141,16 +141,3 @@ def check_action_mode(name: str, mode: str) -> str:
 def _load(path: str) -> Any:
     module, _, cls = path.partition(":")
     return getattr(import_module(module), cls)
-
-
-def check_pose(name: str, value: Any, lengths: tuple[int, ...] = (5,)) -> Pose:
-    """`value` as float32; ValueError unless it is a finite row of an allowed length."""
-    try:
-        pose = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a pose of {' or '.join(map(str, lengths))} numbers, got {value!r}") from None
-    if pose.ndim != 1 or len(pose) not in lengths:
-        raise ValueError(f"{name} must be a pose of {' or '.join(map(str, lengths))} numbers, got shape {pose.shape}")
-    if not np.isfinite(pose).all():
-        raise ValueError(f"{name} must be finite, got {pose.tolist()}")
-    return pose

@@ -21,7 +21,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wmgym import tasks
-from wmgym.envs.minecraft.backend import KEYS, Backend, Pose, TickBackend, check_action_mode, check_pose, find_backend, make_backend
+from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
+from wmgym.envs.minecraft.backend import KEYS, Backend, Pose, TickBackend, check_action_mode, find_backend, make_backend
 
 if TYPE_CHECKING:
     from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
@@ -263,39 +264,9 @@ def check_horizon(task: str, horizon: int | None, action_mode: str = "discrete")
     return int(horizon)
 
 
-def check_size(size: Any) -> int:
-    if not _is_side(size):
-        raise ValueError(f"size must be a side from 8 to 2048 pixels, got {size!r}")
-    return int(size)
-
-
-def check_render_size(render_size: Any, size: int) -> tuple[int, int]:
-    """(height, width) from a side or a pair, or from the size of the frames observed."""
-    given = size if render_size is None else render_size
-    pair = given if isinstance(given, (list, tuple)) else (given, given)
-    if len(pair) != 2 or not all(_is_side(side) for side in pair):
-        raise ValueError(f"render_size must be a side or (height, width) from 8 to 2048 pixels, got {render_size!r}")
-    return int(pair[0]), int(pair[1])
-
-
-def _is_side(side: Any) -> bool:
-    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and bool(8 <= side <= 2048)
-
-
-def check_render_mode(render_mode: str | None) -> str | None:
-    if render_mode not in (None, *MinecraftEnv.metadata["render_modes"]):
-        raise ValueError(f"unknown render_mode {render_mode!r}; available: None, 'rgb_array'")
-    return render_mode
-
-
 def check_options(options: Any, task: str, bounds: Any) -> tuple[Pose | None, Pose | None]:
     """Where to start and where to go, as far as `reset` was told."""
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"options must be a dict, got {type(options).__name__}")
-    given = dict(options or {})
-    unknown = [key for key in given if key not in RESET_OPTIONS]
-    if unknown:
-        raise ValueError(f"unknown reset option {unknown[0]!r}; available: {', '.join(map(repr, RESET_OPTIONS))}")
+    given = check_reset_options(options, RESET_OPTIONS)
     start, goal = given.get("start"), given.get("goal")
     return None if start is None else check_pose("start", start), None if goal is None else check_goal(goal, task, bounds)
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.envs.minecraft.backend import Pose, check_pose
+from wmgym.envs.checks import check_pose
+from wmgym.envs.minecraft.backend import Pose
 from wmgym.envs.minecraft.faults import BackendDied, BackendError
 from wmgym.envs.minecraft.process import Peer
 from wmgym.tasks import MINECRAFT_HANDS

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from wmgym import tasks
+from wmgym.envs.checks import check_render_mode, check_render_size, check_size
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
@@ -57,8 +58,8 @@ class MinecraftVectorEnv(LanesEnv):
         self.action_mode = check_action_mode(backend, action_mode)
         self.horizon = single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps, action_mode)
         self.task, self._has_goal = task, single.TASKS[task].needs_goal
-        self.size, self.render_size = single.check_size(size), single.check_render_size(render_size, size)
-        self.render_mode = single.check_render_mode(render_mode)
+        self.size, self.render_size = check_size(size), check_render_size(render_size, size)
+        self.render_mode = check_render_mode(render_mode)
         fps = 20 if action_mode == "minerl" else self.metadata["render_fps"]
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         self.single_observation_space = single.observation_space(task, self.size)

@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.envs.minecraft.backend import Pose, check_pose
+from wmgym.envs.checks import check_pose
+from wmgym.envs.minecraft.backend import Pose
 from wmgym.envs.minecraft.voxel import physics, render
 from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
 from wmgym.envs.minecraft.voxel.textures import atlas
