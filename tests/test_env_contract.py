@@ -338,7 +338,7 @@ def test_twins_open_alike_and_have_the_same_spaces(id: str, task: str) -> None:
 
 
 @needs_maze
-@pytest.mark.parametrize("task", ["targets", "free"])
+@pytest.mark.parametrize("task", ["targets", "targets-near", "free"])
 def test_a_dream_of_a_maze_opens_as_the_maze_does(task: str) -> None:
     imagined, truth = wmgym.twin("StandInMaze-v0", task=task, horizon=3)
     for seed in (3, None):
@@ -419,6 +419,17 @@ def test_bundled_openings_that_are_not_there_are_named(tmp_path: Any, monkeypatc
     monkeypatch.setattr(shell, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "minecraft-openings.npz"))):
         single(context="bundled")
+
+
+@needs_maze
+def test_clips_are_not_taken_for_a_task_that_they_were_not_made_for() -> None:
+    def made(task: str, context: str | None = None) -> Any:
+        return wmgym.make_env(StandInWorld(size=64), setting="memory_maze", twin="MemoryMaze-9x9-v0", task=task, context=context)
+
+    frames = {task: made(task).reset(seed=1)[1]["memory"]["frames"] for task in ("targets", "targets-near", "free")}
+    assert frames == {"targets": 32, "targets-near": 21, "free": 32}  # of shipped clips as much as it remembers; of a look around, all
+    with pytest.raises(ValueError, match="'targets-near': give context='live'"):
+        made("targets-near", "bundled")
 
 
 def test_bundled_openings_carry_goal_and_seed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

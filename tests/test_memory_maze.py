@@ -373,6 +373,41 @@ def test_an_action_outside_the_space_is_refused(action: Any) -> None:
         env.step(action)
 
 
+def test_near_targets_are_near_by_the_shortest_way_and_asked_for() -> None:
+    near, far = MemoryMazeEnv(size=8, task="targets-near"), MemoryMazeEnv(size=8)
+    lengths = []
+    for seed in range(12):
+        _, info = near.reset(seed=seed)
+        _, elsewhere = far.reset(seed=seed)
+        assert near.ball.named == far.ball.named and (near.ball.maze.layout == far.ball.maze.layout).all()
+        assert (info["pose"] != elsewhere["pose"]).any()
+        target = near.ball.maze.targets[near.ball.named, :2]
+        lengths.append(Chart(near.ball.maze).length(info["pose"][:2], target))
+        assert_same(near.reset(seed=seed)[1]["pose"], info["pose"])
+    assert 1.5 < min(lengths) < 3 and 4.5 < max(lengths) < 7  # metres: cells of 2 m, corners cut
+    assert near.horizon == 60
+    goal = near.ball.maze.targets[1 - near.ball.named, :2]
+    _, info = near.reset(seed=11, options={"goal": goal})
+    assert Chart(near.ball.maze).length(info["pose"][:2], goal) < 7  # near whichever is asked for
+    start = np.array([*near.ball.maze.to_metres(np.argwhere(near.ball.maze.layout.T)[0] + 0.5), 0, 1, 0], np.float32)
+    np.testing.assert_allclose(near.reset(seed=11, options={"start": start})[1]["pose"], start, atol=1e-5)
+
+
+def test_a_near_target_pays_as_others_do() -> None:
+    """The oracle earns in nearly every episode of 60 steps, and more than once in some."""
+    env = MemoryMazeEnv(size=8, task="targets-near")
+    totals = []
+    for seed in range(4):
+        _, info = env.reset(seed=seed)
+        walker = make_walker("oracle", env, np.random.default_rng(0))
+        total, over = 0.0, False
+        while not over:
+            _, reward, _, over, info = env.step(walker.act(info["pose"]))
+            total += reward
+        totals.append(total)
+    assert min(totals) >= 1 and max(totals) > 1
+
+
 def test_states_of_others_are_refused() -> None:
     env, other = MemoryMazeEnv(size=8), MemoryMazeEnv(variant="Vis", size=8)
     for each in (env, other):

@@ -12,7 +12,7 @@ from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of
 from wmgym.train import rehearsal
-from wmgym.train.loop import draw
+from wmgym.train.loop import Draw, draw
 from wmgym.world_model import WorldModel
 
 SHAPE = (48, 4, 4)
@@ -37,14 +37,19 @@ def episodes(count: int = 3, length: int = 40) -> Latents:
     return Latents(latents, poses, torch.randint(10, (count, length), generator=generator), torch.full((count,), length))
 
 
+def starts(data: Latents, draw: Draw) -> tuple[Draw, tuple[torch.Tensor, torch.Tensor]]:
+    where = rehearsal.moments(data, draw, 4, 0.0, STEPS)
+    return draw, where
+
+
 def test_a_rehearsed_stretch_is_what_the_world_dreams_along_the_true_actions() -> None:
     """Two ways agree: dreaming from the block of latents, and starting a world on the frames and telling it the true poses."""
     model, config = small()
     data = episodes()
-    stretch = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, draw(0, 0, "cpu"), 4, STEPS)
+    stretch = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, *starts(data, draw(0, 0, "cpu")), STEPS)
     assert stretch.latents.shape == (4, STEPS, *SHAPE)
     # the first dreamed frame depends on nothing but the true past, its key and the action
-    again = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, draw(0, 0, "cpu"), 4, STEPS)
+    again = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, *starts(data, draw(0, 0, "cpu")), STEPS)
     assert torch.equal(stretch.latents, again.latents)
     source = draw(0, 0, "cpu")
     rows, first = data.draw(source.numpy, 4, STEPS)
@@ -66,7 +71,7 @@ def test_a_rehearsed_stretch_is_what_the_world_dreams_along_the_true_actions() -
 def test_recent_frames_are_dreamed_the_past_and_the_target_are_true() -> None:
     model, config = small()
     data = episodes()
-    stretch = rehearsal.dream(model, (memory_of(config, "none"),), data, draw(0, 1, "cpu"), 4, STEPS)
+    stretch = rehearsal.dream(model, (memory_of(config, "none"),), data, *starts(data, draw(0, 1, "cpu")), STEPS)
     batch = rehearsal.draw_batch(data, stretch, draw(0, 2, "cpu"), 32)
     memory, target = batch.memories[0], batch.times[:, 0]
     assert torch.equal(memory.times.amax(1), target - 1)  # all that came before the target is remembered, once

@@ -39,6 +39,7 @@ COMMANDS = (
     Command("collect", "wmgym.agents.collect:CollectArgs:collect", "walk a ground truth and store the episodes"),
     Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "the published Memory Maze dataset as episodes"),
     Command("train worldpack", "wmgym.train.fit:TrainArgs:train", "fit a WorldPack world model on stored episodes"),
+    Command("train reward", "wmgym.train.dreamed_rewards:RewardArgs:train", "fit a checkpoint's reward head to its own dreams"),
     Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "learn to act in a dream, and judge it in the truth"),
     Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
     Command("plan", "wmgym.experiments.plan:PlanArgs:plan", "plan in a dream, act in its truth"),

@@ -31,7 +31,8 @@ class WorldModelEnv(gym.Env):
     memory, memory_budget, denoise_steps, device, dtype   how the checkpoint is loaded
     hold_action    worlds that make F frames a step: one action for all of them instead of F
     horizon        frames after which the env itself truncates
-    context        "live" (the twin is walked for the opening frames), "bundled" (shipped clips), or frames, actions, poses
+    context        "live" (the twin is walked for the opening frames), "bundled" (shipped clips), or frames, actions, poses; by default
+                   bundled where clips of the task are shipped, else live
     data           setting "recon": folder of recorded drives, which episodes open with
     twin, twin_kwargs   the id of the ground truth, and what it is made with
     """

@@ -59,13 +59,13 @@ def maze(cells: int, variant: str) -> Row:
         f"agent_dir 2 float64, agent_pos 2 float64, image {frame}, maze_layout {cells}x{cells} uint8, target_color 3 float64, "
         f"target_pos 2 float64, target_vec 2 float64, targets_pos {count}x2 float64, targets_vec {count}x2 float64"
     )
-    world = World(("targets", "free"), facts if "ExtraObs" in variant else frame, "Discrete(6)")
+    world = World(("targets", "targets-near", "free"), facts if "ExtraObs" in variant else frame, "Discrete(6)")
     name = "-".join(filter(None, ("MemoryMaze", f"{cells}x{cells}", variant, "v0")))
     return Row(name, world, *MAZE, {"cells": cells, "variant": variant})
 
 
 IN_MINECRAFT = {"setting": "minecraft", "context": "live"}
-IN_A_MAZE = {"setting": "memory_maze", "context": "bundled", "checkpoint": "worldpack-memory-maze"}
+IN_A_MAZE = {"setting": "memory_maze", "checkpoint": "worldpack-memory-maze"}
 SMALLEST = maze(9, "")
 
 TABLE = (

@@ -470,14 +470,18 @@ def _world(checkpoint: str | World, *, device: str | None, dtype: str | None, **
 def _openings(shell: Shell, context: Any, data: str | None, twin: str | None, twin_kwargs: dict[str, Any]) -> Openings | None:
     if context is None and data is not None:
         return _drives(shell, data)
+    suited = shell.setting.bundled
     if context is None:
-        context = "live" if twin else "bundled" if _clips_of(shell).is_file() else None
+        shipped = shell.task.name in suited if suited else twin is None and _clips_of(shell).is_file()
+        context = "bundled" if shipped else "live" if twin else None
     if context is None:
         return None
     if isinstance(context, str):
         if context == "live":
             assert twin is not None
             return LiveOpenings(twin, shell.setting.opening, **shell.truth_keywords(), **twin_kwargs)
+        if suited and shell.task.name not in suited:
+            raise ValueError(f"shipped clips open the tasks {', '.join(suited)}, not {shell.task.name!r}: give context='live' or frames")
         return read_clips(_clips_of(shell))
     clips = [context] if isinstance(context, Mapping) else list(context)
     return ClipOpenings([shell.check_context(clip) for clip in clips])

@@ -36,6 +36,7 @@ CARDS_HORIZON = 250
 # Memory Maze: one step is 0.25 s
 MEMORY_MAZE_ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forward + right")
 TARGETS_HORIZON = 1000  # steps of the smallest maze
+NEAR_HORIZON = 60  # of the task whose first target is near
 
 NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
 FREE_HORIZON = 10_000
@@ -185,6 +186,7 @@ class Setting:
     keys: dict[Any, Any] = field(default_factory=dict)  # for `gymnasium.utils.play`
     tasks: dict[str, Task] = field(default_factory=lambda: {"free": Free()})  # the first is the default
     opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
+    bundled: tuple[str, ...] = ()  # tasks that open with shipped clips unless told otherwise
     fps: float = 10
     needs_data: bool = False  # episodes open with recorded drives, which the user brings
 
@@ -250,8 +252,9 @@ SETTINGS = {
         spaces.Discrete(len(MEMORY_MAZE_ACTIONS)),
         MEMORY_MAZE_ACTIONS,
         MEMORY_MAZE_KEYS,
-        {"targets": Targets(), "free": Free(world_rewards=False)},
+        {"targets": Targets(), "targets-near": Targets("targets-near", NEAR_HORIZON), "free": Free(world_rewards=False)},
         (MEMORY_MAZE_ACTIONS.index("turn left"),) * 20,  # once round, by 0.32 radians
+        ("targets", "free"),
         fps=4,
     ),
 }

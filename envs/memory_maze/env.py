@@ -4,6 +4,9 @@ Actions (0.25 s each): noop, forward, turn left, turn right, forward + left, for
 of the target that is asked for; touching it gives +1 and asks for another. The episode never ends by itself, only at upstream's
 time limit. `reset(seed=s)` opens the world that upstream makes with `seed=s`; a reset without a seed opens another of those.
 
+Task "targets-near" is the same for 60 steps, but begins at rest, one to three cells of the way from the target that is asked for and
+looking anywhere: for agents that learn on two cores.
+
 `info["pose"]`: metres are mujoco's; a cell is 2 m wide, the middle of the maze is (0, 0). The ball has inertia: what an action
 does to the pose depends on the speed before it (wmgym/kinematics.py says what to expect).
 """
@@ -29,7 +32,8 @@ from wmgym.vectors import load_generator
 if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
 
-TASKS = ("targets", "free")
+TASKS = ("targets", "targets-near", "free")
+NEAR = 3  # cells of the way to the first target of task "targets-near", at most
 RESET_OPTIONS = ("start", "goal")
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 MOST_SEEDS = 2**32  # upstream's generator takes no larger seed
@@ -39,10 +43,10 @@ _MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  
 class MemoryMazeEnv(gym.Env):
     """A maze with coloured targets, of which `info["pose"]` is known.
 
-    cells: 9, 11, 13 or 15 a side. variant: one of upstream's suffixes, such as "ExtraObs-Vis". task: "targets", or "free", which
-    rewards nothing. size: side of the square frames observed; default 64, or 256 where upstream's variant has that. render_size:
-    side, or (height, width), of what `render()` returns; default `size`. horizon: steps after which an episode is cut off; default
-    upstream's limit ("targets") or 10,000 ("free"). backend: "mujoco", the only one.
+    cells: 9, 11, 13 or 15 a side. variant: one of upstream's suffixes, such as "ExtraObs-Vis". task: "targets", "targets-near", or
+    "free", which rewards nothing. size: side of the square frames observed; default 64, or 256 where upstream's variant has that.
+    render_size: side, or (height, width), of what `render()` returns; default `size`. horizon: steps after which an episode is cut
+    off; default upstream's limit ("targets"), 60 ("targets-near") or 10,000 ("free"). backend: "mujoco", the only one.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # Gymnasium's own form
@@ -87,6 +91,8 @@ class MemoryMazeEnv(gym.Env):
                 place(ball, start)
             if goal is not None:
                 name_target(ball, goal)
+            if start is None and self.task == "targets-near":
+                place_near_target(ball, self.np_random)
         except ValueError:
             self._np_random, self._np_random_seed = before
             raise
@@ -99,7 +105,7 @@ class MemoryMazeEnv(gym.Env):
             raise ValueError(f"action must be an integer from 0 to {len(tasks.MEMORY_MAZE_ACTIONS) - 1}, got {action!r}")
         touched = ball.step(int(action))
         self._elapsed += 1
-        reward = float(touched and self.task == "targets")
+        reward = float(touched and self.task != "free")
         return self._observe(ball), reward, False, self._elapsed >= self.horizon, {"pose": ball.pose}
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -261,6 +267,22 @@ def place(ball: Ball, start: NDArray[np.float32]) -> None:
     ball.place(x, y, yaw)
 
 
+def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
+    """Put the ball at rest in the middle of a cell, 1 to `NEAR` cells of the way from the target that is asked for, looking anywhere."""
+    maze = ball.maze
+    column, row = np.floor(maze.to_grid(maze.targets[ball.named, :2])).astype(int)
+    reached = np.zeros((maze.cells + 2, maze.cells + 2), bool)  # with walls around
+    reached[row + 1, column + 1] = True
+    free = np.pad(maze.layout == 1, 1)
+    for _ in range(NEAR):
+        reached |= free & (np.roll(reached, 1, 0) | np.roll(reached, -1, 0) | np.roll(reached, 1, 1) | np.roll(reached, -1, 1))
+    reached[row + 1, column + 1] = False
+    rows, columns = np.nonzero(reached[1:-1, 1:-1])
+    chosen = int(rng.integers(len(rows)))
+    x, y = maze.to_metres(np.array([columns[chosen], rows[chosen]]) + 0.5)
+    ball.place(float(x), float(y), float(rng.uniform(-np.pi, np.pi)))
+
+
 def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
     """Ask for the target at a place. ValueError if none is there."""
     index = ball.maze.target_at(goal[:2].astype(np.float64))
@@ -290,7 +312,9 @@ def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
     if horizon is None:
-        return round(TIME_LIMITS[cells] * kind.control_hz) if task == "targets" else tasks.FREE_HORIZON
+        if task == "targets":
+            return round(TIME_LIMITS[cells] * kind.control_hz)
+        return tasks.NEAR_HORIZON if task == "targets-near" else tasks.FREE_HORIZON
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
     return int(horizon)
@@ -300,8 +324,8 @@ def check_options(options: Any, task: str) -> tuple[NDArray[np.float32] | None, 
     """Where to start and what to go to, as far as `reset` was told."""
     given = check_reset_options(options, RESET_OPTIONS)
     start, goal = given.get("start"), given.get("goal")
-    if goal is not None and task != "targets":
-        raise ValueError(f"option 'goal' belongs to the task 'targets', this env has task {task!r}")
+    if goal is not None and task == "free":
+        raise ValueError(f"option 'goal' belongs to the tasks with targets, this env has task {task!r}")
     return None if start is None else check_pose("start", start, (5,)), None if goal is None else check_pose("goal", goal, (2, 5))
 
 

@@ -240,7 +240,7 @@ class CDiT(nn.Module):
     def bind(self, condition: Condition, context: Context) -> Bound:
         """Compute all that stays the same while the noise level falls."""
         motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
-        actions = condition.actions.to(self.position.dtype) if self.config.action_size else condition.actions
+        actions = squash(condition.actions.to(self.position.dtype)) if self.config.action_size else condition.actions
         embedded = self.action_embed(actions) + self.motion_embed(motion)
         position = self.position.flatten(2).transpose(1, 2)[:, None]  # [1, 1, N, D]
         gaze = None
@@ -382,7 +382,12 @@ def _pose_features(relative: Tensor) -> Tensor:
 def _motion_features(egomotion: Tensor, pitch: Tensor) -> Tensor:
     """[B, F, 5], [B] -> [B, F, 7]: egomotion at a scale near 1, and where the target looks up or down to."""
     look = pitch[:, None, None].expand(*egomotion.shape[:2], 1)
-    return torch.cat([egomotion[..., :3], egomotion[..., 3:] * 4, look.sin(), look.cos()], -1)
+    return torch.cat([squash(torch.cat([egomotion[..., :3], egomotion[..., 3:] * 4], -1)), look.sin(), look.cos()], -1)
+
+
+def squash(x: Tensor, straight: float = 2.0) -> Tensor:
+    """What is as large as a step's motion stays as it is; beyond it grows as a logarithm: a jump of 64 steps must not drown all else."""
+    return x.clamp(-straight, straight) + x.sign() * (x.abs() - straight).clamp(min=0).log1p()
 
 
 def _unpatchify(tokens: Tensor, config: CDiTConfig) -> Tensor:

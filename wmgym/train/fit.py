@@ -333,8 +333,9 @@ def _fit_net(
         mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
         nonlocal stretch
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
+            where = rehearsal.moments(data, draw, rehearsed, args.revisits, length, config.retrieval)
             with half_precision(device):
-                stretch = rehearsal.dream(model, memories[mode], data, draw, rehearsed, length, args.revisits)
+                stretch = rehearsal.dream(model, memories[mode], data, draw, where, length)
         batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
         model.memories = memories[mode]
         with half_precision(device):

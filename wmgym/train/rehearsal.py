@@ -66,12 +66,17 @@ def moments(
 
 
 @torch.no_grad()
-def dream(model: WorldModel, memories: Sequence[Any], data: Latents, draw: Draw, size: int, steps: int, revisits: float = 0.0) -> Stretch:
-    """Dream `size` stretches of `steps` frames with the present weights and one way to remember. Poses are the true ones throughout."""
-    rows, first = moments(data, draw, size, revisits, steps, memories[0].retrieval)
-    keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=size)], rows.device)
+def dream(
+    model: WorldModel, memories: Sequence[Any], data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2
+) -> Stretch:
+    """Dream stretches of `steps` frames with the present weights and one way to remember. Poses are the true ones throughout.
+
+    where: episodes [R] and times [R] of the first frames, such as `moments` gives.
+    """
+    rows, first = where
+    keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=len(rows))], rows.device)
     kept = model.memories, model.sampler, model.pose_source
-    model.memories, model.sampler, model.pose_source = tuple(memories), replace(model.sampler, denoise_steps=2), "actions"
+    model.memories, model.sampler, model.pose_source = tuple(memories), replace(model.sampler, denoise_steps=denoise_steps), "actions"
     none = torch.zeros_like(rows)
     state = WorldState(
         data.latents[rows, first - 1][:, None].float(),

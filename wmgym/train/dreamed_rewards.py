@@ -1,0 +1,215 @@
+"""`wmgym train reward`: teach a checkpoint's reward head what its own dreams look like.
+
+    true past --> t0 --- dreamed, along the true actions ---> pairs of dreamed frames, and what those steps truly earned --> reward head
+
+A head that has only seen true frames takes a flicker of the dream for an event: an agent that learns there learns to make it flicker.
+Nothing but the head changes. Dreams are made in each way to remember and with each number of denoising steps that are asked for, half of
+them of stretches in which something was earned; each lot is kept in `out/`, so that a killed run goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
+from wmgym.data.episode import list_episodes
+from wmgym.data.episode import write_atomically as write_bytes
+from wmgym.data.latents import Latents
+from wmgym.metrics.events import count_events
+from wmgym.nets.heads import RewardHead
+from wmgym.systems.worldpack import memory_of
+from wmgym.train import rehearsal, reward
+from wmgym.train.fit import HELD_OUT, half_precision
+from wmgym.train.loop import Draw, LoopConfig, draw, fit
+
+EARNING = 0.5  # share of the stretches in which something is earned
+
+
+@dataclass(frozen=True)
+class RewardArgs:
+    """Fit the reward head of a checkpoint to its own dreams of these episodes."""
+
+    data: tuple[Path, ...]
+    """Folders of episodes (wmgym collect)."""
+    checkpoint: str
+    """Whose head: bundled name, path or hub name."""
+    out: Path
+    """Folder for the run. If it holds one, that run is resumed."""
+    memories: tuple[str, ...] = ("worldpack", "none")
+    """Memory modes to dream in."""
+    denoise_steps: tuple[int, ...] = (1, 2, 4)
+    """Numbers of denoising steps to dream with."""
+    stretches: int = 128
+    """Stretches dreamed in each mode with each number of steps."""
+    frames: int = 24
+    """Frames of a stretch."""
+    steps: int = 2_000
+    """Training steps of the head."""
+    batch: int = 256
+    """Pairs of frames per step, half of them dreamed."""
+    episodes: int = 400
+    """Episodes used, at most."""
+    seed: int = 0
+    """Of stretches, noise and batches."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+
+    def __post_init__(self) -> None:
+        for name in ("stretches", "steps", "batch", "episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.frames < 2:
+            raise ValueError(f"frames must be at least 2 (pairs of dreamed frames are learned from), got {self.frames}")
+        if not self.memories or not self.denoise_steps or min(self.denoise_steps) < 1:
+            raise ValueError("memories must name a mode, and denoise_steps hold positive numbers")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Successive frames and what the step between them earned, as outcome numbers of a head."""
+
+    before: Tensor  # [N, C, h, w]
+    after: Tensor
+    actions: Tensor  # int64 [N]
+    outcomes: Tensor  # int64 [N]
+
+
+def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
+    """Dream what is not dreamed yet, fit the head, and say how it does before and after (also in `result.json`)."""
+    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
+    torch.manual_seed(args.seed)
+    model, config, notes = load(resolve(args.checkpoint))
+    model.to(device).eval()
+    head = model.reward_head
+    if head is None:
+        raise ValueError(f"{args.checkpoint} has no reward head: its training episodes held no rewards")
+    args.out.mkdir(parents=True, exist_ok=True)
+    _claim(args)
+    paths = [path for folder in args.data for path in list_episodes(folder)]
+    held_out, training = paths[::HELD_OUT][: max(1, args.episodes // 8)], [p for i, p in enumerate(paths) if i % HELD_OUT]
+    chosen = np.linspace(0, len(training) - 1, min(args.episodes, len(training))).round().astype(int)
+    parts = {"train": [training[i] for i in chosen] or held_out, "held-out": held_out}
+    dreams: dict[str, list[rehearsal.Stretch]] = {}
+    data: dict[str, Latents] = {}
+    lots = [(mode, steps) for mode in args.memories for steps in args.denoise_steps]
+    with tqdm(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
+        for part, files in parts.items():
+            data[part] = reward.encode_with(model, files)
+            data[part] = data[part].to(device) if device.type == "cuda" else data[part]
+            count = args.stretches if part == "train" else max(8, args.stretches // 4)
+            for number, (mode, steps) in enumerate(lots):
+                file = args.out / f"dreams-{part}-{mode}-{steps}.safetensors"
+                lot = draw(args.seed + (part == "train"), number, device)
+                memory = memory_of(config, mode, device)
+                dreams.setdefault(part, []).append(_dream(model, memory, data[part], lot, count, args.frames, steps, file))
+                bar.update()
+    lessons = {part: dreamed_pairs(head, data[part], stretches) for part, stretches in dreams.items()}
+    earning = lessons["train"].outcomes != int(head.log_prior.argmax())
+    report: dict[str, Any] = {"dreamed_pairs": len(earning), "of_them_earning": int(earning.sum())}
+    report |= {f"before_{name}": value for name, value in _figures(head, data["held-out"], lessons["held-out"]).items()}
+    _fit(head, data["train"], lessons["train"], args, device, progress)
+    figures = _figures(head, data["held-out"], lessons["held-out"])
+    report |= {f"after_{name}": value for name, value in figures.items()}
+    command = f"{notes.get('command', '')}; wmgym train reward --checkpoint {args.checkpoint} --data {' '.join(map(str, args.data))}"
+    save(args.out / "model.safetensors", model, config, notes={**notes, **figures, "command": command})
+    report["checkpoint"] = str(args.out / "model.safetensors")
+    write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
+    return report
+
+
+def earning_moments(data: Latents, draw: Draw, size: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Episodes and first times [size] of stretches of `steps` frames, in a share `EARNING` of which something is earned.
+
+    Where nothing ever is, all are drawn from everywhere.
+    """
+    assert data.rewards is not None
+    time = torch.arange(data.latents.shape[1], device=data.rewards.device)
+    lengths = data.lengths.to(time.device)
+    rows, times = torch.nonzero((data.rewards != 0) & (time > 0) & (time < lengths[:, None]) & (lengths[:, None] > steps), as_tuple=True)
+    chosen = round(EARNING * size) if len(rows) else 0
+    anywhere = [x.to(time.device) for x in data.draw(draw.numpy, size - chosen, steps)]
+    which = torch.from_numpy(draw.numpy.integers(max(1, len(rows)), size=chosen)).to(time.device)
+    back = torch.from_numpy(draw.numpy.integers(steps, size=chosen)).to(time.device)
+    first = (times[which] - back).clamp(min=1).minimum(lengths[rows[which]] - steps)
+    return torch.cat([anywhere[0], rows[which]]), torch.cat([anywhere[1], first])
+
+
+def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[rehearsal.Stretch]) -> Pairs:
+    """All pairs of successive frames of which the later one was dreamed."""
+    assert data.rewards is not None and data.ends is not None
+    parts = []
+    for stretch in stretches:
+        rows, first, made = stretch.rows, stretch.first, stretch.latents.to(data.latents.dtype)
+        times = first[:, None] + torch.arange(made.shape[1], device=rows.device)
+        before = torch.cat([data.latents[rows, first - 1][:, None], made[:, :-1]], 1)
+        earned, ended = data.rewards[rows[:, None], times], data.ends[rows[:, None], times]
+        outcomes = torch.full_like(times, -1)
+        for number, (value, end) in enumerate(head.outcomes):
+            outcomes[(earned == value) & (ended == end)] = number
+        known = outcomes >= 0  # other episodes may hold other rewards
+        parts.append(Pairs(before[known], made[known], data.actions[rows[:, None], times][known], outcomes[known]))
+    return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("before", "after", "actions", "outcomes")))
+
+
+def _dream(model: Any, memory: Any, data: Latents, draw: Draw, count: int, frames: int, steps: int, file: Path) -> rehearsal.Stretch:
+    """One lot of stretches, from its file if it is there."""
+    device = data.latents.device
+    if file.is_file():
+        tensors, _ = read_file(file)
+        return rehearsal.Stretch(**{name: value.to(device) for name, value in tensors.items()})
+    length = min(frames, int(data.lengths.max()) - 1)
+    with half_precision(device):
+        stretch = rehearsal.dream(model, (memory,), data, draw, earning_moments(data, draw, count, length), length, steps)
+    stretch = replace(stretch, latents=stretch.latents.half())
+    write_atomically(file, {name: value.cpu() for name, value in vars(stretch).items()}, {"format": FORMAT})
+    return stretch
+
+
+def _fit(head: RewardHead, data: Latents, pairs: Pairs, args: RewardArgs, device: torch.device, progress: bool) -> None:
+    """Half of each batch is dreamed, half true; in both every outcome is drawn equally often."""
+    true = reward.Examples(head, data)
+    places = [torch.nonzero(pairs.outcomes == number)[:, 0].cpu().numpy() for number in range(len(head.outcomes))]
+    places = [place for place in places if len(place)]
+
+    def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        which = draw.numpy.integers(len(places), size=args.batch // 2)
+        chosen = torch.from_numpy(np.array([places[k][draw.numpy.integers(len(places[k]))] for k in which])).to(device)
+        before, after = (x[chosen].float() for x in (pairs.before, pairs.after))
+        dreamed = head.loss(before, after, pairs.actions[chosen], pairs.outcomes[chosen])
+        seen = true.loss(draw, args.batch - args.batch // 2, noise=0.1)
+        return {"total": dreamed + seen, "dreamed": dreamed.detach(), "true": seen.detach()}, {"before": before, "after": after}
+
+    optimiser = torch.optim.AdamW(head.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    head.train()
+    loop = LoopConfig(args.steps, warmup=min(50, args.steps), decay=0.5, ema=0.99, seed=args.seed, save_every=args.steps)
+    fit(head, {"adam": optimiser}, losses, loop, args.out, name="head", device=device, progress=progress)
+    head.eval()
+
+
+@torch.no_grad()
+def _figures(head: RewardHead, data: Latents, pairs: Pairs) -> dict[str, float]:
+    """On true steps and on dreamed ones: how many paid, how many the head says paid, precision and recall."""
+    values = torch.tensor([earned for earned, _ in head.outcomes])
+    parts = zip(*(x.split(4096) for x in (pairs.before, pairs.after, pairs.actions)), strict=True)
+    said = torch.cat([head(before.float(), after.float(), actions)[0].cpu() for before, after, actions in parts])
+    counts = count_events(said.numpy(), values[pairs.outcomes.cpu()].numpy())
+    figures = {f"dreamed_{name}": float(getattr(counts, name)) for name in ("true", "said", "hits")}
+    return {**reward.measure(head, data), **figures}
+
+
+def _claim(args: RewardArgs) -> None:
+    file = args.out / "args.json"
+    now = json.loads(json.dumps(asdict(args), default=str))
+    if file.exists() and (before := json.loads(file.read_text())) != now:
+        name = next(k for k in now if now[k] != before.get(k))
+        raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")
+    write_bytes(file, json.dumps(now, indent=2).encode())
