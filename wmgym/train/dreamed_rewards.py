@@ -10,7 +10,6 @@ them of stretches in which something was earned; each lot is kept in `out/`, so 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,10 @@ from wmgym.systems.worldpack import memory_of
 from wmgym.train import rehearsal, reward
 from wmgym.train.fit import HELD_OUT, half_precision
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
+from wmgym.train.reward import Pairs
 
 EARNING = 0.5  # share of the stretches in which something is earned
+NOISE = 0.1  # on the latents that the head learns from
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,6 @@ class RewardArgs:
             raise ValueError("memories must name a mode, and denoise_steps hold positive numbers")
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Successive frames and what the step between them earned, as outcome numbers of a head."""
-
-    before: Tensor  # [N, C, h, w]
-    after: Tensor
-    actions: Tensor  # int64 [N]
-    outcomes: Tensor  # int64 [N]
-
-
 def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     """Dream what is not dreamed yet, fit the head, and say how it does before and after (also in `result.json`)."""
     device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
@@ -112,12 +103,13 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
                 memory = memory_of(config, mode, device)
                 dreams.setdefault(part, []).append(_dream(model, memory, data[part], lot, count, args.frames, steps, file))
                 bar.update()
-    lessons = {part: dreamed_pairs(head, data[part], stretches) for part, stretches in dreams.items()}
-    earning = lessons["train"].outcomes != int(head.log_prior.argmax())
-    report: dict[str, Any] = {"dreamed_pairs": len(earning), "of_them_earning": int(earning.sum())}
-    report |= {f"before_{name}": value for name, value in _figures(head, data["held-out"], lessons["held-out"]).items()}
-    _fit(head, data["train"], lessons["train"], args, device, progress)
-    figures = _figures(head, data["held-out"], lessons["held-out"])
+    lessons, events = reward.dreamed_pairs(head, data["train"], dreams["train"])
+    tests, held_events = reward.dreamed_pairs(head, data["held-out"], dreams["held-out"])
+    shown = int((lessons.outcomes != int(head.log_prior.argmax())).sum())
+    report: dict[str, Any] = {"dreamed_pairs": len(lessons.outcomes), "events": events, "events_that_dreams_show": shown}
+    report |= {f"before_{name}": value for name, value in _figures(head, data["held-out"], tests).items()}
+    _fit(head, data["train"], lessons, args, device, progress)
+    figures = {**_figures(head, data["held-out"], tests), "dreamed_events": float(held_events)}
     report |= {f"after_{name}": value for name, value in figures.items()}
     command = f"{notes.get('command', '')}; wmgym train reward --checkpoint {args.checkpoint} --data {' '.join(map(str, args.data))}"
     save(args.out / "model.safetensors", model, config, notes={**notes, **figures, "command": command})
@@ -143,23 +135,6 @@ def earning_moments(data: Latents, draw: Draw, size: int, steps: int) -> tuple[T
     return torch.cat([anywhere[0], rows[which]]), torch.cat([anywhere[1], first])
 
 
-def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[rehearsal.Stretch]) -> Pairs:
-    """All pairs of successive frames of which the later one was dreamed."""
-    assert data.rewards is not None and data.ends is not None
-    parts = []
-    for stretch in stretches:
-        rows, first, made = stretch.rows, stretch.first, stretch.latents.to(data.latents.dtype)
-        times = first[:, None] + torch.arange(made.shape[1], device=rows.device)
-        before = torch.cat([data.latents[rows, first - 1][:, None], made[:, :-1]], 1)
-        earned, ended = data.rewards[rows[:, None], times], data.ends[rows[:, None], times]
-        outcomes = torch.full_like(times, -1)
-        for number, (value, end) in enumerate(head.outcomes):
-            outcomes[(earned == value) & (ended == end)] = number
-        known = outcomes >= 0  # other episodes may hold other rewards
-        parts.append(Pairs(before[known], made[known], data.actions[rows[:, None], times][known], outcomes[known]))
-    return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("before", "after", "actions", "outcomes")))
-
-
 def _dream(model: Any, memory: Any, data: Latents, draw: Draw, count: int, frames: int, steps: int, file: Path) -> rehearsal.Stretch:
     """One lot of stretches, from its file if it is there."""
     device = data.latents.device
@@ -176,34 +151,24 @@ def _dream(model: Any, memory: Any, data: Latents, draw: Draw, count: int, frame
 
 def _fit(head: RewardHead, data: Latents, pairs: Pairs, args: RewardArgs, device: torch.device, progress: bool) -> None:
     """Half of each batch is dreamed, half true; in both every outcome is drawn equally often."""
-    true = reward.Examples(head, data)
-    places = [torch.nonzero(pairs.outcomes == number)[:, 0].cpu().numpy() for number in range(len(head.outcomes))]
-    places = [place for place in places if len(place)]
+    true, dreamed = reward.Examples(head, data), reward.DreamedExamples(head, pairs)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        which = draw.numpy.integers(len(places), size=args.batch // 2)
-        chosen = torch.from_numpy(np.array([places[k][draw.numpy.integers(len(places[k]))] for k in which])).to(device)
-        before, after = (x[chosen].float() for x in (pairs.before, pairs.after))
-        dreamed = head.loss(before, after, pairs.actions[chosen], pairs.outcomes[chosen])
-        seen = true.loss(draw, args.batch - args.batch // 2, noise=0.1)
-        return {"total": dreamed + seen, "dreamed": dreamed.detach(), "true": seen.detach()}, {"before": before, "after": after}
+        parts = {"true": true.loss(draw, args.batch - args.batch // 2, NOISE), "dreamed": dreamed.loss(draw, args.batch // 2, NOISE)}
+        return {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}, {}
 
     optimiser = torch.optim.AdamW(head.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    head.train()
+    head.train().requires_grad_(True)
     loop = LoopConfig(args.steps, warmup=min(50, args.steps), decay=0.5, ema=0.99, seed=args.seed, save_every=args.steps)
     fit(head, {"adam": optimiser}, losses, loop, args.out, name="head", device=device, progress=progress)
-    head.eval()
+    head.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def _figures(head: RewardHead, data: Latents, pairs: Pairs) -> dict[str, float]:
-    """On true steps and on dreamed ones: how many paid, how many the head says paid, precision and recall."""
-    values = torch.tensor([earned for earned, _ in head.outcomes])
-    parts = zip(*(x.split(4096) for x in (pairs.before, pairs.after, pairs.actions)), strict=True)
-    said = torch.cat([head(before.float(), after.float(), actions)[0].cpu() for before, after, actions in parts])
-    counts = count_events(said.numpy(), values[pairs.outcomes.cpu()].numpy())
-    figures = {f"dreamed_{name}": float(getattr(counts, name)) for name in ("true", "said", "hits")}
-    return {**reward.measure(head, data), **figures}
+def _figures(head: RewardHead, data: Latents, tests: Pairs) -> dict[str, float]:
+    """On true steps (`reward_`) and on dreamed ones (`dreamed_`): how many paid, how many the head says, and rightly says."""
+    said, true = reward.say(head, tests), torch.tensor([earned for earned, _ in head.outcomes])[tests.outcomes.cpu()]
+    counts = count_events(said.numpy(), true.numpy())
+    return {**reward.measure(head, data), **{f"dreamed_{name}": float(getattr(counts, name)) for name in ("true", "said", "hits")}}
 
 
 def _claim(args: RewardArgs) -> None:

@@ -325,23 +325,28 @@ def _fit_net(
         model.net.denoise = torch.compile(model.net.denoise)  # type: ignore[method-assign, assignment]
     model.train()
     stretch: rehearsal.Stretch | None = None
+    dreamed: reward.DreamedExamples | None = None
     jumps = (model.kinematics, args.furthest) if isinstance(model.kinematics, Displacement) and args.furthest > 1 else None
     length = min(args.rehearsal_frames, int(data.lengths.max()) - 1)
     rehearsed = round(REHEARSED * args.batch)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         mode = list(memories)[draw.numpy.choice(len(odds), p=odds)]
-        nonlocal stretch
+        nonlocal stretch, dreamed
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
             where = rehearsal.moments(data, draw, rehearsed, args.revisits, length, config.retrieval)
             with half_precision(device):
                 stretch = rehearsal.dream(model, memories[mode], data, draw, where, length)
+            if earned is not None:
+                dreamed = reward.DreamedExamples(earned.head, reward.dreamed_pairs(earned.head, data, [stretch])[0])
         batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
         model.memories = memories[mode]
         with half_precision(device):
             parts = model.loss(batch, draw.torch, args.context_noise, args.context_drop)
             if earned is not None:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
+                if dreamed is not None and dreamed.complete:
+                    parts["dreamed reward"] = dreamed.loss(draw, args.batch, args.context_noise)
         figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 

@@ -6,11 +6,15 @@ afterwards, so that it does not see rewards everywhere (`nets.heads.RewardHead`)
 
 A head is trained where the pixels can tell: where the data hold a handful of different outcomes. Rewards that follow from the
 pose (Minecraft's task "navigate" pays blocks gained: as many values as steps) are computed by `tasks.py` in the dream too.
+
+A head that knew true frames only would take a flicker of the dream for an event: where stretches are rehearsed, half of what it learns
+from are pairs of dreamed frames, with what was truly earned there (`dreamed_rewards.py` teaches that to a checkpoint afterwards).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +26,12 @@ from wmgym.data.latents import Latents, encode
 from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
 from wmgym.train.loop import Draw
+from wmgym.train.rehearsal import Stretch
 from wmgym.world_model import WorldModel
 
 MOST_OUTCOMES = 8
 WATCHED = 40  # held-out episodes that the head is tried on
+SLACK = 2  # steps by which a dream may show an event early or late
 _AT_ONCE = 4096  # pairs
 
 Outcomes = tuple[tuple[float, bool], ...]
@@ -79,23 +85,112 @@ class Examples:
         return self.head.loss(pairs[0], pairs[1], data.actions[rows, times], which)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Successive frames and what the step between them earned, as outcome numbers of a head."""
+
+    before: Tensor  # [N, C, h, w]
+    after: Tensor
+    actions: Tensor  # int64 [N]
+    outcomes: Tensor  # int64 [N]
+
+
+@torch.no_grad()
+def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[Stretch]) -> tuple[Pairs, int]:
+    """Pairs of successive frames of which the later one was dreamed, and how many rare outcomes truly fell into the stretches.
+
+    A dream shows an event a little early or late, or not at all. So a pair has a rare outcome where the head says it, at its surest, within
+    `SLACK` steps of where it truly was; the other pairs that near to an event are left out, and all others have the common outcome.
+    """
+    parts, events = [], 0
+    common = int(head.log_prior.argmax())
+    for stretch in stretches:
+        rows, first, made = stretch.rows[:, None], stretch.first[:, None], stretch.latents.to(data.latents.dtype)
+        around = first + torch.arange(-SLACK, made.shape[1] + SLACK, device=first.device)
+        true = _outcome_numbers(head, data, rows, around)
+        before = torch.cat([data.latents[rows, first - 1], made[:, :-1]], 1)
+        actions = data.actions[rows, around[:, SLACK:-SLACK]]
+        posterior = _posteriors(head, before.flatten(0, 1), made.flatten(0, 1), actions.flatten()).unflatten(0, actions.shape)
+        peak = posterior == _most_near(posterior.movedim(-1, 0), SLACK).movedim(0, -1)
+        says = posterior.argmax(-1)
+        outcomes = torch.full_like(says, common)
+        outcomes[_most_near((true != common).float(), SLACK)[:, SLACK:-SLACK] > 0] = -1
+        for number in range(len(head.outcomes)):
+            near = _most_near((true == number).float(), SLACK)[:, SLACK:-SLACK] > 0
+            if number != common:
+                outcomes[near & (says == number) & peak[..., number]] = number
+        events += int(((true != common) & (true >= 0))[:, SLACK:-SLACK].sum())
+        kept = outcomes >= 0
+        parts.append(Pairs(before[kept], made[kept], actions[kept], outcomes[kept]))
+    return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("before", "after", "actions", "outcomes"))), events
+
+
+def _outcome_numbers(head: RewardHead, data: Latents, rows: Tensor, times: Tensor) -> Tensor:
+    """Which outcome of the head each step has, int64 like `times`; -1 where it knows no such, or the episode is not there."""
+    assert data.rewards is not None and data.ends is not None
+    there = (times > 0) & (times < data.lengths.to(times.device)[rows])
+    at = times.clamp(0, data.latents.shape[1] - 1)
+    earned, ended = data.rewards[rows, at], data.ends[rows, at]
+    numbers = torch.full_like(times, -1)
+    for number, (value, end) in enumerate(head.outcomes):
+        numbers[there & (earned == value) & (ended == end)] = number
+    return torch.where(there, numbers, int(head.log_prior.argmax()))  # nothing happens before an episode and after it
+
+
+def _most_near(values: Tensor, slack: int) -> Tensor:
+    """Largest value within `slack` steps, along the last axis of [..., T]."""
+    flat = values.flatten(0, -2)[:, None]
+    return torch.nn.functional.max_pool1d(flat, 2 * slack + 1, 1, slack)[:, 0].view(values.shape)
+
+
+def _posteriors(head: RewardHead, before: Tensor, after: Tensor, actions: Tensor) -> Tensor:
+    """Probability of each outcome of many pairs, float32 [N, K], a bounded number at once."""
+    weight = next(head.parameters())
+    parts = zip(*(x.split(_AT_ONCE) for x in (before, after, actions)), strict=True)
+    return torch.cat([head.posterior(b.to(weight), a.to(weight), c.to(weight.device)) for b, a, c in parts])
+
+
+@torch.no_grad()
+def say(head: RewardHead, pairs: Pairs) -> Tensor:
+    """What the head takes each step to have earned: float32 [N], on the CPU."""
+    earned = torch.tensor([value for value, _ in head.outcomes])
+    return earned[_posteriors(head, pairs.before, pairs.after, pairs.actions).argmax(-1).cpu()]
+
+
+class DreamedExamples:
+    """Pairs for a head to learn from, every outcome drawn equally often, as `Examples` does with true ones."""
+
+    def __init__(self, head: RewardHead, pairs: Pairs) -> None:
+        self.head, self.pairs = head, pairs
+        order = pairs.outcomes.argsort(stable=True)
+        self.order, self.counts = order, torch.bincount(pairs.outcomes, minlength=len(head.outcomes)).cpu().numpy()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every outcome is there: the head's prior takes it that all are drawn equally often."""
+        return bool(self.counts.all())
+
+    def loss(self, draw: Draw, size: int, noise: float) -> Tensor:
+        """The head's loss on a batch of them, with a little noise on the latents. Outcomes that no pair has are left out."""
+        there = np.flatnonzero(self.counts)
+        which = there[draw.numpy.integers(len(there), size=size)]
+        begin = self.counts.cumsum() - self.counts
+        chosen = self.order[torch.from_numpy(begin[which] + draw.numpy.integers(self.counts[which])).to(self.order.device)]
+        pairs = torch.stack([self.pairs.before[chosen], self.pairs.after[chosen]]).float()
+        pairs = pairs + noise * torch.randn(pairs.shape, generator=draw.torch, device=pairs.device)
+        return self.head.loss(pairs[0], pairs[1], self.pairs.actions[chosen], self.pairs.outcomes[chosen])
+
+
 @torch.no_grad()
 def predictions(head: RewardHead, data: Latents) -> tuple[Tensor, Tensor]:
     """Reward of each step by the head, from the true latents before and after it, and the probability that it is not 0.
 
     Both float32 [E, T - 1], on the CPU; entry t is the step to frame t + 1. What lies after an episode's end means nothing.
     """
-    weight = next(head.parameters())
-    before, after, actions = (x.flatten(0, 1) for x in (data.latents[:, :-1], data.latents[:, 1:], data.actions[:, 1:]))
-    pays = torch.tensor([earned != 0 for earned, _ in head.outcomes], device=weight.device)
-    rewards, chances = [], []
-    for i in range(0, len(actions), _AT_ONCE):
-        part = slice(i, i + _AT_ONCE)
-        pair = before[part].to(weight), after[part].to(weight), actions[part].to(weight.device)
-        rewards.append(head(*pair)[0].cpu())
-        chances.append(head.posterior(*pair)[:, pays].sum(1).cpu())
-    shape = data.actions[:, 1:].shape
-    return torch.cat(rewards).view(shape), torch.cat(chances).view(shape)
+    pairs = (x.flatten(0, 1) for x in (data.latents[:, :-1], data.latents[:, 1:], data.actions[:, 1:]))
+    posterior = _posteriors(head, *pairs).cpu().unflatten(0, data.actions[:, 1:].shape)
+    earned = torch.tensor([value for value, _ in head.outcomes])
+    return earned[posterior.argmax(-1)], posterior[..., earned != 0].sum(-1)
 
 
 def measure(head: RewardHead, data: Latents) -> dict[str, float]:
