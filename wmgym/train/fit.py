@@ -346,7 +346,7 @@ def _fit_net(
             if earned is not None:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
                 if dreamed is not None and dreamed.complete:
-                    parts["dreamed reward"] = dreamed.loss(draw, args.batch, args.context_noise)
+                    parts["dreamed_reward"] = dreamed.loss(draw, args.batch, args.context_noise)
         figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
