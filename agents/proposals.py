@@ -24,6 +24,8 @@ from wmgym.geometry import relative_pose, wrap_angle
 from wmgym.kinematics import Displacement
 from wmgym.world_model import WorldModel
 
+_DREAMS = 0x647265  # a search draws its candidates from the keys folded with 0, 1, ...: dreams have a stream of their own
+
 
 @dataclass(frozen=True)
 class View:
@@ -69,7 +71,7 @@ class DreamConfig:
 def rank(world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, config: DreamConfig = DreamConfig()) -> Chosen:
     """Dream each of the proposed paths [B, N, T, 5] and take the one whose last frame is nearest to the goal."""
     costs, frames = score(world, state, objective, paths, config)
-    best = costs.argmin(1)
+    best = torch.where(costs.isfinite(), costs, torch.inf).argmin(1)  # what is no number is the best only if all are: then the first
     rows = torch.arange(len(best))
     return Chosen(paths[rows, best], frames.cpu()[rows, best], costs[rows, best])
 
@@ -137,7 +139,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
     """
     rows, count, steps = paths.shape[:3]
     actions = actions_along(paths, moves_of(world), as_released=config.as_released).to(state.poses.device)
-    start = replace(state, keys=rng.fold(state.keys, repeat))
+    start = replace(state, keys=rng.fold(rng.fold(state.keys, _DREAMS), repeat))
     part = max(1, config.at_once // rows)
     frames, poses = [], []
     for first in range(0, count, part):

@@ -211,6 +211,35 @@ def test_ranking_takes_the_proposal_that_was_driven() -> None:
         assert np.abs(chosen.frames.numpy().astype(int) - np.stack([p.goal for p in asked])).max() <= 1
 
 
+def test_a_cost_that_is_no_number_is_not_chosen() -> None:
+    asked, world = problems(1), TrueWorld()
+    truth = torch.from_numpy(asked[0].future)
+    proposals = torch.stack([truth + 0.1, truth, truth + 0.2])[None]
+    state = protocol.opened(world, asked, [0])
+    assert torch.equal(rank(world, state, lambda futures: torch.tensor([[math.nan, 2.0, 1.0]]), proposals).paths[0], proposals[0, 2])
+    assert torch.equal(rank(world, state, lambda futures: torch.full((1, 3), math.nan), proposals).paths[0], proposals[0, 0])
+
+
+def test_dreams_and_candidates_share_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    plain = rng.noise
+    monkeypatch.setattr(rng, "noise", lambda keys, shape: (drawn.append(keys), plain(keys, shape))[1])
+    dreamed: list[Tensor] = []
+
+    class Listening(TrueWorld):
+        def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
+            dreamed.append(state.keys)
+            return super().step(state, actions, stride)
+
+    asked, world = to_line(), Listening()
+    state = protocol.opened(world, asked, [0, 1, 2])
+    prior = Gaussian(torch.tensor([[-0.1, 0.0, 0.0]]), torch.tensor([[0.08, 0.1, 0.1]]))
+    aim = make_objective("ssim", goal_frames=np.stack([p.goal for p in asked]))
+    plan_line(world, state, aim, prior, CEMConfig(samples=4, elites=2, iterations=2), 2, DreamConfig(repeats=3))
+    candidates, dreams = ({tuple(key.tolist()) for keys in kind for key in keys} for kind in (drawn, dreamed))
+    assert len(candidates) == 6 and len(dreams) == 9 and not candidates & dreams
+
+
 def test_errors_of_a_shifted_path_are_the_shift() -> None:
     problem = problems(1)[0]
     row = judge_path(problem.future + np.array([0.3, 0.4, 0, 0.2, 0], np.float32), problem, 0.25)
