@@ -15,6 +15,7 @@ from torch import Tensor
 
 import wmgym
 from wmgym import rng
+from wmgym.agents import policy as policies
 from wmgym.agents.cem import CEMConfig, Gaussian, straight_line_prior
 from wmgym.agents.objectives import make_objective
 from wmgym.agents.policy import PolicyConfig, along, fit_policy
@@ -76,7 +77,7 @@ class Seen(Trajectory):
     """A drive through the true world."""
 
     def frames(self, index: Any, size: int) -> np.ndarray:
-        return look(torch.from_numpy(self.poses[np.asarray(index)])).numpy()
+        return look(torch.from_numpy(self.poses[np.asarray(index)])).numpy().repeat(size // SIZE, 1).repeat(size // SIZE, 2)
 
 
 def drive(seed: int = 0, length: int = 80) -> Trajectory:
@@ -278,6 +279,19 @@ def test_the_policy_learns_where_one_drives_and_its_first_proposal_is_the_likeli
     assert torch.allclose(alone[0], proposals[2], atol=1e-4)
     again = fit_policy(drives, MOVES.spacing, config, tmp_path, progress=False)  # read, not fitted
     assert torch.equal(again.propose(view, 2), policy.propose(view, 2))
+    doubled = View(view.frames.repeat(2, 2).repeat(2, 3), view.goals.repeat(2, 1).repeat(2, 2), view.keys)
+    assert torch.equal(policy.propose(doubled, 2), policy.propose(view, 2))  # frames of any size are looked at in its own
+    for other, spacing in ((replace(config, seed=1), MOVES.spacing), (config, 1.0)):
+        with pytest.raises(ValueError, match=r"policy\.safetensors was fitted with .* use another folder"):
+            fit_policy(drives, spacing, other, tmp_path, progress=False)
+
+
+def test_the_policy_keeps_a_bounded_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "MOST_BYTES", 200 * SIZE * SIZE * 3)
+    drives = policies._Drives([drive(0), drive(1, 200), drive(2), drive(3)], PolicyConfig(size=SIZE), progress=False)
+    assert len(drives.frames) == 160 and np.array_equal(drives.poses[80:], drive(2).poses)
+    larger = policies._Drives([drive(0, 40), drive(1, 40)], PolicyConfig(size=2 * SIZE), progress=False)
+    assert len(larger.poses) == 40
 
 
 def test_a_path_looks_where_it_goes() -> None:
