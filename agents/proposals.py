@@ -9,6 +9,7 @@ NoMaD, or the small policy in `policy.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -62,6 +63,7 @@ class DreamConfig:
     repeats: int = 1  # dreams of each with other noise, whose costs are averaged
     at_once: int = 512  # paths in one batch
     as_released: bool = False  # see `actions_along`
+    tick: Callable[[int], None] = lambda frames: None  # told after each step of a batch how many frames were made
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.at_once < 1:
@@ -96,6 +98,17 @@ def plan_line(
     found = cem(cost, mean, std, state.keys.cpu(), NWM_BOUNDS, search)
     path = line_paths(found.plan, horizon, moves)
     return Chosen(path, dream(world, state, path[:, None], config).frames[:, 0].cpu(), found.cost)
+
+
+def rank_frames(count: int, steps: int, config: DreamConfig) -> int:
+    """How many frames `rank` dreams for each row with `count` proposals of `steps` poses."""
+    return count * config.repeats * steps
+
+
+def line_frames(search: CEMConfig, horizon: int, config: DreamConfig) -> int:
+    """How many frames `plan_line` dreams for each row: those of all candidates, of the mean where that is the answer, and of the plan."""
+    judged = search.samples * search.iterations + (search.answer == "mean")
+    return rank_frames(judged, horizon, config) + horizon
 
 
 def line_paths(samples: Tensor, horizon: int, moves: Displacement) -> Tensor:
@@ -150,6 +163,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
         for t in range(steps):
             running, shown = world.step(running, these[:, :, t].reshape(rows * width, 1, -1))
             walked.append(shown.poses[:, -1])
+            config.tick(rows * width)
         frames.append(shown.pixels[:, -1].unflatten(0, (rows, width)))
         poses.append(torch.stack(walked, 1).unflatten(0, (rows, width)).cpu())
     together = torch.cat(poses, 1)

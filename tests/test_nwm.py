@@ -3,6 +3,7 @@
 import argparse
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,11 @@ def test_published_weights_plan_on_data_without_a_description(folder: Path, tmp_
     report = evaluate(args, progress=False)
     assert [row["system"] for row in report["planning"]][2:] == ["NWM (published)", "NWM (published) + policy x2"]
     assert report["prior"] == "NWM's for recon" and report["spacing_m"] == 0.25
+    assert "drives that they may have learned from" in report["warning"] and report["warning"] in (args.out / "table.md").read_text()
+    (data / "traj_names.txt").write_text("jackal_0\njackal_1\njackal_2\n")  # the test drives, by whoever wrote that
+    assert "warning" not in evaluate(args, progress=False)
+    with pytest.raises(ValueError, match="holds rows made with sampler="):
+        evaluate(replace(args, checkpoint=(f"nwm:{folder}/tiny.pth.tar,sampler=ddim",)), progress=False)
 
 
 def test_an_environment_dreams_with_published_weights(folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from wmgym.core import Clip, Footprint, Frames, Recall, WorldState
 from wmgym.data import recon
 from wmgym.data.latents import Latents
 from wmgym.data.recon import Task, Trajectory
+from wmgym.experiments.loopnav import fingerprint, precision
 from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.geometry import compose
 from wmgym.kinematics import Displacement
@@ -334,15 +335,117 @@ def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_pat
     assert made <= {file.name for file in args.out.iterdir()}
     assert json.loads((args.out / "result.json").read_text())["spacing_m"] == 0.5
     cell = args.out / "cells" / "planning-WorldPack.json"
-    whole, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns
-    cell.write_text(json.dumps(whole[:1]))  # as if killed after the first task
+    held, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns
+    whole = held["rows"]
+    cell.write_text(json.dumps({**held, "rows": whole[:1]}))  # as if killed after the first task
     again = evaluate(replace(args, lanes=1), progress=False)
     assert (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns == stamp
-    for row, other in zip(whole, json.loads(cell.read_text()), strict=True):
+    for row, other in zip(whole, json.loads(cell.read_text())["rows"], strict=True):
         assert np.allclose(row["path"], other["path"], atol=2e-3)
     assert again["planning"][0] == report["planning"][0]
     with pytest.raises(ValueError, match="holds results with samples=4, not 5"):
         evaluate(replace(args, samples=5), progress=False)
+
+
+def test_rows_of_other_weights_are_neither_taken_nor_thrown_away(tmp_path: Path, checkpoint: Path) -> None:
+    args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0)
+    first = evaluate(args, progress=False)
+    cell = args.out / "cells" / "planning-NWM.json"
+    held = cell.read_bytes()
+    moved, other = (str(tmp_path / name / "model.safetensors") for name in ("moved", "other"))
+    world, config, _ = load(checkpoint)
+    save(moved, world, config)
+    torch.nn.init.normal_(next(world.net.parameters()))
+    save(other, world, config)
+    assert evaluate(replace(args, checkpoint=(moved,)), progress=False)["planning"] == first["planning"] and cell.read_bytes() == held
+    with pytest.raises(ValueError, match=r"planning-NWM\.json holds rows made with weights=.*checkpoint .*use another folder, or remove"):
+        evaluate(replace(args, checkpoint=(other,)), progress=False)
+    with pytest.raises(ValueError, match=r"holds rows made with dtype='float32'.* not 'bfloat16'"):
+        evaluate(replace(args, dtype="bfloat16"), progress=False)
+    with pytest.raises(ValueError, match=r"holds rows made with objective='latent'.* not 'ssim'"):
+        evaluate(replace(args, objective="ssim"), progress=False)
+    assert cell.read_bytes() == held
+    cell.write_text(json.dumps(json.loads(held)["rows"]))
+    with pytest.raises(ValueError, match="does not say what its rows were made with"):
+        evaluate(args, progress=False)
+
+
+def test_auto_is_what_the_folder_was_begun_with(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with other weights, or a GPU, the rest of a table is made as its first rows were."""
+    args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0, evaluations=("planning", "time"))
+    args = replace(args, dtype="bfloat16")
+    assert evaluate(args, progress=False)["objective"] == "latent"
+    monkeypatch.setattr("wmgym.experiments.recon.lpips_available", lambda: True)
+    monkeypatch.setattr("wmgym.experiments.recon.available", lambda: ("psnr", "ssim", "lpips"))
+    report = evaluate(replace(args, dtype="auto", modes=("none", "worldpack")), progress=False)
+    assert (report["objective"], report["frame_metrics"]) == ("latent", "psnr, ssim")
+    told = [json.loads((args.out / "cells" / f"planning-{name}.json").read_text())["made_with"] for name in ("NWM", "WorldPack")]
+    assert told[0] == told[1] and told[1]["dtype"] == "bfloat16"
+
+
+def test_the_same_weights_are_known_in_any_precision(checkpoint: Path) -> None:
+    whole, half = (load_world(str(checkpoint), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert fingerprint(whole) == fingerprint(half) and (precision(whole), precision(half)) == ("float32", "bfloat16")
+    other, _, _ = load(checkpoint)
+    with torch.no_grad():
+        next(other.net.parameters()).flatten()[0].add_(1)
+    assert fingerprint(other) != fingerprint(whole)
+
+
+def test_one_task_gives_valid_json(tmp_path: Path) -> None:
+    args = replace(arguments(tmp_path, tmp_path), checkpoint=(), tasks=1, policy_steps=0)
+    evaluate(args, progress=False)
+    told = json.loads((args.out / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert told["planning"][0]["ate_m"] > 0 and told["planning"][0]["ate_m_low"] is None
+    assert "nan" not in (args.out / "table.md").read_text()
+
+
+def test_what_there_is_to_dream_is_said_before_and_counted_right(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path, checkpoint, evaluations=("planning", "time", "rollout_4fps"), modes=("none",), denoise_steps=2)
+    dreamed: list[int] = []
+    step = WorldModel.step
+    monkeypatch.setattr(WorldModel, "step", lambda self, s, a, stride=1: (dreamed.append(len(a)), step(self, s, a, stride))[1])
+    evaluate(args)
+    said = capsys.readouterr().err
+    plan, ranked, far = ((4 * 1 + 1) * 2 + 1) * 8, 3 * 2 * 8, 2 + 8  # candidates and their mean, twice; proposals; seconds 1 and 2
+    frames = 3 * (plan + ranked + far)
+    assert sum(dreamed) == frames
+    first = next(line for line in said.splitlines() if line.startswith("recon: "))
+    assert first == f"recon: 8 rows to make, {frames:,} frames to dream, {2 * frames:,} network evaluations"
+    assert f"{3 * plan}/{3 * plan}" in said  # the bar counts frames, and knows how many there will be
+    evaluate(args)
+    assert "recon: 0 rows to make, 0 frames to dream, 0 network evaluations" in capsys.readouterr().err
+
+
+def rows_of(values: list[float], drives: list[str]) -> list[dict[str, Any]]:
+    return [{"trajectory": d, "time": i, **dict.fromkeys(protocol.PLAN_COLUMNS, v)} for i, (v, d) in enumerate(zip(values, drives))]
+
+
+def test_intervals_rest_on_drives_and_differences_are_paired() -> None:
+    easy_and_hard, drives = [1.0, 1, 1, 9, 9, 9], ["a", "a", "a", "b", "b", "b"]
+    planning = {
+        "straight line": rows_of(easy_and_hard, drives),
+        "NWM": rows_of([v - 0.5 for v in easy_and_hard], drives),
+        "WorldPack": rows_of([v - 0.75 for v in easy_and_hard], drives),
+    }
+    found = protocol.summarise(planning, {}, ("straight line", "copy", "NWM"))
+    assert [(row["tasks"], row["drives"]) for row in found["planning"]] == [(6, 2)] * 3
+    assert (found["planning"][0]["ate_m_low"], found["planning"][0]["ate_m_high"]) == (1, 9)  # two drives say very little
+    gaps = {row["difference"]: (row["ate_m"], row["ate_m_low"], row["ate_m_high"]) for row in found["planning_differences"]}
+    assert gaps == {"NWM - straight line": (-0.5,) * 3, "WorldPack - straight line": (-0.75,) * 3, "WorldPack - NWM": (-0.25,) * 3}
+    assert "| WorldPack - NWM |" in protocol.markdown(found, "")
+
+
+def test_a_metric_counts_only_where_all_rows_have_it() -> None:
+    row = {"trajectory": "a", "time": 3, "seconds": [1, 2], "psnr": [20.0, 10.0]}
+    other = {**row, "time": 11, "ssim": [0.5, 0.25], "lpips": [0.1, 0.2]}
+    whole = {**row, "ssim": [1.0, 1.0]}
+    found = protocol.summarise({}, {"time": {"copy": [whole, {**whole, "time": 11}], "NWM": [row, other]}}, ("copy",))
+    assert [("ssim" in line, "lpips" in line) for line in found["frames"]] == [(True, False), (False, False)] * 2
+    assert [line["psnr"] for line in found["frame_differences"]] == [0, 0] and "ssim" not in found["frame_differences"][0]
+    assert "psnr | ssim |" in protocol.markdown(found, "")
 
 
 def test_a_published_split_and_the_processed_layout_are_taken(tmp_path: Path) -> None:
@@ -351,11 +454,37 @@ def test_a_published_split_and_the_processed_layout_are_taken(tmp_path: Path) ->
     folder = write_processed(tmp_path / "drives", count=4)
     (folder / "navigation_eval.pkl").write_bytes(pickle.dumps([("jackal_1", 3, 8, 8), ("jackal_2", 11, 8, 8)]))
     report = evaluate(ReconArgs(folder, policy_steps=2, out=tmp_path / "out"), progress=False)
-    rows = json.loads((tmp_path / "out" / "cells" / "planning-straight-line.json").read_text())
+    rows = json.loads((tmp_path / "out" / "cells" / "planning-straight-line.json").read_text())["rows"]
     assert [(row["trajectory"], row["time"]) for row in rows] == [("jackal_1", 3), ("jackal_2", 11)]
     assert [row["system"] for row in report["planning"]] == ["straight line", "GNM-like policy"]
     with pytest.raises(ValueError, match="asks for a goal 8 steps ahead, horizon is 6"):
         evaluate(ReconArgs(folder, horizon=6, policy_steps=0, out=tmp_path / "other"), progress=False)
+
+
+def test_frames_far_ahead_are_judged_on_the_drives_that_a_split_names(tmp_path: Path) -> None:
+    """time.pkl and rollout.pkl name the tasks; without them navigation_eval.pkl names the drives."""
+    import pickle
+
+    folder = write_processed(tmp_path / "drives", count=4)
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    (splits / "navigation_eval.pkl").write_bytes(pickle.dumps([("jackal_2", 3, 8, 8), ("jackal_2", 11, 8, 8)]))
+
+    def tasks(evaluation: str, out: str, **changes: Any) -> list[tuple[str, int]]:
+        few = {"policy_steps": 0, "seconds": (1, 2), "tasks": 3, **changes}
+        report = evaluate(ReconArgs(folder, evaluations=(evaluation,), out=tmp_path / out, **few), progress=False)  # type: ignore[arg-type]
+        rows = json.loads((tmp_path / out / "cells" / f"{evaluation.replace('_', '-')}-copy.json").read_text())["rows"]
+        assert report["frames"][0]["tasks"] == len(rows)
+        return [(row["trajectory"], row["time"]) for row in rows]
+
+    assert len({drive for drive, _ in tasks("time", "spread", tasks=12)}) > 1
+    assert {drive for drive, _ in tasks("time", "named", split=splits / "navigation_eval.pkl")} == {"jackal_2"}
+    (splits / "time.pkl").write_bytes(pickle.dumps([("jackal_3", 5, -5, 24), ("jackal_0", 7, -7, 22)]))
+    (splits / "rollout.pkl").write_bytes(pickle.dumps([("jackal_1", 4, -4, 25)]))
+    assert tasks("time", "time", split=splits / "navigation_eval.pkl") == [("jackal_3", 5), ("jackal_0", 7)]
+    assert tasks("rollout_4fps", "rollout", split=splits / "navigation_eval.pkl") == [("jackal_1", 4)]
+    (folder / "rollout.pkl").write_bytes((splits / "rollout.pkl").read_bytes())
+    assert tasks("rollout_1fps", "beside") == [("jackal_1", 4)]
 
 
 def test_weights_for_other_displacements_are_refused(tmp_path: Path, checkpoint: Path) -> None:

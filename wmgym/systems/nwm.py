@@ -34,6 +34,7 @@ PREFIX = "nwm:"
 AUTOENCODER = "sd-vae-ft-ema"
 FACTOR = 8  # pixels per latent cell along a side
 
+
 @dataclass(frozen=True)
 class NWMConfig:
     system: str = "nwm"
