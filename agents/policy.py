@@ -10,13 +10,15 @@ spacings. GNM gives one path; to have others to rank, all positions are moved by
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,14 +32,14 @@ from wmgym.nets.layers import Mlp
 from wmgym.train.loop import Draw, LoopConfig, fit
 
 FURTHEST_GOAL = 20  # steps
-MOST_FRAMES = 100_000  # kept in memory
+MOST_BYTES = 100_000 * 64 * 64 * 3  # of frames, kept in memory: 100,000 of the default size
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     context: int = 4  # frames, the present one among them
     horizon: int = 8  # positions
-    size: int = 64  # side of the frames
+    size: int = 64  # side of the frames it looks at, whatever those are that it is shown
     width: int = 256
     steps: int = 600
     batch: int = 64
@@ -70,11 +72,20 @@ class Policy(nn.Module):
     @torch.no_grad()
     def propose(self, view: View, count: int) -> Tensor:
         device = next(self.parameters()).device
-        mean, log_std = (x.float().cpu() for x in self(*(torch.from_numpy(x).to(device) for x in (view.frames, view.goals))))
+        frames, goals = (resized(torch.from_numpy(x).to(device), self.config.size) for x in (view.frames, view.goals))
+        mean, log_std = (x.float().cpu() for x in self(frames, goals))
         shift = rng.noise(view.keys.cpu(), (count, 2))
         shift[:, 0] = 0  # the most likely path comes first
         places = self.spacing * (mean[:, None] + log_std.exp()[:, None] * shift[:, :, None])
         return along(places)
+
+
+def resized(frames: Tensor, size: int) -> Tensor:
+    """uint8 [..., H, W, 3] as uint8 [..., size, size, 3]: each pixel the mean of what it covers."""
+    if frames.shape[-3:-1] == (size, size):
+        return frames
+    flat = F.interpolate(frames.flatten(0, -4).movedim(-1, 1).float(), (size, size), mode="area")
+    return flat.round().to(torch.uint8).movedim(1, -1).unflatten(0, frames.shape[:-3])
 
 
 def along(places: Tensor) -> Tensor:
@@ -86,12 +97,18 @@ def along(places: Tensor) -> Tensor:
 
 
 def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: PolicyConfig, out: Path, progress: bool = True) -> Policy:
-    """Fit the policy, or go on with `out/policy-state.safetensors`; what is there whole as `out/policy.safetensors` is read."""
+    """Fit the policy, or go on with `out/policy-state.safetensors`; what is there whole as `out/policy.safetensors` is read.
+
+    ValueError if that was fitted with another config.
+    """
     torch.manual_seed(config.seed)
     policy = Policy(config, spacing)
-    done = out / "policy.safetensors"
+    done, made_with = out / "policy.safetensors", json.dumps({**asdict(config), "spacing": spacing})
     if done.is_file():
-        policy.load_state_dict(read_file(done)[0])
+        weights, header = read_file(done)
+        if header.get("config") != made_with:
+            raise ValueError(f"{done} was fitted with {header.get('config')}, not {made_with}; use another folder, or remove {out}")
+        policy.load_state_dict(weights)
         return policy.eval().requires_grad_(False)
     drives = _Drives(trajectories, config, progress)
 
@@ -103,7 +120,7 @@ def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: Polic
     loop = LoopConfig(config.steps, warmup=max(1, config.steps // 20), seed=config.seed, save_every=max(100, config.steps // 4))
     out.mkdir(parents=True, exist_ok=True)
     fit(policy, {"adam": adam}, losses, loop, out, name="policy", progress=progress)
-    write_atomically(done, policy.state_dict(), {"format": FORMAT})
+    write_atomically(done, policy.state_dict(), {"format": FORMAT, "config": made_with})
     return policy.eval().requires_grad_(False)
 
 
@@ -113,16 +130,19 @@ class _Drives:
     def __init__(self, trajectories: Sequence[Trajectory], config: PolicyConfig, progress: bool) -> None:
         self.config = config
         chosen: list[Trajectory] = []
+        room = MOST_BYTES // (config.size**2 * 3)
         for trajectory in trajectories:
-            if len(trajectory) > config.horizon and sum(map(len, chosen)) + len(trajectory) <= MOST_FRAMES:
+            if config.horizon < len(trajectory) <= room:
                 chosen.append(trajectory)
+                room -= len(trajectory)
         if not chosen:
             raise ValueError(f"no drive is longer than {config.horizon} frames: nothing for a policy to learn from")
-        bar = tqdm(chosen, desc="read drives", disable=not progress)
-        self.frames = np.concatenate([t.frames(range(len(t)), config.size) for t in bar])
         self.poses = torch.from_numpy(np.concatenate([t.poses for t in chosen]))
         lengths = np.array([len(t) for t in chosen])
         ends = lengths.cumsum()
+        self.frames = np.empty((ends[-1], config.size, config.size, 3), np.uint8)
+        for t, end in zip(tqdm(chosen, desc="read drives", disable=not progress), ends, strict=True):
+            self.frames[end - len(t) : end] = t.frames(range(len(t)), config.size)
         self.first = np.repeat(ends - lengths, lengths)
         self.last = np.repeat(ends - 1, lengths)
         self.now = np.flatnonzero(np.arange(ends[-1]) + config.horizon <= self.last)

@@ -9,6 +9,7 @@ NoMaD, or the small policy in `policy.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,6 +24,8 @@ from wmgym.core import WorldState
 from wmgym.geometry import relative_pose, wrap_angle
 from wmgym.kinematics import Displacement
 from wmgym.world_model import WorldModel
+
+_DREAMS = 0x647265  # a search draws its candidates from the keys folded with 0, 1, ...: dreams have a stream of their own
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class DreamConfig:
     repeats: int = 1  # dreams of each with other noise, whose costs are averaged
     at_once: int = 512  # paths in one batch
     as_released: bool = False  # see `actions_along`
+    tick: Callable[[int], None] = lambda frames: None  # told after each step of a batch how many frames were made
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.at_once < 1:
@@ -69,7 +73,7 @@ class DreamConfig:
 def rank(world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, config: DreamConfig = DreamConfig()) -> Chosen:
     """Dream each of the proposed paths [B, N, T, 5] and take the one whose last frame is nearest to the goal."""
     costs, frames = score(world, state, objective, paths, config)
-    best = costs.argmin(1)
+    best = torch.where(costs.isfinite(), costs, torch.inf).argmin(1)  # what is no number is the best only if all are: then the first
     rows = torch.arange(len(best))
     return Chosen(paths[rows, best], frames.cpu()[rows, best], costs[rows, best])
 
@@ -94,6 +98,17 @@ def plan_line(
     found = cem(cost, mean, std, state.keys.cpu(), NWM_BOUNDS, search)
     path = line_paths(found.plan, horizon, moves)
     return Chosen(path, dream(world, state, path[:, None], config).frames[:, 0].cpu(), found.cost)
+
+
+def rank_frames(count: int, steps: int, config: DreamConfig) -> int:
+    """How many frames `rank` dreams for each row with `count` proposals of `steps` poses."""
+    return count * config.repeats * steps
+
+
+def line_frames(search: CEMConfig, horizon: int, config: DreamConfig) -> int:
+    """How many frames `plan_line` dreams for each row: those of all candidates, of the mean where that is the answer, and of the plan."""
+    judged = search.samples * search.iterations + (search.answer == "mean")
+    return rank_frames(judged, horizon, config) + horizon
 
 
 def line_paths(samples: Tensor, horizon: int, moves: Displacement) -> Tensor:
@@ -137,7 +152,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
     """
     rows, count, steps = paths.shape[:3]
     actions = actions_along(paths, moves_of(world), as_released=config.as_released).to(state.poses.device)
-    start = replace(state, keys=rng.fold(state.keys, repeat))
+    start = replace(state, keys=rng.fold(rng.fold(state.keys, _DREAMS), repeat))
     part = max(1, config.at_once // rows)
     frames, poses = [], []
     for first in range(0, count, part):
@@ -148,6 +163,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
         for t in range(steps):
             running, shown = world.step(running, these[:, :, t].reshape(rows * width, 1, -1))
             walked.append(shown.poses[:, -1])
+            config.tick(rows * width)
         frames.append(shown.pixels[:, -1].unflatten(0, (rows, width)))
         poses.append(torch.stack(walked, 1).unflatten(0, (rows, width)).cpu())
     together = torch.cat(poses, 1)

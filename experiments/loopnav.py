@@ -104,7 +104,7 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
 
     world_of = loader(args.checkpoint, args)
     free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
-    claim(out, {**asdict(args), "weights": fingerprint(world_of(modes[0]))}, free)
+    claim(out, {**asdict(args), **made_with(world_of(modes[0]))}, free)
     loops_of: Callable[[Course], list[loopnav.Loop]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
     if args.data is not None:
         loops_of = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
@@ -127,6 +127,11 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     write_atomically(out / "result.json", loopnav_table.report_json(report))
     write_atomically(out / "table.md", loopnav_table.markdown(summary).encode())
     return report
+
+
+def made_with(world: WorldModel) -> dict[str, str]:
+    """What decides a dream besides the arguments: dtype "auto" is another one on another device."""
+    return {"weights": fingerprint(world), "dtype": precision(world)}
 
 
 def loader(checkpoint: str, args: DreamArgs) -> Callable[[str], WorldModel]:
@@ -199,11 +204,17 @@ def _walk(args: LoopNavArgs, course: Course, progress: bool) -> list[Path]:
 
 
 def fingerprint(world: WorldModel) -> str:
-    """Which weights these are."""
+    """Which weights these are, on whatever device and in float32 or bfloat16: they are told by what both have in common."""
     digest = hashlib.sha256()
     for name, tensor in sorted(world.state_dict().items()):
+        tensor = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
         digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def precision(world: WorldModel) -> str:
+    """The dtype that a world runs in, as `--dtype` names it."""
+    return str(next(world.net.parameters()).dtype).removeprefix("torch.")
 
 
 def show_in(bar: tqdm) -> loopnav.Progress:

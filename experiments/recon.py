@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -22,25 +23,32 @@ from tqdm import tqdm
 
 from wmgym import rng
 from wmgym.agents.cem import NWM_CEM, NWM_HORIZON, NWM_PRIORS, NWM_REPEATS, CEMConfig, Gaussian, straight_line_prior
-from wmgym.agents.objectives import IMAGE_OBJECTIVES, Objective, make_objective
+from wmgym.agents.objectives import IMAGE_OBJECTIVES, make_objective
 from wmgym.agents.policy import Policy, PolicyConfig, fit_policy
-from wmgym.agents.proposals import Chosen, DreamConfig, View, line_paths, moves_of, plan_line, rank
+from wmgym.agents.proposals import DreamConfig, View, line_frames, line_paths, moves_of, plan_line, rank, rank_frames
 from wmgym.benchmarks import recon as protocol
 from wmgym.benchmarks.recon import Problem
 from wmgym.checkpoint import load_world
+from wmgym.cli import plain
 from wmgym.data import recon
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.data.recon import Dataset, Task, Trajectory
+from wmgym.diffusion.samplers import evaluations
 from wmgym.experiments import recon_pictures as pictures
-from wmgym.experiments.loopnav import fingerprint
+from wmgym.experiments.folder import claim
+from wmgym.experiments.loopnav import fingerprint, precision
 from wmgym.memory.packing import LAYOUTS
-from wmgym.metrics.image import lpips_available
+from wmgym.metrics.image import available, lpips_available
 from wmgym.systems.nwm import PREFIX
 from wmgym.world_model import WorldModel
 
 EVALUATIONS = ("planning", *protocol.ISOLATED)
-LINE, POLICY = "straight line", "GNM-like policy"
+SPLITS = {"planning": "navigation_eval.pkl", "time": "time.pkl", "rollout_1fps": "rollout.pkl", "rollout_4fps": "rollout.pkl"}
+LINE, POLICY, COPY = "straight line", "GNM-like policy", "copy"
 NAMES = {"none": "NWM", "worldpack": "WorldPack"}
+FREE = frozenset("checkpoint modes evaluations rank objective device dtype lanes at_once out".split())  # decide no row, or its cell tells
+
+Tick = Callable[[int], Any]  # frames made
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class ReconArgs:
     dataset: str = "recon"
     """Which published dataset the data are, if their folder does not say it in dataset.json: spacing, and where planners begin."""
     split: Path | None = None
-    """A navigation_eval.pkl; by default the one in the data's folder, or else tasks spread over the trajectories."""
+    """A navigation_eval.pkl, with time.pkl and rollout.pkl beside it for frames far ahead (without those: its drives); by default what
+    lies in the data's folder, or else tasks spread over the trajectories."""
     train_data: Path | None = None
     """Drives that the policy learns from and the prior is measured on; by default those of --data that have no task."""
     tasks: int = 100
@@ -66,7 +75,8 @@ class ReconArgs:
     context: int = 64
     """Frames that a world is shown before each task, at most. NWM looks at the last four."""
     objective: str = "auto"
-    """What tells how near a dream is to the goal: lpips, dreamsim, ssim, latent; auto: lpips where its weights are, else latent."""
+    """What tells how near a dream is to the goal: lpips, dreamsim, ssim, latent; auto: as the folder's rows had it, else lpips where its
+    weights are, else latent."""
     horizon: int = NWM_HORIZON
     """Steps planned."""
     samples: int = NWM_CEM.samples
@@ -92,7 +102,7 @@ class ReconArgs:
     device: str = "auto"
     """cpu, cuda, ..."""
     dtype: str = "auto"
-    """float32 or bfloat16; auto: float32 on a CPU, bfloat16 on a GPU."""
+    """float32 or bfloat16; auto: as the folder's rows had it, else float32 on a CPU, bfloat16 on a GPU."""
     lanes: int = 4
     """Tasks planned side by side."""
     at_once: int = 512
@@ -143,52 +153,79 @@ class _Evaluation:
         self.dataset: Dataset = recon.read_dataset(args.data, args.dataset)
         self.paths = {path.stem: path for path in recon.list_trajectories(args.data)}
         self.world_of = cache(self._world_of)
+        self.weights_of = cache(lambda checkpoint: fingerprint(self.world_of(checkpoint, "none")))
         self.systems = self._systems()
-        worlds = {system.checkpoint for system in self.systems if system.checkpoint}
-        weights = {name: fingerprint(self.world_of(name, "none")) for name in sorted(worlds)}
         self.size = self._frame_size()
-        self._claim(weights)
+        self._check_cells()
+        claim(args.out, asdict(args), FREE | ({"tasks"} if args.train_data is not None else set()))
 
     def run(self) -> dict[str, Any]:
         args = self.args
-        planning: dict[str, list[dict[str, Any]]] = {}
-        isolated: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        if "planning" in args.evaluations:
-            tasks = self._tasks(args.horizon)
-            for system in self.systems:
-                planning[system.name] = self._rows(f"planning {system.name}", tasks, partial(self._plan, system))
+        self._announce()
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {
+            evaluation: {system.name: self._rows(evaluation, system) for system in self._systems_of(evaluation)}
+            for evaluation in dict.fromkeys(args.evaluations)
+        }
+        planning, isolated = found.get("planning", {}), {name: rows for name, rows in found.items() if name != "planning"}
+        if planning:
             pictures.plot_paths(planning, args.out / "paths.png")
-            pictures.plot_plans(args.out, tasks, list(planning))
-        for evaluation in (name for name in args.evaluations if name != "planning"):
-            tasks = self._far_tasks()
-            copy: list[System] = [System("copy"), *(s for s in self.systems if s.checkpoint and s.rank is None)]
-            isolated[evaluation] = {
-                s.name: self._rows(f"{evaluation} {s.name}", tasks, partial(self._far, s, evaluation)) for s in copy
-            }
+            pictures.plot_plans(args.out, self._tasks("planning"), list(planning))
         if isolated:
-            first = self._far_tasks()[0]
-            rows = {name: (self._names(name), [s for s in systems if s != "copy"]) for name, systems in isolated.items()}
-            pictures.plot_far(args.out, first, rows, args.seconds)
-        summary = protocol.summarise(planning, isolated)
+            worlds = {name: [system for system in systems if system != COPY] for name, systems in isolated.items()}
+            shown = {name: (self._tasks(name)[0], self._names(name), systems) for name, systems in worlds.items()}
+            pictures.plot_far(args.out, shown, args.seconds)
+        references = (LINE, COPY, *(s.name for s in self.systems if s.mode == "none" and s.rank is None))
+        summary = protocol.summarise(planning, isolated, references)
         about = (
             f"Data `{args.data}` ({self.dataset.name}, {len(self.paths)} trajectories, spacing {self.dataset.displacement.spacing:g} m). "
             f"CEM: {args.samples} candidates, {args.elites} elites, {args.iterations} iteration(s), {args.repeats} dreams each, "
-            f"horizon {args.horizon}; objective {self.objective_name}. Means with 95 % bootstrap intervals over tasks."
+            f"horizon {args.horizon}; objective {self.objective_name}. Means with 95 % bootstrap intervals over drives."
         )
         report = {
             "data": str(args.data),
             "dataset": self.dataset.name,
             "spacing_m": self.dataset.displacement.spacing,
             "objective": self.objective_name,
-            "prior": self.prior_name if "planning" in args.evaluations else "not used",
-            "lpips": "measured" if lpips_available() else "left out: its weights are not here",
+            "prior": self.prior_name if planning else "not used",
+            "tasks_from": {name: str(self._split(name) or "spread over the trajectories") for name in found},
+            "frame_metrics": ", ".join(self.metrics),
             "as_released": args.as_released,
+            **({"warning": self.warning} if self.warning else {}),
             **summary,
             "out": str(args.out),
         }
-        write_atomically(args.out / "result.json", as_json(report))
-        write_atomically(args.out / "table.md", protocol.markdown(summary, about).encode())
+        write_atomically(args.out / "result.json", as_json(plain(report)))
+        text = f"**{self.warning}**\n\n{about}" if self.warning else about
+        write_atomically(args.out / "table.md", protocol.markdown(summary, text).encode())
         return report
+
+    def _announce(self) -> None:
+        """What there is to do, before hours go by."""
+        frames = passes = rows = 0
+        for evaluation in dict.fromkeys(self.args.evaluations):
+            for system in self._systems_of(evaluation):
+                left = len(self._tasks(evaluation)) - len(self._done(evaluation, system))
+                dreamed = left * self._frames(evaluation, system)
+                rows += left > 0
+                frames += dreamed
+                if dreamed:
+                    sampler = self._world(system).sampler
+                    passes += dreamed * evaluations(sampler.name, sampler.denoise_steps)
+        if self.progress:
+            print(f"recon: {rows} rows to make, {frames:,} frames to dream, {passes:,} network evaluations", file=sys.stderr)
+            if self.warning:
+                print(f"recon: {self.warning}", file=sys.stderr)
+
+    @cached_property
+    def warning(self) -> str:
+        """Published weights were trained on most of the drives of their dataset."""
+        spread = [name for name in dict.fromkeys(self.args.evaluations) if self._split(name) is None]
+        if not spread or not any(c.startswith(PREFIX) for c in self.args.checkpoint) or (self.args.data / "traj_names.txt").is_file():
+            return ""
+        return (
+            f"Published weights are judged here ({', '.join(spread)}) on drives that they may have learned from: there is neither a split "
+            f"(navigation_eval.pkl, time.pkl, rollout.pkl) nor a traj_names.txt of test drives in {self.args.data}."
+        )
 
     # -- what is evaluated --------------------------------------------------------------------------------------------------------------
 
@@ -206,20 +243,30 @@ class _Evaluation:
                 systems.append(System(name, checkpoint, mode))
                 if args.policy_steps:
                     systems += [System(f"{name} + policy x{count}", checkpoint, mode, count) for count in args.rank]
-        names = [system.name for system in systems]
-        if len(set(names)) < len(names):
+        names = {pictures.plain(system.name) for system in systems}
+        if len(names) < len(systems):
             raise ValueError(f"checkpoints must be told apart by their folders, got {args.checkpoint}")
         return systems
 
+    def _systems_of(self, evaluation: str) -> list[System]:
+        if evaluation == "planning":
+            return self.systems
+        return [System(COPY), *(system for system in self.systems if system.checkpoint and system.rank is None)]
+
     def _world_of(self, checkpoint: str, mode: str) -> WorldModel:
         args = self.args
-        world = load_world(checkpoint, memory=mode, device=args.device, dtype=args.dtype, denoise_steps=args.denoise_steps)
+        dtype = self._told("dtype") or "auto" if args.dtype == "auto" else args.dtype
+        world = load_world(checkpoint, memory=mode, device=args.device, dtype=dtype, denoise_steps=args.denoise_steps)
         if moves_of(world) != self.dataset.displacement:
             raise ValueError(f"{checkpoint} was made for {world.kinematics}, the data of {args.data} say {self.dataset.displacement}")
         return world
 
+    def _world(self, system: System) -> WorldModel:
+        assert system.checkpoint and system.mode
+        return self.world_of(system.checkpoint, system.mode)
+
     def _frame_size(self) -> int:
-        sizes = {self.world_of(s.checkpoint, s.mode or "none").frame_shape[0] for s in self.systems if s.checkpoint}
+        sizes = {self._world(s).frame_shape[0] for s in self.systems if s.checkpoint}
         if len(sizes) > 1:
             raise ValueError(f"checkpoints of one table must have frames of one size, got {sorted(sizes)}")
         return sizes.pop() if sizes else PolicyConfig.size
@@ -234,21 +281,30 @@ class _Evaluation:
     def _all(self) -> list[Trajectory]:
         return [self._trajectory(name) for name in tqdm(self.paths, desc="odometry", disable=not self.progress)]
 
-    @cache  # noqa: B019
-    def _tasks(self, horizon: int) -> list[Task]:
-        args = self.args
-        split = args.split or args.data / "navigation_eval.pkl"
-        if args.split is None and not split.is_file():
-            return recon.make_split(self._all, args.tasks, horizon, min(args.context, 4), args.seed)
-        tasks = recon.read_split(split)[: args.tasks]
-        if wrong := [task for task in tasks if task.goal != horizon]:
-            raise ValueError(f"{split} asks for a goal {wrong[0].goal} steps ahead, horizon is {horizon}")
-        return tasks
+    def _split(self, evaluation: str) -> Path | None:
+        """The file that names an evaluation's tasks, or at least their drives; None if there is none."""
+        folder = self.args.split.parent if self.args.split else self.args.data
+        own, drives = folder / SPLITS[evaluation], self.args.split or folder / SPLITS["planning"]
+        if own.is_file() and evaluation != "planning":
+            return own
+        return drives if self.args.split or drives.is_file() else None
 
-    def _far_tasks(self) -> list[Task]:
-        args = self.args
-        ahead = math.ceil(max(args.seconds) * self.dataset.displacement.rate)
-        return recon.make_split(self._all, args.tasks, ahead, min(args.context, 4), args.seed)
+    @cache  # noqa: B019
+    def _tasks(self, evaluation: str) -> list[Task]:
+        args, split = self.args, self._split(evaluation)
+        far = evaluation != "planning"
+        ahead = math.ceil(max(args.seconds) * self.dataset.displacement.rate) if far else args.horizon
+        if split is None:
+            return recon.make_split(self._all, args.tasks, ahead, min(args.context, 4), args.seed)
+        tasks = recon.read_split(split)
+        if far and split.name != SPLITS[evaluation]:  # tasks 2 s long: their drives will do
+            drives = [self._trajectory(name) for name in dict.fromkeys(task.trajectory for task in tasks)]
+            return recon.make_split(drives, args.tasks, ahead, min(args.context, 4), args.seed)
+        if far:
+            return [replace(task, goal=ahead) for task in tasks[: args.tasks]]  # which leaves their goals open
+        if wrong := [task for task in tasks[: args.tasks] if task.goal != ahead]:
+            raise ValueError(f"{split} asks for a goal {wrong[0].goal} steps ahead, horizon is {ahead}")
+        return tasks[: args.tasks]
 
     @cached_property
     def _training(self) -> list[Trajectory]:
@@ -258,7 +314,7 @@ class _Evaluation:
             if there.displacement != self.dataset.displacement:
                 raise ValueError(f"{self.args.train_data} is {there}, {self.args.data} is {self.dataset}")
             return [recon.read_trajectory(path) for path in recon.list_trajectories(self.args.train_data)]
-        used = {task.trajectory for task in self._tasks(self.args.horizon)}
+        used = {task.trajectory for task in self._tasks("planning")}
         rest = [trajectory for trajectory in self._all if trajectory.name not in used]
         if not rest:
             raise ValueError(f"every drive of {self.args.data} has a task: give --train-data for policy and prior, or fewer --tasks")
@@ -268,11 +324,20 @@ class _Evaluation:
     def objective_name(self) -> str:
         if self.args.objective != "auto":
             return self.args.objective
-        return "lpips" if lpips_available() else "latent"
+        return self._told("objective") or ("lpips" if lpips_available() else "latent")
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Of frames far ahead."""
+        return tuple(self._told("metrics") or available())
 
     @property
     def prior_name(self) -> str:
         return f"NWM's for {self.dataset.name}" if self.dataset.name in NWM_PRIORS else "measured on drives without a task"
+
+    @cached_property
+    def dreams(self) -> DreamConfig:
+        return DreamConfig(self.args.repeats, self.args.at_once, self.args.as_released)
 
     @cached_property
     def _prior(self) -> Gaussian:
@@ -283,7 +348,7 @@ class _Evaluation:
 
     @cached_property
     def _policy(self) -> Policy:
-        config = PolicyConfig(horizon=self.args.horizon, size=self.size, steps=self.args.policy_steps, seed=self.args.seed)
+        config = PolicyConfig(horizon=self.args.horizon, steps=self.args.policy_steps, seed=self.args.seed)
         return fit_policy(self._training, self.dataset.displacement.spacing, config, self.args.out / "policy", self.progress)
 
     # -- one batch of tasks -------------------------------------------------------------------------------------------------------------
@@ -297,20 +362,28 @@ class _Evaluation:
         words = [hashlib.sha256(f"{self.args.seed} {problem.name}".encode()).digest() for problem in problems]
         return [int.from_bytes(word[:8]) for word in words]
 
-    def _plan(self, system: System, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    def _proposals(self, tasks: Sequence[Task], seeds: Sequence[int], count: int) -> torch.Tensor:
+        """The policy's paths. It is shown frames of its own size, so that they are the same whichever world ranks them."""
+        return self._policy.propose(_view(self._problems(tasks, self._policy.config.size), seeds, self._policy.context), count)
+
+    def _plan(self, system: System, tasks: Sequence[Task], tick: Tick) -> list[dict[str, Any]]:
         args, problems = self.args, self._problems(tasks)
         seeds = self._seeds(problems)
         shown: np.ndarray | None = None
         if system.name == LINE:
             paths = line_paths(self._prior.mean, args.horizon, self.dataset.displacement).expand(len(problems), -1, -1)
         elif system.checkpoint is None:
-            paths = self._policy.propose(_view(problems, seeds, self._policy.context), 1)[:, 0]
+            paths = self._proposals(tasks, seeds, 1)[:, 0]
         else:
-            world = self.world_of(system.checkpoint, system.mode or "none")
+            world = self._world(system)
             state = protocol.opened(world, problems, seeds)
             goals = torch.from_numpy(np.stack([problem.goal for problem in problems])).to(world.device)
             aim = make_objective(self.objective_name, goal_frames=goals, encode=world.encode)
-            chosen = self._choose(system, world, state, aim, problems, seeds)
+            dreams = replace(self.dreams, tick=tick)
+            if system.rank is None:
+                chosen = plan_line(world, state, aim, self._prior, args.cem, args.horizon, dreams)
+            else:
+                chosen = rank(world, state, aim, self._proposals(tasks, seeds, system.rank), dreams)
             paths, shown = chosen.paths, chosen.frames.numpy()
         for i, problem in enumerate(problems):
             pictures.keep(args.out, f"planning/gt/{problem.name}", np.stack([problem.frames[-1], problem.goal]), ["seen", "goal"])
@@ -319,16 +392,7 @@ class _Evaluation:
         spacing = self.dataset.displacement.spacing
         return [protocol.judge_path(path.numpy(), problem, spacing) for path, problem in zip(paths, problems, strict=True)]
 
-    def _choose(
-        self, system: System, world: WorldModel, state: Any, aim: Objective, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> Chosen:
-        args = self.args
-        config = DreamConfig(args.repeats, args.at_once, args.as_released)
-        if system.rank is None:
-            return plan_line(world, state, aim, self._prior, args.cem, args.horizon, config)
-        return rank(world, state, aim, self._policy.propose(_view(problems, seeds, self._policy.context), system.rank), config)
-
-    def _far(self, system: System, evaluation: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    def _far(self, evaluation: str, system: System, tasks: Sequence[Task], tick: Tick) -> list[dict[str, Any]]:
         args, rate = self.args, self.dataset.displacement.rate
         problems = self._problems(tasks)
         at = [round(second * rate) for second in args.seconds]
@@ -336,15 +400,14 @@ class _Evaluation:
         if system.checkpoint is None:
             frames = np.stack([np.repeat(p.frames[-1:], len(at), 0) for p in problems])
         else:
-            world = self.world_of(system.checkpoint, system.mode or "none")
-            seeds = self._seeds(problems)
-            frames = protocol.far_frames(world, problems, evaluation, args.seconds, seeds, as_released=args.as_released)
+            seeds, world = self._seeds(problems), self._world(system)
+            frames = protocol.far_frames(world, problems, evaluation, args.seconds, seeds, as_released=args.as_released, tick=tick)
         rows = []
         for i, problem in enumerate(problems):
             for name, pixels in (("gt", truth[i]), (pictures.plain(system.name), frames[i])):
                 pictures.keep(args.out, f"{evaluation}/{name}/{problem.name}", pixels, self._names(evaluation))
             where = {"trajectory": problem.task.trajectory, "time": problem.task.time, "seconds": list(args.seconds)}
-            rows.append({**where, **protocol.judge_frames(frames[i], truth[i])})
+            rows.append({**where, **protocol.judge_frames(frames[i], truth[i], self.metrics)})
         return rows
 
     def _names(self, evaluation: str) -> list[str]:
@@ -354,45 +417,84 @@ class _Evaluation:
 
     # -- kept on the disk ---------------------------------------------------------------------------------------------------------------
 
-    def _rows(self, name: str, tasks: Sequence[Task], make: Callable[[Sequence[Task]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _cell(self, evaluation: str, system: System) -> Path:
+        return self.args.out / "cells" / f"{pictures.plain(f'{evaluation} {system.name}')}.json"
+
+    def _made_with(self, evaluation: str, system: System) -> dict[str, Any]:
+        """What decides a cell's rows besides the arguments that `claim` compares."""
+        told: dict[str, Any] = {}
+        if system.checkpoint:
+            world = self._world(system)
+            told = {"checkpoint": system.checkpoint, "weights": self.weights_of(system.checkpoint), "dtype": precision(world)}
+            told["sampler"] = asdict(world.sampler)
+        if evaluation != "planning":
+            return {**told, "metrics": list(self.metrics), "frame_size": self.size}
+        return {**told, "objective": self.objective_name} if told else told
+
+    @cached_property
+    def _cells(self) -> dict[Path, dict[str, Any]]:
+        """What lay in the folder when we came; a damaged file is no cell."""
+        found = {file: _read_cell(file) for file in sorted((self.args.out / "cells").glob("*.json"))}
+        return {file: cell for file, cell in found.items() if cell is not None}
+
+    def _told(self, key: str) -> Any:
+        """How "auto" was understood when the folder's rows were made; None if none are there."""
+        return next((cell["made_with"][key] for cell in self._cells.values() if key in cell["made_with"]), None)
+
+    def _check_cells(self) -> None:
+        """Rows of other weights, or made otherwise, are neither taken for ours nor thrown away."""
+        for evaluation in dict.fromkeys(self.args.evaluations):
+            for system in self._systems_of(evaluation):
+                file, wanted = self._cell(evaluation, system), self._made_with(evaluation, system)
+                there = self._cells[file]["made_with"] if file in self._cells else wanted
+                for key in sorted((wanted.keys() | there.keys()) - {"checkpoint"}):  # the same weights may have moved
+                    if there.get(key) != wanted.get(key):
+                        was = f"{key}={there.get(key)!r} (checkpoint {there.get('checkpoint')!r}), not {wanted.get(key)!r}"
+                        raise ValueError(f"{file} holds rows made with {was}; use another folder, or remove the file to make them again")
+
+    def _done(self, evaluation: str, system: System) -> list[dict[str, Any]]:
+        """Rows of a cell's file, if they are of the first tasks."""
+        tasks = self._tasks(evaluation)
+        rows = self._cells.get(self._cell(evaluation, system), {}).get("rows", [])[: len(tasks)]
+        same = all((row["trajectory"], row["time"]) == (task.trajectory, task.time) for row, task in zip(rows, tasks))
+        return rows if same else []
+
+    def _frames(self, evaluation: str, system: System) -> int:
+        """How many a world dreams for each task; 0 without a world."""
+        if system.checkpoint is None:
+            return 0
+        if evaluation != "planning":
+            return sum(map(len, protocol.stops(evaluation, self.args.seconds, self.dataset.displacement.rate)))
+        if system.rank is None:
+            return line_frames(self.args.cem, self.args.horizon, self.dreams)
+        return rank_frames(system.rank, self.args.horizon, self.dreams)
+
+    def _rows(self, evaluation: str, system: System) -> list[dict[str, Any]]:
         """A row per task; those in the cell's file are not made again."""
-        file = self.args.out / "cells" / f"{pictures.plain(name)}.json"
-        try:
-            rows = json.loads(file.read_text())
-        except (OSError, ValueError):
-            rows = []
-        done = [(row["trajectory"], row["time"]) for row in rows]
-        expected = [(task.trajectory, task.time) for task in tasks]
-        rows = rows[: len(tasks)] if done[: len(tasks)] == expected[: len(done)] else []
-        with tqdm(total=len(tasks), initial=len(rows), desc=name, unit="task", disable=not self.progress) as bar:
+        tasks, rows = self._tasks(evaluation), [*self._done(evaluation, system)]
+        file, made_with = self._cell(evaluation, system), self._made_with(evaluation, system)
+        make = self._plan if evaluation == "planning" else partial(self._far, evaluation)
+        each = self._frames(evaluation, system)
+        unit, each = ("frame", each) if each else ("task", 1)
+        title = f"{evaluation} {system.name}"
+        with tqdm(total=each * len(tasks), initial=each * len(rows), desc=title, unit=unit, disable=not self.progress) as bar:
             while len(rows) < len(tasks):
                 part = tasks[len(rows) : len(rows) + self.args.lanes]
-                rows += make(part)
-                write_atomically(file, json.dumps(rows).encode())
-                bar.update(len(part))
+                rows += make(system, part, bar.update)
+                write_atomically(file, json.dumps({"made_with": made_with, "rows": rows}).encode())
+                bar.update(each * len(rows) - bar.n)  # a world has told it all by then
         return rows
 
-    def _claim(self, weights: Mapping[str, str]) -> None:
-        """Make the folder ours, or see that its rows were made with the same arguments and weights."""
-        args = self.args
-        free = {"checkpoint", "modes", "evaluations", "rank", "device", "lanes", "at_once", "out"}  # change no finished row
-        free |= {"tasks"} if args.train_data is not None else set()  # else it decides which drives policy and prior are made from
-        values: dict[str, Any] = json.loads(json.dumps(asdict(args), default=str))
-        file = args.out / "args.json"
-        before: dict[str, Any] = {}
-        if file.is_file():
-            try:
-                before = json.loads(file.read_text())
-            except ValueError as error:
-                raise ValueError(f"{file} is damaged ({error}); use another folder") from error
-            for key in values.keys() - free:
-                if before.get(key) != values[key]:
-                    raise ValueError(f"{args.out} holds results with {key}={before.get(key)!r}, not {values[key]!r}; use another folder")
-        known = {**before.get("weights", {}), **weights}
-        for name, found in before.get("weights", {}).items():
-            if known[name] != found:
-                raise ValueError(f"{args.out} holds results of other weights under the name {name!r}; use another folder")
-        write_atomically(file, as_json({**values, "weights": known}))
+
+def _read_cell(file: Path) -> dict[str, Any] | None:
+    """A cell with its rows and what they were made with; None if it is damaged, ValueError if it was written by an older version."""
+    try:
+        cell = json.loads(file.read_text())
+    except ValueError:
+        return None
+    if not isinstance(cell, dict) or "made_with" not in cell:
+        raise ValueError(f"{file} does not say what its rows were made with; use another folder")
+    return cell
 
 
 def _view(problems: Sequence[Problem], seeds: Sequence[int], context: int) -> View:

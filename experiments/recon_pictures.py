@@ -71,10 +71,10 @@ def plot_plans(out: Path, tasks: Sequence[Task], systems: Sequence[str]) -> None
     _plot_grid(grid, [title for title, _, _ in columns], [f"{t.trajectory}\nframe {t.time}" for t in tasks[:SHOWN]], out / "frames.png")
 
 
-def plot_far(out: Path, task: Task, evaluations: Mapping[str, tuple[Sequence[str], Sequence[str]]], seconds: Sequence[int]) -> None:
-    """One task's truth and dreams at each time: evaluation -> (names of its files, systems)."""
+def plot_far(out: Path, evaluations: Mapping[str, tuple[Task, Sequence[str], Sequence[str]]], seconds: Sequence[int]) -> None:
+    """A task's truth and dreams at each time: evaluation -> (task, names of its files, systems)."""
     grid, labels = [], []
-    for evaluation, (names, systems) in evaluations.items():
+    for evaluation, (task, names, systems) in evaluations.items():
         for system in ("gt", *systems):
             grid.append([kept(out, f"{evaluation}/{plain(system)}/{task.trajectory}-{task.time}", name) for name in names])
             labels.append(f"{evaluation}\n{'truth' if system == 'gt' else system}")

@@ -31,8 +31,8 @@ from wmgym.experiments.loopnav import (
     COLOURS,
     DreamArgs,
     context_lengths,
-    fingerprint,
     loader,
+    made_with,
     plot_strips,
     reconstruct,
     save_figure,
@@ -114,7 +114,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     world_of = loader(args.checkpoint, args)
     model = world_of(modes[0])
     is_cards = model.kinematics.name == "memory_cards"
-    claim(args.out, {**asdict(args), "weights": fingerprint(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
+    claim(args.out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
     paths = _episodes(args, model, progress)
     more = {"more": replay.tile_scores} if is_cards else {}
     settings = loopnav.Settings(args.seed, args.lanes, lpips_available(), **more)

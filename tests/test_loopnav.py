@@ -14,12 +14,13 @@ from standins import StandInWorld, draw, to_pixels
 from torch import Tensor
 
 from wmgym.benchmarks import loopnav, loopnav_table
-from wmgym.benchmarks.loopnav import BEST_PSNR, Course, Settings
+from wmgym.benchmarks.loopnav import Course, Settings
 from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames
 from wmgym.core import Frames, WorldState
 from wmgym.data.episode import Episode, Metadata, Segment, save_episode
 from wmgym.geometry import compose
 from wmgym.kinematics import MINECRAFT
+from wmgym.metrics.image import BEST_PSNR
 
 SIZE = 16
 COURSE = Course("ABA", 5)

@@ -40,6 +40,15 @@ def test_ssim_of_a_negative_is_negative() -> None:
     assert (image.ssim(255 - noise, noise) < -0.5).all()
 
 
+def test_what_is_asked_for_is_judged_and_equal_frames_have_a_bounded_psnr() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    found = image.judge(frames, frames)
+    assert list(found) == ["psnr", "ssim"] and found["psnr"].tolist() == [image.BEST_PSNR] * 2 and found["ssim"] == pytest.approx(1)
+    assert list(image.judge(frames, frames, ["ssim"])) == ["ssim"]
+    with pytest.raises(ValueError, match="metric must be one of"):
+        image.judge(frames, frames, ["fid"])
+
+
 @pytest.mark.parametrize("measure", [image.psnr, image.ssim])
 def test_frames_do_not_affect_each_other(measure) -> None:
     frames = torch.randint(0, 256, (6, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -95,6 +104,36 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 def test_equal_values_leave_no_doubt_and_one_value_leaves_all() -> None:
     assert (bootstrap_interval([2.0] * 5).low, bootstrap_interval([2.0] * 5).high) == (2, 2)
     assert math.isnan(bootstrap_interval([2.0]).low)
+
+
+def test_one_value_per_cluster_is_no_cluster() -> None:
+    values = np.random.default_rng(5).normal(0, 1, 30)
+    assert bootstrap_interval(values, clusters=[f"drive {i}" for i in range(30)]) == bootstrap_interval(values)
+    assert paired_difference(values, values[::-1], clusters=range(30)) == paired_difference(values, values[::-1])
+
+
+def test_what_a_cluster_says_several_times_counts_once() -> None:
+    values = np.random.default_rng(6).normal(0, 1, 20)
+    found = bootstrap_interval(np.repeat(values, 8), clusters=np.repeat(np.arange(20), 8).tolist())
+    once = bootstrap_interval(values)
+    assert (found.mean, found.low, found.high) == pytest.approx((once.mean, once.low, once.high)) and found.count == 20
+    naive = bootstrap_interval(np.repeat(values, 8))
+    assert found.high - found.low > 2 * (naive.high - naive.low)
+    assert math.isnan(bootstrap_interval([1.0, 2.0], clusters=["a", "a"]).low)
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        bootstrap_interval([1.0, 2.0], clusters=["a"])
+
+
+def test_intervals_of_clusters_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(7)
+    covered = []
+    for _ in range(400):
+        sizes = rng.integers(1, 9, 60)
+        values, names = np.repeat(rng.normal(0, 1, 60), sizes) + rng.normal(0, 0.3, sizes.sum()), np.repeat(np.arange(60), sizes).tolist()
+        both = (bootstrap_interval(values, confidence=0.8, samples=400, clusters=told) for told in (names, None))
+        covered.append([found.low <= 0 <= found.high for found in both])
+    with_clusters, without = np.mean(covered, 0)
+    assert with_clusters == pytest.approx(0.8, abs=0.06) and without < 0.5
 
 
 def test_pairs_cancel_what_both_share() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import wmgym
 from wmgym import rng
+from wmgym.agents import policy as policies
 from wmgym.agents.cem import CEMConfig, Gaussian, straight_line_prior
 from wmgym.agents.objectives import make_objective
 from wmgym.agents.policy import PolicyConfig, along, fit_policy
@@ -26,6 +27,7 @@ from wmgym.core import Clip, Footprint, Frames, Recall, WorldState
 from wmgym.data import recon
 from wmgym.data.latents import Latents
 from wmgym.data.recon import Task, Trajectory
+from wmgym.experiments.loopnav import fingerprint, precision
 from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.geometry import compose
 from wmgym.kinematics import Displacement
@@ -76,7 +78,7 @@ class Seen(Trajectory):
     """A drive through the true world."""
 
     def frames(self, index: Any, size: int) -> np.ndarray:
-        return look(torch.from_numpy(self.poses[np.asarray(index)])).numpy()
+        return look(torch.from_numpy(self.poses[np.asarray(index)])).numpy().repeat(size // SIZE, 1).repeat(size // SIZE, 2)
 
 
 def drive(seed: int = 0, length: int = 80) -> Trajectory:
@@ -211,6 +213,35 @@ def test_ranking_takes_the_proposal_that_was_driven() -> None:
         assert np.abs(chosen.frames.numpy().astype(int) - np.stack([p.goal for p in asked])).max() <= 1
 
 
+def test_a_cost_that_is_no_number_is_not_chosen() -> None:
+    asked, world = problems(1), TrueWorld()
+    truth = torch.from_numpy(asked[0].future)
+    proposals = torch.stack([truth + 0.1, truth, truth + 0.2])[None]
+    state = protocol.opened(world, asked, [0])
+    assert torch.equal(rank(world, state, lambda futures: torch.tensor([[math.nan, 2.0, 1.0]]), proposals).paths[0], proposals[0, 2])
+    assert torch.equal(rank(world, state, lambda futures: torch.full((1, 3), math.nan), proposals).paths[0], proposals[0, 0])
+
+
+def test_dreams_and_candidates_share_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    plain = rng.noise
+    monkeypatch.setattr(rng, "noise", lambda keys, shape: (drawn.append(keys), plain(keys, shape))[1])
+    dreamed: list[Tensor] = []
+
+    class Listening(TrueWorld):
+        def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
+            dreamed.append(state.keys)
+            return super().step(state, actions, stride)
+
+    asked, world = to_line(), Listening()
+    state = protocol.opened(world, asked, [0, 1, 2])
+    prior = Gaussian(torch.tensor([[-0.1, 0.0, 0.0]]), torch.tensor([[0.08, 0.1, 0.1]]))
+    aim = make_objective("ssim", goal_frames=np.stack([p.goal for p in asked]))
+    plan_line(world, state, aim, prior, CEMConfig(samples=4, elites=2, iterations=2), 2, DreamConfig(repeats=3))
+    candidates, dreams = ({tuple(key.tolist()) for keys in kind for key in keys} for kind in (drawn, dreamed))
+    assert len(candidates) == 6 and len(dreams) == 9 and not candidates & dreams
+
+
 def test_errors_of_a_shifted_path_are_the_shift() -> None:
     problem = problems(1)[0]
     row = judge_path(problem.future + np.array([0.3, 0.4, 0, 0.2, 0], np.float32), problem, 0.25)
@@ -249,6 +280,19 @@ def test_the_policy_learns_where_one_drives_and_its_first_proposal_is_the_likeli
     assert torch.allclose(alone[0], proposals[2], atol=1e-4)
     again = fit_policy(drives, MOVES.spacing, config, tmp_path, progress=False)  # read, not fitted
     assert torch.equal(again.propose(view, 2), policy.propose(view, 2))
+    doubled = View(view.frames.repeat(2, 2).repeat(2, 3), view.goals.repeat(2, 1).repeat(2, 2), view.keys)
+    assert torch.equal(policy.propose(doubled, 2), policy.propose(view, 2))  # frames of any size are looked at in its own
+    for other, spacing in ((replace(config, seed=1), MOVES.spacing), (config, 1.0)):
+        with pytest.raises(ValueError, match=r"policy\.safetensors was fitted with .* use another folder"):
+            fit_policy(drives, spacing, other, tmp_path, progress=False)
+
+
+def test_the_policy_keeps_a_bounded_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "MOST_BYTES", 200 * SIZE * SIZE * 3)
+    drives = policies._Drives([drive(0), drive(1, 200), drive(2), drive(3)], PolicyConfig(size=SIZE), progress=False)
+    assert len(drives.frames) == 160 and np.array_equal(drives.poses[80:], drive(2).poses)
+    larger = policies._Drives([drive(0, 40), drive(1, 40)], PolicyConfig(size=2 * SIZE), progress=False)
+    assert len(larger.poses) == 40
 
 
 def test_a_path_looks_where_it_goes() -> None:
@@ -291,15 +335,117 @@ def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_pat
     assert made <= {file.name for file in args.out.iterdir()}
     assert json.loads((args.out / "result.json").read_text())["spacing_m"] == 0.5
     cell = args.out / "cells" / "planning-WorldPack.json"
-    whole, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns
-    cell.write_text(json.dumps(whole[:1]))  # as if killed after the first task
+    held, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns
+    whole = held["rows"]
+    cell.write_text(json.dumps({**held, "rows": whole[:1]}))  # as if killed after the first task
     again = evaluate(replace(args, lanes=1), progress=False)
     assert (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns == stamp
-    for row, other in zip(whole, json.loads(cell.read_text()), strict=True):
+    for row, other in zip(whole, json.loads(cell.read_text())["rows"], strict=True):
         assert np.allclose(row["path"], other["path"], atol=2e-3)
     assert again["planning"][0] == report["planning"][0]
     with pytest.raises(ValueError, match="holds results with samples=4, not 5"):
         evaluate(replace(args, samples=5), progress=False)
+
+
+def test_rows_of_other_weights_are_neither_taken_nor_thrown_away(tmp_path: Path, checkpoint: Path) -> None:
+    args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0)
+    first = evaluate(args, progress=False)
+    cell = args.out / "cells" / "planning-NWM.json"
+    held = cell.read_bytes()
+    moved, other = (str(tmp_path / name / "model.safetensors") for name in ("moved", "other"))
+    world, config, _ = load(checkpoint)
+    save(moved, world, config)
+    torch.nn.init.normal_(next(world.net.parameters()))
+    save(other, world, config)
+    assert evaluate(replace(args, checkpoint=(moved,)), progress=False)["planning"] == first["planning"] and cell.read_bytes() == held
+    with pytest.raises(ValueError, match=r"planning-NWM\.json holds rows made with weights=.*checkpoint .*use another folder, or remove"):
+        evaluate(replace(args, checkpoint=(other,)), progress=False)
+    with pytest.raises(ValueError, match=r"holds rows made with dtype='float32'.* not 'bfloat16'"):
+        evaluate(replace(args, dtype="bfloat16"), progress=False)
+    with pytest.raises(ValueError, match=r"holds rows made with objective='latent'.* not 'ssim'"):
+        evaluate(replace(args, objective="ssim"), progress=False)
+    assert cell.read_bytes() == held
+    cell.write_text(json.dumps(json.loads(held)["rows"]))
+    with pytest.raises(ValueError, match="does not say what its rows were made with"):
+        evaluate(args, progress=False)
+
+
+def test_auto_is_what_the_folder_was_begun_with(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with other weights, or a GPU, the rest of a table is made as its first rows were."""
+    args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0, evaluations=("planning", "time"))
+    args = replace(args, dtype="bfloat16")
+    assert evaluate(args, progress=False)["objective"] == "latent"
+    monkeypatch.setattr("wmgym.experiments.recon.lpips_available", lambda: True)
+    monkeypatch.setattr("wmgym.experiments.recon.available", lambda: ("psnr", "ssim", "lpips"))
+    report = evaluate(replace(args, dtype="auto", modes=("none", "worldpack")), progress=False)
+    assert (report["objective"], report["frame_metrics"]) == ("latent", "psnr, ssim")
+    told = [json.loads((args.out / "cells" / f"planning-{name}.json").read_text())["made_with"] for name in ("NWM", "WorldPack")]
+    assert told[0] == told[1] and told[1]["dtype"] == "bfloat16"
+
+
+def test_the_same_weights_are_known_in_any_precision(checkpoint: Path) -> None:
+    whole, half = (load_world(str(checkpoint), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert fingerprint(whole) == fingerprint(half) and (precision(whole), precision(half)) == ("float32", "bfloat16")
+    other, _, _ = load(checkpoint)
+    with torch.no_grad():
+        next(other.net.parameters()).flatten()[0].add_(1)
+    assert fingerprint(other) != fingerprint(whole)
+
+
+def test_one_task_gives_valid_json(tmp_path: Path) -> None:
+    args = replace(arguments(tmp_path, tmp_path), checkpoint=(), tasks=1, policy_steps=0)
+    evaluate(args, progress=False)
+    told = json.loads((args.out / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert told["planning"][0]["ate_m"] > 0 and told["planning"][0]["ate_m_low"] is None
+    assert "nan" not in (args.out / "table.md").read_text()
+
+
+def test_what_there_is_to_dream_is_said_before_and_counted_right(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path, checkpoint, evaluations=("planning", "time", "rollout_4fps"), modes=("none",), denoise_steps=2)
+    dreamed: list[int] = []
+    step = WorldModel.step
+    monkeypatch.setattr(WorldModel, "step", lambda self, s, a, stride=1: (dreamed.append(len(a)), step(self, s, a, stride))[1])
+    evaluate(args)
+    said = capsys.readouterr().err
+    plan, ranked, far = ((4 * 1 + 1) * 2 + 1) * 8, 3 * 2 * 8, 2 + 8  # candidates and their mean, twice; proposals; seconds 1 and 2
+    frames = 3 * (plan + ranked + far)
+    assert sum(dreamed) == frames
+    first = next(line for line in said.splitlines() if line.startswith("recon: "))
+    assert first == f"recon: 8 rows to make, {frames:,} frames to dream, {2 * frames:,} network evaluations"
+    assert f"{3 * plan}/{3 * plan}" in said  # the bar counts frames, and knows how many there will be
+    evaluate(args)
+    assert "recon: 0 rows to make, 0 frames to dream, 0 network evaluations" in capsys.readouterr().err
+
+
+def rows_of(values: list[float], drives: list[str]) -> list[dict[str, Any]]:
+    return [{"trajectory": d, "time": i, **dict.fromkeys(protocol.PLAN_COLUMNS, v)} for i, (v, d) in enumerate(zip(values, drives))]
+
+
+def test_intervals_rest_on_drives_and_differences_are_paired() -> None:
+    easy_and_hard, drives = [1.0, 1, 1, 9, 9, 9], ["a", "a", "a", "b", "b", "b"]
+    planning = {
+        "straight line": rows_of(easy_and_hard, drives),
+        "NWM": rows_of([v - 0.5 for v in easy_and_hard], drives),
+        "WorldPack": rows_of([v - 0.75 for v in easy_and_hard], drives),
+    }
+    found = protocol.summarise(planning, {}, ("straight line", "copy", "NWM"))
+    assert [(row["tasks"], row["drives"]) for row in found["planning"]] == [(6, 2)] * 3
+    assert (found["planning"][0]["ate_m_low"], found["planning"][0]["ate_m_high"]) == (1, 9)  # two drives say very little
+    gaps = {row["difference"]: (row["ate_m"], row["ate_m_low"], row["ate_m_high"]) for row in found["planning_differences"]}
+    assert gaps == {"NWM - straight line": (-0.5,) * 3, "WorldPack - straight line": (-0.75,) * 3, "WorldPack - NWM": (-0.25,) * 3}
+    assert "| WorldPack - NWM |" in protocol.markdown(found, "")
+
+
+def test_a_metric_counts_only_where_all_rows_have_it() -> None:
+    row = {"trajectory": "a", "time": 3, "seconds": [1, 2], "psnr": [20.0, 10.0]}
+    other = {**row, "time": 11, "ssim": [0.5, 0.25], "lpips": [0.1, 0.2]}
+    whole = {**row, "ssim": [1.0, 1.0]}
+    found = protocol.summarise({}, {"time": {"copy": [whole, {**whole, "time": 11}], "NWM": [row, other]}}, ("copy",))
+    assert [("ssim" in line, "lpips" in line) for line in found["frames"]] == [(True, False), (False, False)] * 2
+    assert [line["psnr"] for line in found["frame_differences"]] == [0, 0] and "ssim" not in found["frame_differences"][0]
+    assert "psnr | ssim |" in protocol.markdown(found, "")
 
 
 def test_a_published_split_and_the_processed_layout_are_taken(tmp_path: Path) -> None:
@@ -308,11 +454,37 @@ def test_a_published_split_and_the_processed_layout_are_taken(tmp_path: Path) ->
     folder = write_processed(tmp_path / "drives", count=4)
     (folder / "navigation_eval.pkl").write_bytes(pickle.dumps([("jackal_1", 3, 8, 8), ("jackal_2", 11, 8, 8)]))
     report = evaluate(ReconArgs(folder, policy_steps=2, out=tmp_path / "out"), progress=False)
-    rows = json.loads((tmp_path / "out" / "cells" / "planning-straight-line.json").read_text())
+    rows = json.loads((tmp_path / "out" / "cells" / "planning-straight-line.json").read_text())["rows"]
     assert [(row["trajectory"], row["time"]) for row in rows] == [("jackal_1", 3), ("jackal_2", 11)]
     assert [row["system"] for row in report["planning"]] == ["straight line", "GNM-like policy"]
     with pytest.raises(ValueError, match="asks for a goal 8 steps ahead, horizon is 6"):
         evaluate(ReconArgs(folder, horizon=6, policy_steps=0, out=tmp_path / "other"), progress=False)
+
+
+def test_frames_far_ahead_are_judged_on_the_drives_that_a_split_names(tmp_path: Path) -> None:
+    """time.pkl and rollout.pkl name the tasks; without them navigation_eval.pkl names the drives."""
+    import pickle
+
+    folder = write_processed(tmp_path / "drives", count=4)
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    (splits / "navigation_eval.pkl").write_bytes(pickle.dumps([("jackal_2", 3, 8, 8), ("jackal_2", 11, 8, 8)]))
+
+    def tasks(evaluation: str, out: str, **changes: Any) -> list[tuple[str, int]]:
+        few = {"policy_steps": 0, "seconds": (1, 2), "tasks": 3, **changes}
+        report = evaluate(ReconArgs(folder, evaluations=(evaluation,), out=tmp_path / out, **few), progress=False)  # type: ignore[arg-type]
+        rows = json.loads((tmp_path / out / "cells" / f"{evaluation.replace('_', '-')}-copy.json").read_text())["rows"]
+        assert report["frames"][0]["tasks"] == len(rows)
+        return [(row["trajectory"], row["time"]) for row in rows]
+
+    assert len({drive for drive, _ in tasks("time", "spread", tasks=12)}) > 1
+    assert {drive for drive, _ in tasks("time", "named", split=splits / "navigation_eval.pkl")} == {"jackal_2"}
+    (splits / "time.pkl").write_bytes(pickle.dumps([("jackal_3", 5, -5, 24), ("jackal_0", 7, -7, 22)]))
+    (splits / "rollout.pkl").write_bytes(pickle.dumps([("jackal_1", 4, -4, 25)]))
+    assert tasks("time", "time", split=splits / "navigation_eval.pkl") == [("jackal_3", 5), ("jackal_0", 7)]
+    assert tasks("rollout_4fps", "rollout", split=splits / "navigation_eval.pkl") == [("jackal_1", 4)]
+    (folder / "rollout.pkl").write_bytes((splits / "rollout.pkl").read_bytes())
+    assert tasks("rollout_1fps", "beside") == [("jackal_1", 4)]
 
 
 def test_weights_for_other_displacements_are_refused(tmp_path: Path, checkpoint: Path) -> None:

@@ -91,6 +91,27 @@ def test_a_pickle_that_names_anything_else_is_refused(tmp_path: Path, monkeypatc
     assert [file.name for file in tmp_path.iterdir()] == ["traj_data.pkl"]
 
 
+def test_a_pickle_that_holds_itself_or_is_too_deep_is_refused(tmp_path: Path) -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    (tmp_path / "itself.pkl").write_bytes(pickle.dumps(itself))
+    (tmp_path / "deep.pkl").write_bytes(b"\x80\x04" + b"]" * 50_000 + b"a" * 49_999 + b".")
+    for name in ("itself.pkl", "deep.pkl"):
+        with pytest.raises(ValueError, match="nested too deeply, or holds itself"):
+            load_plain(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [b"\x90", b"\x91"], ids=["set", "frozenset"])
+def test_a_set_is_looked_into(tmp_path: Path, kind: bytes) -> None:
+    whole = b"\x80\x04" + (b"(K\x01K\x02\x91." if kind == b"\x91" else b"\x8f(K\x01K\x02\x90.")
+    (tmp_path / "data.pkl").write_bytes(whole)
+    assert load_plain(tmp_path / "data.pkl") == {1, 2}
+    function = b"c_codecs\nencode\n"
+    (tmp_path / "data.pkl").write_bytes(b"\x80\x04" + (b"(" + function + b"\x91." if kind == b"\x91" else b"\x8f(" + function + b"\x90."))
+    with pytest.raises(ValueError, match="it holds a _Function"):
+        load_plain(tmp_path / "data.pkl")
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -148,6 +148,9 @@ def test_the_report_is_whole_and_a_finished_run_makes_nothing_again(
     assert again["cells"] == report["cells"] and again["reward_head"] == report["reward_head"]
     with pytest.raises(ValueError, match="context=32, not 33"):
         run(checkpoint, tmp_path, context=33)
+    assert run(checkpoint, tmp_path, dtype="float32")["cells"] == report["cells"]  # what "auto" is here
+    with pytest.raises(ValueError, match="dtype='float32', not 'bfloat16'"):
+        run(checkpoint, tmp_path, dtype="bfloat16")
 
 
 def test_episodes_may_be_given_and_must_be_of_the_checkpoints_world(checkpoint: str, zig_zags: Path, tmp_path: Path) -> None:

@@ -118,15 +118,6 @@ def test_a_row_is_in_metres_and_in_waypoint_spacings(rng: Rng) -> None:
     assert row["final_yaw_rad"] == pytest.approx(2 * math.pi - 6)
 
 
-def test_intervals_hold_the_mean_of_each_column() -> None:
-    found = tr.intervals({"ate": float(i), "flat": 2.0} for i in range(40))
-    assert found["ate"].low < found["ate"].mean == 19.5 < found["ate"].high
-    assert (found["flat"].low, found["flat"].high) == (2, 2)
-    with pytest.raises(ValueError, match="same names"):
-        tr.intervals([{"a": 1.0}, {"b": 1.0}])
-    with pytest.raises(ValueError, match="no rows"):
-        tr.intervals([])
-
 
 # -- what is refused --------------------------------------------------------------------------------------------------------------------
 

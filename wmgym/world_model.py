@@ -132,8 +132,8 @@ class WorldModel(nn.Module):
         wanted = (len(state.times), self.chunk, *([size] if size else []))
         if actions.shape != wanted:
             raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
-        state, (poses, rewards, ends) = self.imagine(state, actions, stride)
-        pixels = to_uint8(self.autoencoder.decode(state.latents))
+        state, (poses, rewards, ends), pixels = self._imagine(state, actions, stride)
+        pixels = pixels if pixels is not None else to_uint8(self.autoencoder.decode(state.latents))
         spent = evaluations(self.sampler.name, self.sampler.denoise_steps)
         return state, Frames(pixels, poses, rewards, ends, {"network_evaluations": spent})
 
@@ -143,6 +143,12 @@ class WorldModel(nn.Module):
         self, state: WorldState, actions: Tensor, stride: int = 1
     ) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None]]:
         """A step that stays in latent space: the new state, and the chunk's poses, rewards and ends."""
+        return self._imagine(state, actions, stride)[:2]
+
+    def _imagine(
+        self, state: WorldState, actions: Tensor, stride: int
+    ) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None], Tensor | None]:
+        """Also its frames, if they had to be decoded to be remembered."""
         egomotion = self.kinematics.motion(actions)
         query = self.query(state.poses, egomotion, state.times + (stride - 1))
         context = self.recall(state.memories, query)
@@ -153,8 +159,9 @@ class WorldModel(nn.Module):
         kv = bound.keys_values(latents) if self._needs_kv else None
         recall = context.recall or self._no_recall(len(actions))
         state = replace(state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), recall=recall)
-        kept = self.encode(to_uint8(self.autoencoder.decode(latents))) if self.through_pixels else latents
-        return self._write(state, Seen(kept, poses, query.times, actions, valid, kv)), (poses, rewards, ends)
+        pixels = to_uint8(self.autoencoder.decode(latents)) if self.through_pixels else None
+        kept = latents if pixels is None else self.encode(pixels)
+        return self._write(state, Seen(kept, poses, query.times, actions, valid, kv)), (poses, rewards, ends), pixels
 
     def _sample(self, bound: Any, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Latents [B, *shape] from noise, by the sampler of the settings."""

@@ -13,7 +13,7 @@ How this differs from the released scripts, which contradict themselves:
 
 * Terminal frames are the last 21, 31, 61, 101 at the paper's 20 frames/s. Our steps are 0.2 s, so they are a quarter, rounded up.
 * The walker stands still for 3 s after its arrival. LoopNav's recorder drops idle ticks, so those frames are not judged here.
-* PSNR of equal frames is infinite; it counts as 60 dB, about what rounding to 8 bits leaves of a perfect picture.
+* PSNR of equal frames is infinite; it counts as 60 dB (`metrics.image.BEST_PSNR`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames, steps_made
 from wmgym.core import World
@@ -39,7 +38,6 @@ BASELINES = ("copy", "ceiling")
 VIEWS = "views"  # the cell that tells how near each view of a leg had been seen
 TERMINAL = {5: 21, 15: 31, 30: 61, 50: 101}  # frames at the end of the leg, at PAPER_RATE
 PAPER_RATE, RATE = 20, 5  # frames per second: LoopNav's, ours
-BEST_PSNR = 60.0
 COLUMNS = 10  # frames of a strip
 _MOVED = 0.02  # blocks or radians: below it the view stands still
 _ALIKE = math.radians(30)
@@ -118,11 +116,7 @@ def read_loops(paths: Iterable[Path]) -> list[Loop]:
 
 def judge(frames: np.ndarray, truth: np.ndarray, with_lpips: bool = False) -> dict[str, np.ndarray]:
     """Metric -> value of each frame."""
-    a, b = torch.from_numpy(frames), torch.from_numpy(truth)
-    scores = {"psnr": image.psnr(a, b).clamp(max=BEST_PSNR), "ssim": image.ssim(a, b)}
-    if with_lpips:
-        scores["lpips"] = image.lpips(a, b)
-    return {name: value.numpy() for name, value in scores.items()}
+    return image.judge(frames, truth, ("psnr", "ssim", *(["lpips"] if with_lpips else [])))
 
 
 def drift(dream: Dream, loop: Loop) -> np.ndarray:

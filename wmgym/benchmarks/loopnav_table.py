@@ -131,9 +131,10 @@ def _entry(row: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "–"
     digits = 3 if name.endswith(("ssim", "lpips")) else 2
-    if f"{name}_low" in row:
-        return f"{value:.{digits}f} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if f"{name}_low" not in row:
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) else "")  # one value has no interval
 
 
 def report_json(summary: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ the frame of the pose it starts from, as in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 from wmgym import rng
+from wmgym.benchmarks.loopnav_table import markdown_rows
 from wmgym.benchmarks.rollout import clip_of
 from wmgym.core import WorldState
 from wmgym.data.recon import Task, Trajectory, to_actions
 from wmgym.geometry import relative_pose
 from wmgym.kinematics import Displacement
 from wmgym.metrics import image
-from wmgym.metrics.statistics import Interval, bootstrap_interval
+from wmgym.metrics.statistics import bootstrap_interval
 from wmgym.metrics.trajectory import path_errors
 from wmgym.world_model import WorldModel
 
 SECONDS = (1, 2, 4, 8, 16)
 ISOLATED = ("time", "rollout_1fps", "rollout_4fps")
-BEST_PSNR = 60.0  # dB: what an equal frame counts as
 PAPER = """\
 Published, on 100 RECON trajectories (ATE / RPE in spacings of 0.25 m): GNM 1.87 / 0.73, NoMaD 1.93 / 0.52, NWM 1.13 / 0.35 (Bar et al.
 2024); CoME 0.96 / 0.28, STM 1.05 / 0.32, LTM 1.10 / 0.32, NWM+STM 0.98 / 0.30, NWM+LTM 1.07 / 0.33 (CoME, table 2). Other data are not
@@ -139,62 +139,76 @@ def hops(future: np.ndarray, frames: Sequence[int], moves: Displacement, *, as_r
     return actions
 
 
-def judge_frames(frames: np.ndarray, truth: np.ndarray) -> dict[str, list[float]]:
-    """Metric -> value of each frame [n, H, W, 3]; LPIPS and DreamSim where their weights are."""
-    a, b = torch.from_numpy(frames), torch.from_numpy(truth)
-    scores = {"psnr": image.psnr(a, b).clamp(max=BEST_PSNR), "ssim": image.ssim(a, b)}
-    if image.lpips_available():
-        scores["lpips"] = image.lpips(a, b)
-    if image.dreamsim_available():
-        scores["dreamsim"] = image.dreamsim(a, b)
-    return {name: [round(float(v), 4) for v in value] for name, value in scores.items()}
+def judge_frames(frames: np.ndarray, truth: np.ndarray, metrics: Sequence[str]) -> dict[str, list[float]]:
+    """Metric -> value of each frame [n, H, W, 3], as plain numbers."""
+    return {name: [round(float(v), 4) for v in values] for name, values in image.judge(frames, truth, metrics).items()}
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------------------------
 
 PLAN_COLUMNS = ("ate_spacings", "rpe_spacings", "final_distance_spacings", "ate_m", "rpe_m", "final_yaw_rad")
+FRAME_COLUMNS = ("psnr", "ssim", "lpips", "dreamsim")
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # system -> rows, of the same tasks in the same order
 
 
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # system -> rows
+def summarise(planning: Rows, isolated: Mapping[str, Rows], references: Sequence[str] = ()) -> dict[str, Any]:
+    """System -> rows, and evaluation -> system -> rows, as tables of means with 95 % bootstrap intervals, and of paired differences.
 
-
-def summarise(planning: Rows, isolated: Mapping[str, Rows]) -> dict[str, Any]:
-    """System -> rows, and evaluation -> system -> rows, as tables of means with 95 % bootstrap intervals over trajectories."""
-    plans = [{"system": name, "tasks": len(rows), **_means(rows, PLAN_COLUMNS)} for name, rows in planning.items() if rows]
-    frames = []
+    Several tasks lie on one drive: intervals resample drives. Differences are those of each system from each of `references`.
+    """
+    plans = [{"system": name, **_means(rows, PLAN_COLUMNS)} for name, rows in planning.items() if rows]
+    gaps = [{"difference": words, **_means(rows, PLAN_COLUMNS)} for words, rows in _differences(planning, references, PLAN_COLUMNS)]
+    frames, frame_gaps = [], []
     for evaluation, systems in isolated.items():
-        for name, rows in systems.items():
-            for k, second in enumerate(rows[0]["seconds"] if rows else ()):
-                metrics = [m for m in ("psnr", "ssim", "lpips", "dreamsim") if m in rows[0]]
-                at = [{m: row[m][k] for m in metrics} for row in rows]
-                frames.append({"evaluation": evaluation, "system": name, "seconds": second, "tasks": len(rows), **_means(at, metrics)})
-    return {"planning": plans, "frames": frames}
+        times = next((rows[0]["seconds"] for rows in systems.values() if rows), ())
+        for k, second in enumerate(times):
+            where = {"evaluation": evaluation, "seconds": second}
+            at = {name: [_at(row, k) for row in rows] for name, rows in systems.items()}
+            frames += [{**where, "system": name, **_means(rows, FRAME_COLUMNS)} for name, rows in at.items() if rows]
+            pairs = _differences(at, references, FRAME_COLUMNS)
+            frame_gaps += [{**where, "difference": words, **_means(rows, FRAME_COLUMNS)} for words, rows in pairs]
+    return {"planning": plans, "planning_differences": gaps, "frames": frames, "frame_differences": frame_gaps}
+
+
+def _at(row: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """A row of frames at one of its times."""
+    return {"trajectory": row["trajectory"], "time": row["time"], **{m: row[m][k] for m in FRAME_COLUMNS if m in row}}
+
+
+def _differences(systems: Rows, references: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """System minus reference, task by task; of two references only the later minus the earlier."""
+    known = [name for name in references if systems.get(name)]
+    for name, rows in systems.items():
+        for other in known[: known.index(name)] if name in known else known:
+            pairs = list(zip(rows, systems[other], strict=True))
+            assert all((a["trajectory"], a["time"]) == (b["trajectory"], b["time"]) for a, b in pairs)
+            gaps = [{"trajectory": a["trajectory"], **{c: a[c] - b[c] for c in columns if c in a and c in b}} for a, b in pairs]
+            yield f"{name} - {other}", gaps
 
 
 def _means(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+    """Of the columns that all rows have."""
+    drives = [row["trajectory"] for row in rows]
+    out: dict[str, Any] = {"tasks": len(rows), "drives": len(set(drives))}
     for column in columns:
-        interval = bootstrap_interval([row[column] for row in rows])
-        out |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        if all(column in row for row in rows):
+            interval = bootstrap_interval([row[column] for row in rows], clusters=drives)
+            out |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
     return out
 
 
 def markdown(summary: Mapping[str, Any], about: str) -> str:
     """The same tables to read."""
     lines = ["# RECON", "", about, "", PAPER, ""]
+    paired = "Paired differences, task by task: the errors of the first minus those of the second."
     if summary["planning"]:
         lines += ["ATE, RPE and final distance in waypoint spacings; the same in metres; final yaw error in radians.", ""]
-        lines += _table(summary["planning"], ("system", "tasks"), PLAN_COLUMNS)
+        lines += [*markdown_rows(summary["planning"]), ""]
+    if summary["planning_differences"]:
+        lines += [paired, "", *markdown_rows(summary["planning_differences"]), ""]
     if summary["frames"]:
-        metrics = [m for m in ("psnr", "ssim", "lpips", "dreamsim") if m in summary["frames"][0]]
-        lines += ["", "Single frames far ahead. PSNR in dB; `copy` repeats the last frame seen.", ""]
-        lines += _table(summary["frames"], ("evaluation", "seconds", "system", "tasks"), metrics)
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    lines = ["| " + " | ".join([*names, *columns]) + " |", "|" + "---|" * (len(names) + len(columns))]
-    for row in rows:
-        cells = [Interval(row[c], row[f"{c}_low"], row[f"{c}_high"], row["tasks"]) for c in columns]
-        lines.append("| " + " | ".join([*(str(row[name]) for name in names), *map(str, cells)]) + " |")
-    return lines
+        lines += ["Single frames far ahead. PSNR in dB; `copy` repeats the last frame seen.", "", *markdown_rows(summary["frames"]), ""]
+    if summary["frame_differences"]:
+        lines += [paired.replace("errors", "scores"), "", *markdown_rows(summary["frame_differences"]), ""]
+    return "\n".join(lines)

@@ -104,12 +104,6 @@ def list_trajectories(folder: Path | str) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def is_recon(folder: Path | str) -> bool:
-    """Whether a folder holds trajectories in either layout."""
-    folder = Path(folder)
-    return any(next(folder.glob(pattern), None) is not None for pattern in (f"*{SUFFIX}", "*/traj_data.pkl"))
-
-
 def read_trajectory(path: Path | str) -> Trajectory:
     """The odometry of a trajectory; ValueError if it is damaged."""
     path = Path(path)

@@ -23,6 +23,8 @@ def load_plain(path: Path | str) -> Any:
             return _plain(_Unpickler(file).load())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not a pickle of plain data: it is nested too deeply, or holds itself") from None
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a pickle of plain data: {' '.join(str(error).split()) or type(error).__name__}") from error
 
@@ -120,8 +122,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return type(value)(_plain(item) for item in value)
-    if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray, set, frozenset)):
+    if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray)):
         return value
     raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")

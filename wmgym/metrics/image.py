@@ -9,17 +9,36 @@ whether they are there, `lpips` and `dreamsim` how to get them if they are not.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+BEST_PSNR = 60.0  # dB: what an equal frame counts as where means are taken, about what rounding to 8 bits leaves of a perfect picture
 DREAMSIM_SIDE = 224  # pixels that its networks want
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _AT_ONCE = 256  # frames
+
+
+def judge(frames: np.ndarray, truth: np.ndarray, metrics: Sequence[str] = ("psnr", "ssim")) -> dict[str, np.ndarray]:
+    """Metric -> value of each frame, for those asked for of psnr (at most `BEST_PSNR`), ssim, lpips, dreamsim."""
+    measures = {"psnr": lambda a, b: psnr(a, b).clamp(max=BEST_PSNR), "ssim": ssim, "lpips": lpips, "dreamsim": dreamsim}
+    for name in metrics:
+        if name not in measures:
+            raise ValueError(f"metric must be one of {', '.join(measures)}, got {name!r}")
+    pair = torch.from_numpy(frames), torch.from_numpy(truth)
+    return {name: measures[name](*pair).numpy() for name in metrics}
+
+
+def available() -> tuple[str, ...]:
+    """Metrics that `judge` can take here without a download."""
+    extra = (("lpips", lpips_available()), ("dreamsim", dreamsim_available()))
+    return ("psnr", "ssim", *(name for name, there in extra if there))
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Tensor:

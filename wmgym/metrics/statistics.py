@@ -1,9 +1,13 @@
-"""How sure a mean is: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), also of paired differences."""
+"""How sure a mean is: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), also of paired differences and of clusters.
+
+Values that were measured on one drive, walk or episode are no independent ones. Told which belong together, the bootstrap resamples
+whole clusters (Davison and Hinkley 1997, section 3.8), so that what a cluster has in common counts once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +15,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the interval that holds the true one with the confidence asked for; NaN bounds for a single value."""
+    """A mean, and the interval that holds the true one with the confidence asked for; NaN bounds for a single value or cluster."""
 
     mean: float
     low: float
     high: float
-    count: int  # independent values it rests on
+    count: int  # independent values (or clusters) it rests on
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]" if self.count > 1 else f"{self.mean:.2f}"
 
 
-def bootstrap_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95, samples: int = 10_000, seed: int = 0) -> Interval:
-    """Interval of the mean of independent values, from means of resamples with replacement. The same seed gives the same interval."""
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    samples: int = 10_000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Interval of the mean of values, from means of resamples with replacement. The same seed gives the same interval.
+
+    `clusters` names what each value belongs to, if values of one cluster are not independent; by default each stands for itself.
+    """
     data = np.asarray(values, np.float64)
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
         raise ValueError(f"values must be a non-empty list of finite numbers, got {data.tolist() if data.size < 20 else list(data.shape)}")
@@ -31,11 +44,17 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, confidence: float =
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
-    if len(data) == 1:
-        return Interval(float(data[0]), math.nan, math.nan, 1)
-    means = data[np.random.default_rng(seed).integers(len(data), size=(samples, len(data)))].mean(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(data.mean()), float(low), float(high), len(data))
+    names = range(len(data)) if clusters is None else clusters
+    if len(names) != len(data):
+        raise ValueError(f"clusters must be as many as values, got {len(names)} and {len(data)}")
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    member = [numbers[name] for name in names]
+    sums, counts = np.bincount(member, data), np.bincount(member)
+    if len(sums) == 1:
+        return Interval(float(data.mean()), math.nan, math.nan, 1)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(data.mean()), float(low), float(high), len(sums))
 
 
 def paired_difference(
@@ -44,8 +63,9 @@ def paired_difference(
     confidence: float = 0.95,
     samples: int = 10_000,
     seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Interval of the mean of first - second, where values at one place were measured on the same thing."""
     if len(first) != len(second):
         raise ValueError(f"paired values must be as many, got {len(first)} and {len(second)}")
-    return bootstrap_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), confidence, samples, seed)
+    return bootstrap_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), confidence, samples, seed, clusters)

@@ -10,13 +10,10 @@ embodied navigation agents", section 3. Alignment: Umeyama 1991, equations 34 to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from wmgym.metrics.statistics import Interval, bootstrap_interval
 
 Floats = NDArray[np.float64]
 
@@ -134,16 +131,6 @@ def path_errors(
         errors["rpe_rotation_rad"] = rpe_rotation(predicted_yaw, true_yaw)
         errors["final_yaw_rad"] = np.abs(wrapped(np.asarray(predicted_yaw)[..., -1] - np.asarray(true_yaw)[..., -1]))
     return errors
-
-
-def intervals(rows: Iterable[Mapping[str, float]], confidence: float = 0.95, seed: int = 0) -> dict[str, Interval]:
-    """Name -> mean over paths or episodes with its bootstrap interval, for rows that all have the same names."""
-    table = list(rows)
-    if not table:
-        raise ValueError("there are no rows to take the mean of")
-    if any(row.keys() != table[0].keys() for row in table):
-        raise ValueError(f"rows must have the same names, got {[sorted(row) for row in table[:3]]}")
-    return {name: bootstrap_interval([float(row[name]) for row in table], confidence, seed=seed) for name in table[0]}
 
 
 def _paths(predicted: ArrayLike, truth: ArrayLike, at_least: int) -> tuple[Floats, Floats]:

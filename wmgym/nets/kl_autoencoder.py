@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from wmgym.nets.autoencoder import to_float
 
+AT_ONCE = 32  # frames: of 224 x 224 pixels one activation of so many takes about a gigabyte
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -144,15 +146,16 @@ class KLAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     def encode(self, frames: Tensor) -> Tensor:
-        lead = frames.shape[:-3]
-        moments = self.quant_conv(self.encoder(to_float(frames.flatten(0, -4)).to(self.quant_conv.weight.dtype)))
-        return (moments.chunk(2, 1)[0] * self.config.scaling_factor).unflatten(0, lead)
+        parts = [self._mean(part) for part in frames.flatten(0, -4).split(AT_ONCE)]
+        return (torch.cat(parts) * self.config.scaling_factor).unflatten(0, frames.shape[:-3])
+
+    def _mean(self, frames: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(to_float(frames).to(self.quant_conv.weight.dtype))).chunk(2, 1)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [..., C, h, w] -> float images [..., 3, H, W], about [-1, 1]."""
-        lead = latents.shape[:-3]
         raw = latents.flatten(0, -4).to(self.quant_conv.weight.dtype) / self.config.scaling_factor
-        return self.decoder(self.post_quant_conv(raw)).unflatten(0, lead)
+        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in raw.split(AT_ONCE)]).unflatten(0, latents.shape[:-3])
 
 
 def load_kl_autoencoder(path: Path, frame_size: int) -> KLAutoencoder:

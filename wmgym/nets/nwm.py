@@ -134,10 +134,10 @@ class _Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 11 * width))
 
     def forward(self, x: Tensor, condition: Tensor, context: Tensor) -> Tensor:
-        """x [B, N, D], condition [B, D], context [B, M, D]. The context's shift and scale come before the query's."""
+        """x [B, N, D], condition [B, D], context [B, M, D], normalised. The context's shift and scale come before the query's."""
         m = self.adaLN_modulation(condition)[:, None].chunk(11, -1)
         x = x + m[2] * self.attn(modulate(_norm(x), m[0], m[1]))
-        seen = modulate(_norm(context), m[3], m[4])
+        seen = modulate(context, m[3], m[4])
         x = x + m[7] * self.cttn(modulate(_norm(x), m[5], m[6]), seen, seen, need_weights=False)[0]
         return x + m[10] * self.mlp(modulate(_norm(x), m[8], m[9]))
 
@@ -158,7 +158,7 @@ class NWMBound:
     """The network with context and displacement fixed."""
 
     net: NWMNet
-    context: Tensor  # [B, context * N, D]
+    context: Tensor  # [B, context * N, D], normalised: that depends on neither block nor noise step
     condition: Tensor  # [B, D], without the noise step
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class NWMNet(nn.Module):
         tokens = self.x_embedder(frames.flatten(0, 1).to(self.pos_embed.dtype)).unflatten(0, frames.shape[:2]) + self.pos_embed[:-1]
         ahead = torch.where(group.valid, group.offsets, 2**31).amin(1)
         action = torch.cat([condition.actions[:, 0, :2], condition.actions[:, 0, 2:] * math.pi], -1)
-        return NWMBound(self, tokens.flatten(1, 2), self.time_embedder(ahead / LONGEST) + self.y_embedder(action))
+        return NWMBound(self, _norm(tokens.flatten(1, 2)), self.time_embedder(ahead / LONGEST) + self.y_embedder(action))
 
     def denoise(self, bound: NWMBound, x: Tensor, step: Tensor) -> Tensor:
         """See `NWMBound`."""

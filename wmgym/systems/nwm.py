@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from wmgym.world_model import SamplerConfig, WorldModel
 PREFIX = "nwm:"
 AUTOENCODER = "sd-vae-ft-ema"
 FACTOR = 8  # pixels per latent cell along a side
+
 
 @dataclass(frozen=True)
 class NWMConfig:
@@ -99,7 +101,8 @@ def read_published(path: Path) -> dict[str, Tensor]:
     """The moving average in a published file, without whatever wrappers had put before its names. Nothing but tensors is unpickled."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the training's options lie beside the weights
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            # a map reads what is used: beside the moving average lie the weights themselves and twice as much of the optimiser
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # older files have no map
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: not a file of weights that can be read safely: {' '.join(str(error).split())[:300]}") from error
     state: Any = held.get("ema", held) if isinstance(held, dict) else held
