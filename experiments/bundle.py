@@ -89,7 +89,7 @@ def write_openings(world: str, clips: list[Opening]) -> Path:
 def card(name: str, world: str, size: int, parameters: int, notes: dict[str, Any]) -> str:
     """What the weights are, how they came about and how they measure."""
     figures = {k: v for k, v in sorted(notes.items()) if isinstance(v, float)}
-    head = {k: v for k, v in figures.items() if k.startswith("reward_")}
+    head = {k: v for k, v in figures.items() if k.startswith(("reward_", "dreamed_"))}
     lines = [
         f"# {name}",
         "",
@@ -105,7 +105,8 @@ def card(name: str, world: str, size: int, parameters: int, notes: dict[str, Any
         *_figures({k: v for k, v in figures.items() if k not in head}),
     ]
     if head:
-        lines += ["", "The reward head on such episodes, given the true latents before and after each step (steps, and shares):", ""]
+        lines += ["", "The reward head on such episodes (steps, and shares): `reward_` given the true latents before and after each step, `dreamed_` given"]
+        lines += ["dreamed ones, where `dreamed_true` counts the steps at which a dream seems to show what truly happened near them:", ""]
         lines += _figures(head)
     return "\n".join(lines) + "\n"
 
