@@ -207,7 +207,8 @@ class Stage:
         if film:
             beside = [] if images is None else [panel(images[0], "goal")]
             write_film(self.args.out / f"{model}.mp4", [np.concatenate([panel(page, model), *beside], 1) for page in pages], RATE)
-        return {"episodes": [self._row(*lane, float(np.mean(player.ms or [0.0]))) for lane in zip(seeds, paths, goals, returns, strict=True)]}
+        ms = float(np.mean(player.ms or [0.0]))
+        return {"episodes": [self._row(*lane, ms) for lane in zip(seeds, paths, goals, returns, strict=True)]}
 
     def close(self) -> None:
         for pair in self.pairs:

@@ -104,7 +104,7 @@ def test_a_goal_where_one_stands_already_is_never_taken() -> None:
     env = gym.make("wmgym:Minecraft-v0", task="free", size=16)
     _, info = env.reset(seed=101_000_000)
     env.unwrapped.action_space = gym.spaces.Discrete(1)  # nothing can be done but to stand
-    with pytest.raises(ValueError, match="none of 80 random walks of 2 to 16 steps .* more --goal-steps"):
+    with pytest.raises(ValueError, match=r"none of 80 random walks of 2 to 16 steps .* more --goal-steps"):
         walked_goal(env, info["pose"], np.random.default_rng(0), steps=2)
 
 

@@ -198,7 +198,7 @@ class WorldModelVectorEnv(LanesEnv):
         return branched(self.shell, self.save_state(), n, seeds, obs_type=self.obs_type, render_mode=self.render_mode)
 
     def select(self, index: Sequence[int]) -> WorldModelVectorEnv:
-        """Some lanes of this moment, in that order, as a vector env that goes on alike and never resets by itself; this env is untouched."""
+        """Some lanes of this moment, in that order, as a vector env that never resets by itself; this env is untouched."""
         state, chosen = self.save_state(), [int(lane) for lane in index]
         if not chosen or not all(0 <= lane < self.num_envs for lane in chosen):
             raise ValueError(f"lanes must be some from 0 to {self.num_envs - 1}, got {chosen}")
