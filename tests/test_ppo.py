@@ -142,6 +142,8 @@ def test_train_ppo_learns_in_the_dream_and_is_judged_in_the_truth(tmp_path: Path
     for name in ("args.json", "result.json", "learning.png", "dream/agent.safetensors", "truth/agent.safetensors"):
         assert (out / name).is_file(), name
     assert list((out / "tb" / "dream").rglob("events*"))
+    env = sb3.make_vec("Minecraft-v0", 1, task="navigate-near", size=16)  # to watch it, as README says
+    assert np.shape(ppo.policy_of(ppo.load(out / "dream" / "agent.safetensors", env))(env.reset())) == (1,)
     assert main(words) == 0  # all is there already
     assert json.loads(capsys.readouterr().out) == found
     assert "true_success" in found["agents"][0]
