@@ -73,6 +73,7 @@ def test_the_defaults_arrive_and_ended_episodes_are_planned_for_no_more(
     assert len({-(-n // 4) for n in steps}) > 1, steps  # they end after different numbers of decisions
     (agent,) = agents
     assert agent.dreamed == stage.config.frames * sum(-(-n // 4) for n in steps)
+    assert model == "truth" or agent.models[0].obs_type == "torch"  # frames stay where they were dreamed
 
 
 def test_a_goal_image_is_planned_for(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
