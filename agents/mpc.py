@@ -10,6 +10,7 @@ All candidates of all lanes are dreamed in one batch, split only beyond `at_once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from wmgym import rng
+from wmgym import rng, tree
 from wmgym.agents import cem as search
 from wmgym.agents.cem import CEMConfig, Found, Gaussian, MPPIConfig
 from wmgym.agents.objectives import Futures, Objective
@@ -66,6 +67,11 @@ class PlannerConfig:
         return self.horizon // self.hold
 
     @property
+    def frames(self) -> int:
+        """Frames that are dreamed for one plan of one lane."""
+        return (self.samples * self.iterations + (self.answer == "mean")) * self.repeats * self.horizon
+
+    @property
     def cem(self) -> CEMConfig:
         names = ("samples", "elites", "iterations", "min_std", "answer", "with_mean")
         return CEMConfig(**{name: getattr(self, name) for name in names})
@@ -88,7 +94,8 @@ PRESETS = {
         with_mean=False,
         warm_start=0.0,
     ),
-    "cem": PlannerConfig(),
+    # Enough for `navigate-near` with the truth as the model, and cheap enough for two cores: 256 frames a plan, a plan every 4 steps.
+    "cem": PlannerConfig(hold=4, samples=16, elites=4, iterations=2),
     "mppi": PlannerConfig(method="mppi", answer="mean"),
 }
 
@@ -194,9 +201,23 @@ class PlanningAgent:
             return search.mppi(cost, start.mean, start.std, keys, self.parametrisation.bounds, self.config.mppi)
         return search.cem(cost, start.mean, start.std, keys, self.parametrisation.bounds, self.config.cem)
 
-    def forget(self) -> None:
-        """Begin the next plan from the prior."""
-        self._start, self._queue = None, []
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with these lanes only, in order: the episodes of the others are over. A lane's plans do not depend on the others.
+
+        A vector model that loses lanes is replaced by what its `select` gives. Tensors of the objective must have a row for each lane.
+        """
+        index, models, first = torch.tensor([int(lane) for lane in lanes]), [], 0
+        for model in self.models:
+            count = num_lanes(model)
+            kept = [int(lane) - first for lane in lanes if first <= lane < first + count]
+            if kept:
+                models.append(model if len(kept) == count else model.select(kept))
+            first += count
+        start = self._start
+        self._start = Gaussian(*tree.select(tuple(start), index)) if isinstance(start, Gaussian) else tree.select(start, index)
+        self._queue = [actions[index.numpy()] for actions in self._queue]
+        self.models, self.lanes, self._keys = models, len(index), self._keys[index]
+        self.objective = tree.select(self.objective, index)
 
     def _imagine(self, actions: Tensor, seeds: Sequence[int]) -> Futures:
         self.dreamed += actions.shape[0] * actions.shape[1] * actions.shape[2]
@@ -227,7 +248,11 @@ class PlanningAgent:
 
 def imagine(model: Any, actions: np.ndarray, seeds: Sequence[int], at_once: int = 512) -> Futures:
     """Take actions [B, K, T, *shape] in branches of the model's B lanes; a lane's futures share the noise of its seed, so that they differ
-    by their actions alone. A future that has ended rests: it earns nothing more. At most `at_once` rows are dreamed together."""
+    by their actions alone. A future that has ended rests: it earns nothing more. At most `at_once` rows are dreamed together.
+
+    Only the last frames are read. With a model made with obs_type="torch" they stay on its device; but every step decodes its frames, since
+    `core.World` has no step that stays in latent space (`WorldModel.imagine` is one).
+    """
     lanes, count, steps = actions.shape[:3]
     part = max(1, at_once // lanes)
     results = []
@@ -262,10 +287,13 @@ def action_space(env: Any) -> gym.Space:
 
 
 def preset(name: str, **changes: Any) -> PlannerConfig:
-    """A planner by name, with some of its settings changed (those that are None are not)."""
+    """A planner by name, with some of its settings changed (those that are None are not). A horizon of another length or other samples
+    take the planner's hold and elites with them, unless these are given too."""
     if name not in PRESETS:
         raise ValueError(f"planner must be one of {', '.join(PRESETS)}, got {name!r}")
     given = {key: value for key, value in changes.items() if value is not None}
     if "samples" in given and "elites" not in given:
         given["elites"] = min(PRESETS[name].elites, given["samples"])
+    if "horizon" in given and "hold" not in given:
+        given["hold"] = math.gcd(PRESETS[name].hold, given["horizon"])
     return replace(PRESETS[name], **given)

@@ -33,7 +33,7 @@ class Futures:
     rewards: Tensor  # float32 [B, K, T]
 
 
-Objective = Callable[[Futures], Tensor]  # -> float32 [B, K]
+Objective = Callable[[Futures], Tensor]  # -> float32 [B, K]; those below are dataclasses, whose tensors have a row for each lane
 
 
 def make_objective(

@@ -156,7 +156,8 @@ def train(
 ) -> Trained:
     """Learn for so many steps of all lanes together, from `file` if it is there; it is written after each stretch.
 
-    env: with a monitor (`sb3.make_vec` has one). progress is told the steps done.
+    env: with a monitor (`sb3.make_vec` has one). steps: rounded up to whole updates of `n_steps` in each lane; ValueError if the file's
+    agent has learned for more. progress is told the steps done.
     """
     if steps < 1:
         raise ValueError(f"steps must be positive, got {steps}")
@@ -168,6 +169,8 @@ def train(
             raise ValueError(f"{file} was trained with {found['settings']}, not {header['settings']}; use another folder")
         header, model.num_timesteps = found, found["steps"]
     update = config.n_steps * env.num_envs
+    if model.num_timesteps >= steps + update:
+        raise ValueError(f"{file} has learned for {model.num_timesteps} steps, more than {steps}: ask for as many, or use another folder")
     while model.num_timesteps < steps:
         progress(model.num_timesteps)
         set_random_seed(seed + model.num_timesteps)

@@ -7,8 +7,10 @@ Writes one folder: `args.json`, `result.json`, `paths.png`, a film of the first 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +32,7 @@ from wmgym.cli import plain
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.film import panel, write_film
 from wmgym.experiments.folder import claim, kept
+from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.metrics.trajectory import path_length, spl
@@ -37,7 +41,8 @@ from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
 from wmgym.world_model import WorldModel
 
 MODELS = ("dream", "truth", "random")
-WALKS = 20  # tried for a goal that is away from the start
+WALKS = 20  # of each length, tried for a goal that is away from the start
+LONGER = (1, 2, 4, 8)  # times as long are the walks that are tried one after the other
 SHOWN = 6  # episodes on the map
 RATE = 5  # frames per second of the films
 
@@ -51,12 +56,14 @@ class PlanArgs:
     models: tuple[str, ...] = MODELS
     """What is planned in: dream, truth; or random actions."""
     planner: str = "cem"
-    """cem, nwm (its counts: 120 samples, 5 elites, 1 iteration, 3 repeats, horizon 8; discrete actions are free sequences) or mppi."""
+    """cem (256 frames a decision, which lasts 4 steps), nwm (its counts: 120 samples, 5 elites, 1 iteration, 3 repeats, horizon 8, which
+    are 2,904 frames a decision, one every step; discrete actions are free sequences) or mppi."""
     objective: str = "pose"
     """pose, reward, lpips, dreamsim, ssim or latent; the last four are told a goal image."""
     goal: str = "auto"
-    """task: the task's own goal; walk: where a random walk of --goal-steps leads, known by pose and image; auto: task if it has one."""
+    """task: the task's own goal; walk: where a random walk leads, known by pose and image; auto: task if it has one."""
     goal_steps: int = 8
+    """Of that walk; where many in a row end near the start, longer ones are drawn."""
     task: str | None = None
     episodes: int = 20
     max_steps: int = 100
@@ -102,22 +109,37 @@ def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
     names = ("task", "checkpoint", "memory", "denoise_steps", "device", "dtype")
     keywords = {name: value for name in names if (value := getattr(args, name)) is not None}
     stage = Stage(args, keywords)
-    claim(args.out, asdict(args), {"models", "out", "film", "at_once"})
-    starts = range(0, args.episodes, args.lanes)
+    search = {name: value for name, value in asdict(stage.config).items() if name != "at_once"}
+    made_with = {**asdict(args), "search": search, "weights": fingerprint(stage.world)}
+    claim(args.out, made_with, {"models", "out", "film", "at_once"})
     rows: dict[str, list[dict[str, Any]]] = {model: [] for model in dict.fromkeys(args.models)}
-    with tqdm(total=len(rows) * args.episodes, disable=not progress, unit="episode") as bar:
-        for model in rows:
-            bar.set_description(model)
-            for first in starts:
-                seeds = [args.seed * WORLDS_PER_SEED + k for k in range(first, min(first + args.lanes, args.episodes))]
-                file = args.out / "cells" / f"{model}-{first:04d}.json"
-                rows[model] += kept(file, partial(stage.run, model, seeds, film=args.film and not first))["episodes"]
-                bar.update(len(seeds))
+    batches = [(model, first) for model in rows for first in range(0, args.episodes, args.lanes)]
+    decisions = -(-args.max_steps // stage.config.hold)  # of an episode, at most
+    most = decisions * sum(model != "random" for model, _ in batches)
+    if progress and most:
+        print(what_it_costs(stage.config.frames, decisions, args.episodes), file=sys.stderr)
+    with tqdm(total=most, disable=not progress, unit="decision") as bar:
+        for model, first in batches:
+            seeds = [args.seed * WORLDS_PER_SEED + k for k in range(first, min(first + args.lanes, args.episodes))]
+            bar.set_description(f"{model}, episodes {first} to {first + len(seeds) - 1}")
+            file, before = args.out / "cells" / f"{model}-{first:04d}.json", bar.n
+            rows[model] += kept(file, partial(stage.run, model, seeds, film=args.film and not first, decided=bar.update))["episodes"]
+            if model != "random":
+                bar.total -= decisions - (bar.n - before)  # what early ends have saved
+                bar.refresh()
     stage.close()
     draw_paths(args.out / "paths.png", rows)
     report = {"id": args.id, "planner": asdict(stage.config), "objective": args.objective, **summarise(rows), "out": str(args.out)}
     write_atomically(args.out / "result.json", as_json(plain(report)))
     return report
+
+
+def what_it_costs(frames: int, decisions: int, episodes: int) -> str:
+    """For those who wonder how long it will take."""
+    return (
+        f"A decision dreams {frames:,} frames for each episode that still goes on; an episode has at most {decisions:,} decisions, so "
+        f"{episodes:,} episodes dream at most {frames * decisions * episodes:,} frames (`wmgym bench model` tells frames per second)."
+    )
 
 
 def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -156,35 +178,37 @@ class Stage:
         self.space = dream.action_space
         self.config: PlannerConfig = replace(config, line=False) if isinstance(self.space, spaces.Discrete) else config
 
-    def run(self, model: str, seeds: Sequence[int], film: bool) -> dict[str, Any]:
-        """One episode per seed, side by side."""
+    def run(self, model: str, seeds: Sequence[int], film: bool, decided: Callable[[], Any] = lambda: None) -> dict[str, Any]:
+        """One episode per seed, side by side; `decided` is called after each plan."""
         truths = [truth for _, truth in self.pairs[: len(seeds)]]
         opened = [truth.reset(seed=seed) for truth, seed in zip(truths, seeds, strict=True)]
         goals, images = self._goals(truths, opened, seeds)
-        act, look, ms = self._agent(model, truths, seeds, goals, images)
         paths = [[np.array(info["pose"])] for _, info in opened]
         frames = [frame_of(observation) for observation, _ in opened]
-        returns, over = np.zeros(len(seeds)), np.zeros(len(seeds), bool)
-        pages = [frames[0].copy()]
-        taken = np.zeros((len(seeds), *(self.space.shape or ())), self.space.dtype)
-        for _ in range(self.args.max_steps):
-            actions = act()
-            for lane in np.flatnonzero(~over):
-                taken[lane] = actions[lane]
-                observation, reward, terminated, truncated, info = truths[lane].step(taken[lane])
-                frames[lane], returns[lane] = frame_of(observation), returns[lane] + float(reward)
-                paths[lane].append(np.array(info["pose"]))
-                near = float(horizontal_distance(info["pose"], goals[lane])) <= ARRIVAL_DISTANCE
-                over[lane] = terminated or truncated or near
-                if lane == 0:
-                    pages.append(frames[0].copy())
-            if over.all():
-                break
-            look(np.stack(frames), taken, np.stack([path[-1] for path in paths]))
+        returns, pages = np.zeros(len(seeds)), [frames[0].copy()]
+        live = np.arange(len(seeds))  # lanes whose episode goes on
+        with closing(self._player(model, truths, seeds, goals, images, decided)) as player:
+            for _ in range(self.args.max_steps):
+                actions, over = player.act(), np.zeros(len(live), bool)
+                for k, lane in enumerate(live):
+                    observation, reward, terminated, truncated, info = truths[lane].step(actions[k])
+                    frames[lane], returns[lane] = frame_of(observation), returns[lane] + float(reward)
+                    paths[lane].append(np.array(info["pose"]))
+                    near = float(horizontal_distance(info["pose"], goals[lane])) <= ARRIVAL_DISTANCE
+                    over[k] = terminated or truncated or near
+                    if lane == 0:
+                        pages.append(frames[0].copy())
+                if over.all():
+                    break
+                if over.any():
+                    player.keep(np.flatnonzero(~over))
+                    live, actions = live[~over], actions[~over]
+                player.look(np.stack([frames[lane] for lane in live]), actions, np.stack([paths[lane][-1] for lane in live]))
         if film:
             beside = [] if images is None else [panel(images[0], "goal")]
             write_film(self.args.out / f"{model}.mp4", [np.concatenate([panel(page, model), *beside], 1) for page in pages], RATE)
-        return {"episodes": [self._row(*lane, float(np.mean(ms or [0.0]))) for lane in zip(seeds, paths, goals, returns, strict=True)]}
+        ms = float(np.mean(player.ms or [0.0]))
+        return {"episodes": [self._row(*lane, ms) for lane in zip(seeds, paths, goals, returns, strict=True)]}
 
     def close(self) -> None:
         for pair in self.pairs:
@@ -194,7 +218,7 @@ class Stage:
     def _encode(self, frames: Tensor) -> Tensor:
         if not isinstance(self.world, WorldModel):
             raise ValueError(f"objective 'latent' needs a world with an autoencoder, and {self.args.id} is a {type(self.world).__name__}")
-        return self.world.encode(frames.to(self.world.device)).cpu()
+        return self.world.encode(frames.to(self.world.device))
 
     def _row(self, seed: int, path: list[np.ndarray], goal: np.ndarray, total: float, ms: float) -> dict[str, Any]:
         positions = np.stack(path)[:, :2]
@@ -223,55 +247,102 @@ class Stage:
         ]
         return np.stack([pose for _, pose in found]), np.stack([frame for frame, _ in found])
 
-    def _agent(
-        self, model: str, truths: Sequence[gym.Env], seeds: Sequence[int], goals: np.ndarray, images: np.ndarray | None
-    ) -> tuple[Callable[[], Any], Callable[[Any, Any, Any], Any], list[float]]:
-        """How to act, how to be shown what came of it, and the time that each plan took."""
-
-        def look(frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
-            if model == "dream":
-                dream.observe(frames[:, None], actions[:, None], poses[:, None])
-
+    def _player(
+        self,
+        model: str,
+        truths: Sequence[gym.Env],
+        seeds: Sequence[int],
+        goals: np.ndarray,
+        images: np.ndarray | None,
+        decided: Callable[[], Any],
+    ) -> Random | Planner:
         if model == "random":
-            self.space.seed(seeds[0])
-            return lambda: [self.space.sample() for _ in seeds], look, []
+            return Random(self.space, len(seeds), seeds[0])
         objective: Objective = make_objective(self.args.objective, goal_poses=goals, goal_frames=images, encode=self._encode)
-        models: list[Any] = [truth.unwrapped for truth in truths]
-        if model == "dream":
-            dream: Any = gym.make_vec(self.pairs[0][0].spec.id, len(seeds), autoreset_mode="disabled", **self.keywords)  # type: ignore[union-attr]
-            dream.reset(seed=list(seeds))
-            models = [dream]
-        agent = PlanningAgent(models, objective, self.config, self.args.seed)
-        ms: list[float] = []
+        if model == "truth":
+            agent = PlanningAgent([truth.unwrapped for truth in truths], objective, self.config, self.args.seed)
+            return Planner(agent, decided)
+        id: str = self.pairs[0][0].spec.id  # type: ignore[union-attr]
+        dream = gym.make_vec(id, len(seeds), autoreset_mode="disabled", obs_type="torch", **self.keywords)
+        dream.reset(seed=list(seeds))  # type: ignore[arg-type]  # a list is Gymnasium's practice
+        return Planner(PlanningAgent([dream], objective, self.config, self.args.seed), decided, dream)
 
-        def act() -> Any:
-            begin = time.perf_counter()
-            actions, decided = agent.act(), agent.found
-            if decided is not last[0]:
-                ms.append(1e3 * (time.perf_counter() - begin))
-                last[0] = decided
-            return actions
 
-        last: list[Any] = [None]
-        return act, look, ms
+class Random:
+    """Uniform actions. A lane's do not depend on when the others end."""
+
+    def __init__(self, space: gym.Space, lanes: int, seed: int) -> None:
+        self.ms: list[float] = []
+        self._space, self._all, self._lanes = space, range(lanes), np.arange(lanes)
+        space.seed(seed)
+
+    def act(self) -> np.ndarray:
+        return np.stack([self._space.sample() for _ in self._all])[self._lanes]
+
+    def keep(self, lanes: np.ndarray) -> None:
+        self._lanes = self._lanes[lanes]
+
+    def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Planner:
+    """A planning agent, timed; a dream that it plans in is shown what really came of its actions."""
+
+    def __init__(self, agent: PlanningAgent, decided: Callable[[], Any], dream: VectorEnv | None = None) -> None:
+        self.ms: list[float] = []  # that each plan took
+        self.agent = agent
+        self._decided, self._dream = decided, dream
+
+    def act(self) -> np.ndarray:
+        begin, last = time.perf_counter(), self.agent.found
+        actions = self.agent.act()
+        if self.agent.found is not last:
+            self.ms.append(1e3 * (time.perf_counter() - begin))
+            self._decided()
+        return actions
+
+    def keep(self, lanes: np.ndarray) -> None:
+        self.agent.keep(lanes.tolist())
+
+    def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
+        """Of the lanes that are left: frames uint8 [B, H, W, 3], actions [B, ...], poses float32 [B, 5]."""
+        if self._dream is not None:
+            self.agent.models[0].observe(frames[:, None], actions[:, None], poses[:, None])
+
+    def close(self) -> None:
+        if self._dream is not None:
+            self._dream.close()
 
 
 def walked_goal(truth: gym.Env, start: np.ndarray, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frame and pose that a random walk of so many steps leads to, away from the start; the truth is left as it was."""
+    """The frame and pose that a random walk of so many steps leads to, away from the start; the truth is left as it was.
+
+    Walks that end near the start are drawn anew, then longer ones; ValueError if none of them leads away.
+    """
     env: Any = truth.unwrapped
     here = env.save_state()
-    for _ in range(WALKS):
-        left = steps
-        while left > 0:
+    for left in np.repeat(LONGER, WALKS) * steps:
+        terminated = truncated = False
+        while left > 0 and not (terminated or truncated):
             action, times = rng.integers(env.action_space.n), min(left, int(rng.integers(1, 5)))
             for _ in range(times):
-                observation, *_, info = env.step(int(action))
+                observation, _, terminated, truncated, info = env.step(int(action))
+                if terminated or truncated:
+                    break
             left -= times
         frame, pose = frame_of(observation).copy(), np.array(info["pose"])
         env.load_state(here)
         if float(horizontal_distance(start, pose)) > ARRIVAL_DISTANCE:
-            break
-    return frame, pose
+            return frame, pose
+    place = ", ".join(f"{v:.1f}" for v in start[:2])
+    raise ValueError(
+        f"none of {WALKS * len(LONGER)} random walks of {steps} to {steps * LONGER[-1]} steps leads more than {ARRIVAL_DISTANCE:g} blocks "
+        f"away from where an episode begins ({place}): give more --goal-steps, or another --seed"
+    )
 
 
 def draw_paths(file: Path, rows: dict[str, list[dict[str, Any]]]) -> None:

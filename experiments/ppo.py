@@ -1,14 +1,15 @@
 """`wmgym train ppo ID`: learn to act in a dream, judge it in the truth.
 
 Three agents: one that learned in the dream only, one that learned in the truth for as many steps, and one that acts at random. Each is
-judged in the truth and in the dream, in the same worlds with the same goals. Writes one folder: `args.json`, `result.json`,
-`learning.png`, `dream/agent.safetensors` and `truth/agent.safetensors` (after every stretch: a killed run goes on where it was),
-TensorBoard's files in `tb/`, and finished evaluations in `cells/`.
+judged in the truth and in the dream, in the same worlds with the same goals, from the same opening on, so that what they earn is paired.
+Writes one folder: `args.json`, `result.json`, `learning.png`, `dream/agent.safetensors` and `truth/agent.safetensors` (after every stretch:
+a killed run goes on where it was), TensorBoard's files in `tb/`, and finished evaluations in `cells/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 import numpy as np
 import tyro
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 from tqdm import tqdm
 
 import wmgym
@@ -26,6 +27,7 @@ from wmgym.agents.ppo import PPOConfig, Trained
 from wmgym.cli import plain
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.folder import claim, kept
+from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
 from wmgym.integrations import sb3
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
@@ -34,7 +36,7 @@ from wmgym.registration import row_of
 
 PLACES = ("dream", "truth")
 JUDGED_FROM = 100  # seeds of worlds that are judged in: from this many millions on; training has those below
-DREAM_ONLY = ("checkpoint", "memory", "denoise_steps", "device", "dtype")
+DREAM_ONLY = ("context", "checkpoint", "memory", "denoise_steps", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PPOArgs:
     task: str | None = None
     """In Minecraft, navigate-near (goals within 10 blocks) can be learned on two cores."""
     steps: int = 40_000
-    """To learn from, of all lanes together."""
+    """To learn from, of all lanes together; rounded up to whole updates (lanes x --ppo.n-steps), and reported as they were."""
     lanes: int = 16
     seed: int = 0
     """Of learning and its worlds; below 100."""
@@ -56,6 +58,8 @@ class PPOArgs:
     """To judge each agent by, in the truth and in the dream."""
     horizon: int | None = None
     """Steps of an episode; by default the task's."""
+    context: str | None = None
+    """live: each dream opens with a walk in a true world of its own; for tasks that open with shipped clips otherwise."""
     checkpoint: str | None = None
     memory: str | None = None
     denoise_steps: int | None = None
@@ -82,7 +86,7 @@ def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
     if row.twin is None:
         raise ValueError(f"{args.id} has no twin: agents learn in a dream and are judged in its truth")
     stage = Stage(args)
-    claim(args.out, asdict(args), {"learn_in", "episodes", "out", "steps"})
+    claim(args.out, {**asdict(args), "weights": stage.weights}, {"learn_in", "episodes", "out", "steps"})
     learned: dict[str, Trained] = {}
     for place in dict.fromkeys(args.learn_in):
         with tqdm(total=args.steps, disable=not progress, unit="step", desc=f"learn in the {place}") as bar:
@@ -99,9 +103,8 @@ def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
         "id": args.id,
         "truth": row.twin,
         "task": stage.task,
-        "steps": args.steps,
         "episodes": args.episodes,
-        **summarise(judged, agents, frames),
+        **summarise(judged, agents, {place: found.model.num_timesteps for place, found in learned.items()}, frames, stage.can_succeed),
         "out": str(args.out),
     }
     draw_learning(args.out / "learning.png", learned)
@@ -118,19 +121,26 @@ class Stage:
         shell: Any = dream.unwrapped.shell  # type: ignore[attr-defined]
         if shell.chunk > 1:
             raise ValueError(f"{args.id} makes {shell.chunk} frames a step; `wmgym train ppo` knows single frames only")
+        if not isinstance(shell.openings, LiveOpenings):
+            raise ValueError(
+                f"task {shell.task.name!r} opens with a few shipped clips: agents would be judged where they learned; "
+                f"give --context live, or a task that opens live"
+            )
         self.args, self.task = args, shell.task.name
-        live = isinstance(shell.openings, LiveOpenings)
-        self.opening_frames = len(shell.openings.plan(np.random.default_rng(0), 0)[1]) + 1 if live else 0
+        self.weights = fingerprint(shell.world)
+        self.can_succeed = shell.task.needs_goal  # elsewhere only time ends an episode
+        self.opening: Sequence[Any] = shell.openings.plan(np.random.default_rng(0), 0)[1]
         self.ids = {"dream": row_of(args.id).id, "truth": str(row_of(args.id).twin)}
+        self.horizon = shell.horizon
         self.keywords = {"dream": given, "truth": {**shell.truth_keywords(), "horizon": shell.horizon}}
         dream.close()
         truth.close()
 
     def learn(self, place: str, progress: Callable[[int], None]) -> Trained:
         args = self.args
-        env = sb3.make_vec(self.ids[place], args.lanes, **self.keywords[place])
-        logs = args.out / "tb" / place
-        return ppo.train(env, args.ppo, args.steps, args.seed, args.out / place / "agent.safetensors", tensorboard=logs, progress=progress)
+        file, logs = args.out / place / "agent.safetensors", args.out / "tb" / place
+        with closing(sb3.make_vec(self.ids[place], args.lanes, **self.keywords[place])) as env:
+            return ppo.train(env, args.ppo, args.steps, args.seed, file, tensorboard=logs, progress=progress)
 
     def judge(self, agent: str, place: str, learned: Mapping[str, Trained]) -> list[dict[str, Any]]:
         """One row per episode. What was judged before with as many steps and episodes is kept."""
@@ -139,38 +149,64 @@ class Stage:
         model = learned[agent.split()[-1]].model if agent != "random" else None
 
         def measure() -> dict[str, Any]:
-            lanes = min(args.lanes, args.episodes)
-            env: VectorEnv = gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **self.keywords[place])
-            act = ppo.policy_of(model) if model is not None else ppo.random_policy(env, args.seed)
-            rows = ppo.evaluate(act, env, seeds, args.seed)
-            env.close()
-            return {"episodes": rows}
+            with closing(self.make(place)) as env:
+                act = ppo.policy_of(model) if model is not None else ppo.random_policy(env, args.seed)
+                return {"episodes": ppo.evaluate(act, env, seeds, args.seed)}
 
         steps = 0 if model is None else model.num_timesteps
         name = f"{agent.replace(' ', '-')}-{steps}-in-{place}-{args.episodes}"
         return kept(args.out / "cells" / f"{name}.json", measure)["episodes"]
 
+    def make(self, place: str) -> VectorEnv:
+        """Lanes to judge in."""
+        keywords: dict[str, Any] = {"autoreset_mode": "disabled", **self.keywords[place]}
+        lanes = min(self.args.lanes, self.args.episodes)
+        if place == "dream":
+            return gym.make_vec(self.ids[place], lanes, **keywords)
+        return Opened(gym.make_vec(self.ids[place], lanes, **{**keywords, "horizon": self.horizon + len(self.opening)}), self.opening)
+
     def truth_frames(self, place: str, opened: int, steps: int) -> int:
         """How many frames of the truth an agent's learning took: a dream still wants its openings."""
-        return opened * self.opening_frames if place == "dream" else opened + steps
+        return opened * (len(self.opening) + 1) if place == "dream" else opened + steps
+
+
+class Opened(VectorWrapper):
+    """Lanes of a truth that begin where their dreams do: at the same seeds, after the opening's actions, which earn nothing."""
+
+    def __init__(self, env: VectorEnv, opening: Sequence[Any]) -> None:
+        super().__init__(env)
+        self._opening = opening
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        for action in self._opening:
+            observation, *_, info = self.env.step(np.stack([action] * self.num_envs))
+        return observation, info
 
 
 Judged = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (agent, place) -> episodes
 
 
-def summarise(judged: Judged, agents: Sequence[str], frames: Mapping[str, int]) -> dict[str, Any]:
-    """Imagined return, true return and the gap of each agent; and each against random actions in the same true worlds."""
+def summarise(
+    judged: Judged, agents: Sequence[str], steps: Mapping[str, int], frames: Mapping[str, int], can_succeed: bool
+) -> dict[str, Any]:
+    """Imagined return, true return and the gap of each agent; and each against random actions in the same true worlds.
+
+    steps, frames: those that agents learned from, and those of the truth that they took, by place. Success is told where there is any.
+    """
     table, against = [], []
     for name in agents:
         imagined, true = judged[name, "dream"], judged[name, "truth"]
-        line: dict[str, Any] = {"agent": name, "truth_frames": frames.get(name.split()[-1], 0)}
+        place = name.split()[-1]
+        line: dict[str, Any] = {"agent": name, "steps": steps.get(place, 0), "truth_frames": frames.get(place, 0)}
         for column, rows, key in (
             ("imagined_return", imagined, "return"),
             ("true_return", true, "return"),
             ("imagined_success", imagined, "success"),
             ("true_success", true, "success"),
         ):
-            line |= _interval(column, [float(row[key]) for row in rows])
+            if key == "return" or can_succeed:
+                line |= _interval(column, [float(row[key]) for row in rows])
         gap = paired_difference([row["return"] for row in imagined], [row["return"] for row in true])
         table.append({**line, "gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high})
         if name != "random":

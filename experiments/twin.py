@@ -27,15 +27,16 @@ from wmgym.benchmarks.revisit import BINS, by_length, walk_row
 from wmgym.benchmarks.rollout import Loop, dream_legs
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
-from wmgym.core import World
 from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.film import film_pages, write_film
 from wmgym.experiments.folder import claim, kept
+from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from wmgym.openings import frame_of
 from wmgym.registration import row_of
 from wmgym.shell import lane_key
+from wmgym.world_model import WorldModel
 
 WALKS = {"Minecraft-v0": ("turn-loop", "explorer", "random")}  # truth -> walkers; elsewhere only random ones
 OFF = "none"
@@ -85,7 +86,8 @@ class TwinArgs:
 def evaluate(args: TwinArgs, progress: bool = True) -> dict[str, Any]:
     """All cells that are not there yet, then the report (also in `result.json`)."""
     stage = Stage(args)
-    claim(args.out, asdict(args), {"walkers", "memories", "device", "lanes", "film", "out"})
+    weights = fingerprint(stage.world(stage.memories[0]))
+    claim(args.out, {**asdict(args), "weights": weights}, {"walkers", "memories", "device", "lanes", "film", "out"})
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tqdm(total=len(stage.walkers) * len(stage.memories), disable=not progress, unit="cell") as bar:
         for walker in stage.walkers:
@@ -142,7 +144,7 @@ class Stage:
             for env in self.twin:
                 env.close()
 
-    def _world(self, memory: str) -> World:
+    def _world(self, memory: str) -> WorldModel:
         checkpoint = self.args.checkpoint or str(self.row.kwargs["checkpoint"])
         return load_world(checkpoint, memory=memory, denoise_steps=self.args.denoise_steps, device=self.args.device, dtype=self.args.dtype)
 

@@ -269,7 +269,7 @@ def test_a_memory_survives_the_way_to_a_file(name: str) -> None:
 # -- bank -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_branches_share_the_archive_until_it_is_rewritten() -> None:
+def test_branches_share_the_archive_untouched_until_their_tail_is_full() -> None:
     memory, past = make("worldpack"), history(1, 60)
     trunk = write(memory, memory.init(1), past, 60)
     assert trunk.used == 0
@@ -277,11 +277,29 @@ def test_branches_share_the_archive_until_it_is_rewritten() -> None:
     future = history(8, TAIL + 1, seed=2)
     for t in range(TAIL):
         branches = memory.write(branches, replace(part(future, t, t + 1), times=torch.full((8, 1), 60 + t)))
-        assert branches.archive.data.data_ptr() == trunk.archive.data.data_ptr() and len(branches.archive.data) == 1
+        assert branches.archive.data is trunk.archive.data
     full = memory.write(branches, replace(part(future, TAIL, TAIL + 1), times=torch.full((8, 1), 60 + TAIL)))
-    assert len(full.archive.data) == 8
     assert full.used == 0 and sorted(full.times[3].tolist())[-BUDGET:] == list(range(61 + TAIL - BUDGET, 61 + TAIL))
     assert branches.used == TAIL
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_branches_hold_one_copy_of_their_past_however_long_they_go_on(name: str) -> None:
+    """32 branches of 60 frames, 80 steps long: what each wrote is its own, what is left of their past is there once."""
+    memory, past, lanes = make(name, budget=100), history(1, 60), 32
+    trunk = write(memory, memory.init(1), past, 60)
+    assert len(trunk.archive.data) == 60
+    own = history(lanes, 80, seed=2)
+    own = replace(own, times=own.times + 60)
+    branches = write(memory, tree.repeat(trunk, lanes), own, 1)
+    archived = 2 * (TAIL + 1)  # of each branch, when its tail was full for the second time
+    assert len(branches.archive.data) == lanes * archived + (100 - archived)
+    query = query_after(own)
+    together = shown(memory.read(branches, query))
+    for row in (0, 7, 31):
+        index = torch.tensor([row])
+        alone = write(memory, trunk, tree.select(own, index), 1)
+        assert_same({k: v[row : row + 1] for k, v in together.items()}, shown(memory.read(alone, tree.select(query, index))))
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)

@@ -49,6 +49,57 @@ def test_how_many_are_dreamed_at_once_changes_nothing() -> None:
         assert torch.equal(getattr(whole, name), getattr(split, name))
 
 
+def test_frames_that_stay_on_the_device_are_the_same() -> None:
+    actions = np.random.default_rng(0).integers(0, 10, (2, 3, 2))
+    shown = []
+    for obs_type in ("numpy", "torch"):
+        env = vector(2, StandInWorld(size=36), obs_type=obs_type)
+        env.reset(seed=3)
+        shown.append(imagine(env, actions, [1, 2]))
+    for name in ("frames", "poses", "rewards"):
+        assert torch.equal(*(getattr(futures, name) for futures in shown))
+
+
+@pytest.mark.parametrize("name", ["cem", "nwm"])
+def test_a_plan_dreams_as_many_frames_as_its_settings_say(name: str) -> None:
+    env = vector(2, StandInWorld(size=36))
+    env.reset(seed=3)
+    config = preset(name, line=False)
+    agent = PlanningAgent([env], make_objective("reward"), config, seed=0)
+    agent.plan()
+    assert agent.dreamed == 2 * config.frames
+    assert config.frames == {"cem": 16 * 2 * 8, "nwm": (120 + 1) * 3 * 8}[name]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_lanes_whose_episode_is_over_are_planned_for_no_more_and_the_others_plan_alike(apart: bool) -> None:
+    """In one vector model, or in a model for each lane; also in the middle of a decision that is held."""
+    goals = torch.tensor([[5.0, 5, 0, 0, 0], [-5, 5, 0, 0, 0], [5, -5, 0, 0, 0]])
+    config = preset("cem", horizon=4, hold=2, samples=8)
+
+    def agent() -> PlanningAgent:
+        models = [single(StandInWorld(size=36)) for _ in range(3)] if apart else [vector(3, StandInWorld(size=36))]
+        for lane, model in enumerate(models):
+            model.reset(seed=3 + lane)
+        return PlanningAgent(models, make_objective("pose", goal_poses=goals), config, seed=0)
+
+    def step(one: PlanningAgent, actions: np.ndarray) -> None:
+        for model, told in zip(one.models, actions if apart else [actions], strict=True):
+            model.step(told)
+
+    whole, fewer = agent(), agent()
+    step(whole, whole.act())
+    step(fewer, fewer.act())
+    fewer.keep([0, 2])
+    before = fewer.dreamed
+    for _ in range(4):
+        expected, actions = whole.act(), fewer.act()
+        np.testing.assert_array_equal(actions, expected[[0, 2]])
+        step(whole, expected)
+        step(fewer, actions)
+    assert fewer.dreamed - before == 2 * 2 * config.frames  # two decisions of two lanes
+
+
 def test_all_candidates_of_all_lanes_are_one_batch() -> None:
     world = StandInWorld(size=36)
     env = vector(2, world)

@@ -123,6 +123,22 @@ def test_a_vector_env_branches_each_lane() -> None:
     np.testing.assert_array_equal(futures, parents[[0, 0, 1, 1]])
 
 
+def test_some_lanes_go_on_alike_as_an_env_of_their_own() -> None:
+    vec, same = vector(3), vector(3)
+    for env in (vec, same):
+        env.reset(seed=2)
+        env.step([1, 2, 3])
+    some = vec.select([2, 0])
+    futures = walk(some, np.repeat(ACTIONS[:5, None], 2, 1))
+    rest = walk(vec, np.repeat(ACTIONS[:5, None], 3, 1))
+    assert_same(rest, walk(same, np.repeat(ACTIONS[:5, None], 3, 1)))
+    for few, all_of in zip(futures, rest, strict=True):
+        np.testing.assert_array_equal(few[0]["pov"], all_of[0]["pov"][[2, 0]])
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(ValueError, match="from 0 to 2"):
+            vec.select(wrong)
+
+
 def test_branches_outlive_a_reset_and_can_be_reset_themselves() -> None:
     env = single()
     env.reset(seed=2)

@@ -86,6 +86,19 @@ def test_take_reads_each_lane_through_its_own_row() -> None:
             assert torch.equal(taken[lane, i], data[rows[lane], index[lane, i]])
 
 
+def test_lanes_may_see_several_rows_and_mixing_them_keeps_what_is_shared() -> None:
+    """Two lanes of 3 rows each out of 4; beyond as many rows as all lanes see, those that none sees are left out."""
+    old = Shared(torch.arange(4.0), torch.tensor([[0, 1, 2], [0, 1, 3]]))
+    new = Shared(torch.arange(10.0, 14), torch.tensor([[0, 0, 0], [1, 2, 3]]))
+    mixed = tree.where(torch.tensor([False, True]), new, old)
+    assert mixed.dense().tolist() == [[0, 1, 2], [11, 12, 13]]
+    assert mixed.data.tolist() == [0, 1, 2, 11, 12, 13]
+    assert tree.repeat(old, 2).dense().tolist() == [[0, 1, 2]] * 2 + [[0, 1, 3]] * 2
+    assert tree.where(torch.tensor([True, False]), tree.select(old, torch.tensor([1, 1])), old).data is old.data
+    seen = Shared(torch.arange(4.0), torch.tensor([[3, 1], [1, 3]])).compact()
+    assert seen.data.tolist() == [1, 3] and seen.dense().tolist() == [[3, 1], [1, 3]]
+
+
 MASK = torch.tensor([True, False, True, False])
 
 

@@ -23,12 +23,12 @@ CONFIG = WorldPackConfig(
 )
 
 
-def tiny_checkpoint(folder: Path, chunk: int = 1) -> str:
-    """A checkpoint of it on the disk."""
+def tiny_checkpoint(folder: Path, chunk: int = 1, seed: int = 0) -> str:
+    """A checkpoint of it on the disk; another seed's weights go to the same path."""
     file = folder / f"tiny-{chunk}.safetensors"
     config = replace(CONFIG, net=replace(CONFIG.net, chunk=chunk))
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = build(config)
     with torch.no_grad():
         for weight in model.parameters():

@@ -83,9 +83,13 @@ def where(mask: np.ndarray, new: Moment, old: Moment) -> Moment:
 
 def spread(few: Moment, mask: np.ndarray) -> Moment:
     """A moment whose lanes are those set in `mask`, laid out over all lanes (the others hold copies of the first)."""
-    index = torch.from_numpy(np.where(mask, np.cumsum(mask) - 1, 0))
-    world, frames = tree.select((few.world, few.frames), index.to(few.frames.device))
-    return Moment(world, frames, tree.select(few.ledger, index))
+    return select(few, torch.from_numpy(np.where(mask, np.cumsum(mask) - 1, 0)))
+
+
+def select(moment: Moment, index: Tensor) -> Moment:
+    """Lanes `index` (int64 [n]) of a moment, in that order."""
+    world, frames = tree.select((moment.world, moment.frames), index.to(moment.frames.device))
+    return Moment(world, frames, tree.select(moment.ledger, index))
 
 
 def repeat(moment: Moment, n: int) -> Moment:

@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shared:
-    """Rows of `data` that lanes read but never write: lane b sees `data[rows[b]]`.
+    """Rows of `data` that lanes read but never write: lane b sees `data[rows[b]]`, one row or several.
 
     Repeating or selecting lanes moves indices only, so a thousand branches of one moment hold one copy of its past.
     """
 
     data: Tensor  # [P, ...]
-    rows: Tensor  # int64 [B], each in [0, P)
+    rows: Tensor  # int64 [B] or [B, S], each in [0, P)
 
     @classmethod
     def own(cls, data: Tensor) -> Shared:
@@ -32,12 +32,17 @@ class Shared:
         return cls(data, torch.arange(len(data), device=data.device))
 
     def take(self, index: Tensor) -> Tensor:
-        """Entries along axis 1, per lane: index int64 [B, n] -> [B, n, ...]."""
+        """Entries along axis 1 of each lane's one row: index int64 [B, n] -> [B, n, ...]."""
         return self.data[self.rows[:, None], index]
 
     def dense(self) -> Tensor:
-        """A copy with one row per lane: [B, ...]."""
+        """A copy of what each lane sees: [B, ...]."""
         return self.data[self.rows]
+
+    def compact(self) -> Shared:
+        """The same without the rows that no lane sees."""
+        seen, rows = self.rows.unique(return_inverse=True)
+        return Shared(self.data[seen], rows)
 
 
 def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
@@ -104,11 +109,11 @@ def where(mask: Tensor, new: T, old: T) -> T:
 
 
 def _where_shared(mask: Tensor, new: Shared, old: Shared) -> Shared:
+    chosen = mask.view(-1, *[1] * (old.rows.ndim - 1))
     if new.data is old.data:
-        return Shared(old.data, torch.where(mask, new.rows, old.rows))
-    if len(old.data) + len(new.data) > len(mask):  # joined stores would be larger than one row per lane
-        return Shared.own(torch.where(mask.view(-1, *[1] * (old.data.ndim - 1)), new.dense(), old.dense()))
-    return Shared(torch.cat([old.data, new.data]), torch.where(mask, new.rows + len(old.data), old.rows))
+        return Shared(old.data, torch.where(chosen, new.rows, old.rows))
+    joined = Shared(torch.cat([old.data, new.data]), torch.where(chosen, new.rows + len(old.data), old.rows))
+    return joined.compact() if len(joined.data) > joined.rows.numel() else joined  # larger than if nothing were shared
 
 
 def concat(trees: Sequence[T]) -> T:

@@ -197,6 +197,16 @@ class WorldModelVectorEnv(LanesEnv):
         """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched."""
         return branched(self.shell, self.save_state(), n, seeds, obs_type=self.obs_type, render_mode=self.render_mode)
 
+    def select(self, index: Sequence[int]) -> WorldModelVectorEnv:
+        """Some lanes of this moment, in that order, as a vector env that never resets by itself; this env is untouched."""
+        state, chosen = self.save_state(), [int(lane) for lane in index]
+        if not chosen or not all(0 <= lane < self.num_envs for lane in chosen):
+            raise ValueError(f"lanes must be some from 0 to {self.num_envs - 1}, got {chosen}")
+        moment = lanes.select(state.moment, torch.tensor(chosen))
+        generators = [load_generator(state.generators[lane]) for lane in chosen]
+        used = [state.seeds[lane] for lane in chosen]
+        return self.branching(self.shell, moment, generators, used, obs_type=self.obs_type, render_mode=self.render_mode)
+
     def observe(self, frames: Any, actions: Any, poses: Any) -> tuple[Any, dict[str, Any]]:
         """Show real frames to every lane: `[N, T, ...]` each, or a list with one clip per lane. Costs no steps."""
         for name, value in (("frames", frames), ("actions", actions), ("poses", poses)):

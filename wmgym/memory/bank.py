@@ -1,9 +1,10 @@
 """The bank: latents, poses and times of the frames a world has seen, on the device.
 
-What was seen long ago lies in an archive whose rows lanes may share (branches of one moment hold one copy of their past); what was
-seen since lies in a short tail of each lane's own. Only the tail is copied when a frame is written; when it is full, the newest
-frames of both become the new archive. A lane remembers as many frames as the archive has room for, the newest. Slots are in no
-particular order: a slot is known by its time, -1 marks an empty one.
+What was seen long ago lies in an archive, a store of frames in which each lane knows its own by number: branches of one moment hold
+one copy of their past, however long they go on. What was seen since lies in a short tail of each lane's own. Only the tail is copied
+when a frame is written; when it is full, its frames join the store, and those that no lane remembers any more leave it. A lane
+remembers as many frames as it has archive slots, the newest. Slots are in no particular order: a slot is known by its time, -1 marks
+an empty one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from wmgym.tree import Shared
 
 @dataclass(frozen=True)
 class Bank:
-    archive: Shared  # latents [P, S, C, h, w]
+    archive: Shared  # latents [P, C, h, w], of which each lane has rows [B, S]
     tail: Tensor  # latents [B, K, C, h, w]
     poses: Tensor  # float32 [B, S + K, 5]: archive slots first
     times: Tensor  # int64 [B, S + K]
@@ -29,9 +30,9 @@ class Bank:
 def empty(batch: int, capacity: int, tail: int, latent_shape: tuple[int, int, int], device: torch.device | str, dtype: torch.dtype) -> Bank:
     """A bank of `capacity` archived frames and `tail` new ones per lane."""
     slots = capacity + tail
-    blank = torch.zeros(1, capacity, *latent_shape, device=device, dtype=dtype)
+    blank = torch.zeros(1, *latent_shape, device=device, dtype=dtype)
     return Bank(
-        Shared(blank, torch.zeros(batch, dtype=torch.int64, device=device)),
+        Shared(blank, torch.zeros(batch, capacity, dtype=torch.int64, device=device)),
         torch.zeros(batch, tail, *latent_shape, device=device, dtype=dtype),
         torch.zeros(batch, slots, 5, device=device),
         torch.full((batch, slots), -1, dtype=torch.int64, device=device),
@@ -40,14 +41,15 @@ def empty(batch: int, capacity: int, tail: int, latent_shape: tuple[int, int, in
 
 
 def recorded(latents: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
-    """A bank over frames already stored [P, S, ...]: how training reads whole episodes without copying them.
+    """A bank over frames already stored [P, S, ...], a row for each lane: how training reads whole episodes without copying them.
 
     `room` is how many frames can be written before the archive must be copied.
     """
-    lanes = len(poses)
+    lanes, s = len(poses), latents.data.shape[1]
     tail = latents.data.new_zeros(lanes, room, *latents.data.shape[2:])
     poses = torch.cat([poses, poses.new_zeros(lanes, room, 5)], 1)
-    return Bank(latents, tail, poses, torch.cat([times, times.new_full((lanes, room), -1)], 1), 0)
+    frames = Shared(latents.data.flatten(0, 1), latents.rows[:, None] * s + torch.arange(s, device=latents.rows.device))
+    return Bank(frames, tail, poses, torch.cat([times, times.new_full((lanes, room), -1)], 1), 0)
 
 
 def write(bank: Bank, seen: Seen) -> Bank:
@@ -68,23 +70,23 @@ def write(bank: Bank, seen: Seen) -> Bank:
 
 
 def _archive(bank: Bank, latents: Tensor, poses: Tensor, times: Tensor) -> Bank:
-    """Keep the newest frames of archive, tail and chunk as the new archive, each lane its own."""
-    s = bank.archive.data.shape[1]
-    all_times = torch.cat([bank.times, times], 1)
-    all_poses = torch.cat([bank.poses, poses], 1)
-    kept, index = all_times.topk(s, dim=1)
-    all_latents = torch.cat([bank.archive.dense(), bank.tail, latents], 1)
-    rows = torch.arange(len(times), device=times.device)[:, None]
-    fresh = empty(len(times), s, bank.tail.shape[1], tuple(latents.shape[2:]), times.device, bank.tail.dtype)  # type: ignore[arg-type]
+    """Archive the newest frames of archive, tail and chunk; what lanes shared they still share."""
+    (lanes, s), own = bank.archive.rows.shape, torch.cat([bank.tail, latents], 1)
+    kept, index = torch.cat([bank.times, times], 1).topk(s, dim=1)
+    numbers = len(bank.archive.data) + torch.arange(own[:, :, 0, 0, 0].numel(), device=times.device).view(lanes, -1)
+    numbers = torch.cat([bank.archive.rows, numbers], 1).gather(1, index)
+    store = Shared(torch.cat([bank.archive.data, own.flatten(0, 1)]), torch.where(kept >= 0, numbers, numbers[:, :1]))
+    fresh = empty(lanes, s, bank.tail.shape[1], tuple(latents.shape[2:]), times.device, bank.tail.dtype)  # type: ignore[arg-type]
     new_poses, new_times = fresh.poses, fresh.times
-    new_poses[:, :s], new_times[:, :s] = all_poses[rows, index], kept
-    return Bank(Shared.own(all_latents[rows, index]), fresh.tail, new_poses, new_times, 0)
+    new_poses[:, :s] = torch.cat([bank.poses, poses], 1)[torch.arange(lanes, device=times.device)[:, None], index]
+    new_times[:, :s] = kept
+    return Bank(store.compact(), fresh.tail, new_poses, new_times, 0)
 
 
 def take(bank: Bank, slots: Tensor) -> Tensor:
     """Latents in slots int64 [B, n] -> [B, n, C, h, w]."""
-    s, k = bank.archive.data.shape[1], bank.tail.shape[1]
-    old = bank.archive.take(slots.clamp(max=s - 1))
+    s, k = bank.archive.rows.shape[1], bank.tail.shape[1]
+    old = bank.archive.data[bank.archive.rows.gather(1, slots.clamp(max=s - 1))]
     if k == 0:
         return old
     rows = torch.arange(len(slots), device=slots.device)[:, None]
