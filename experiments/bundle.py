@@ -105,8 +105,9 @@ def card(name: str, world: str, size: int, parameters: int, notes: dict[str, Any
         *_figures({k: v for k, v in figures.items() if k not in head}),
     ]
     if head:
-        lines += ["", "The reward head on such episodes (steps, and shares): `reward_` given the true latents before and after each step, `dreamed_` given"]
-        lines += ["dreamed ones, where `dreamed_true` counts the steps at which a dream seems to show what truly happened near them:", ""]
+        told = "`reward_` given the true latents before and after each step, `dreamed_` given dreamed ones"
+        counted = "where `dreamed_true` counts the steps at which a dream seems to show what truly happened near them"
+        lines += ["", f"The reward head on such episodes (steps, and shares): {told}, {counted}:", ""]
         lines += _figures(head)
     return "\n".join(lines) + "\n"
 
