@@ -46,7 +46,7 @@ class PPOArgs:
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
     """An imagined id, as `wmgym list` shows it."""
     task: str | None = None
-    """In Minecraft, navigate-near (goals within 10 blocks) can be learned on two cores."""
+    """On two cores navigate-near (Minecraft: goals within 10 blocks) and targets-near (Memory Maze) can be learned."""
     steps: int = 40_000
     """To learn from, of all lanes together; rounded up to whole updates (lanes x --ppo.n-steps), and reported as they were."""
     lanes: int = 16

@@ -383,18 +383,20 @@ def test_near_targets_are_near_by_the_shortest_way_and_asked_for() -> None:
         assert (info["pose"] != elsewhere["pose"]).any()
         target = near.ball.maze.targets[near.ball.named, :2]
         lengths.append(Chart(near.ball.maze).length(info["pose"][:2], target))
+        bearing = math.atan2(target[1] - info["pose"][1], target[0] - info["pose"][0])
+        assert abs(math.remainder(bearing - info["pose"][3], math.tau)) <= math.pi / 4 + 1e-5
         assert_same(near.reset(seed=seed)[1]["pose"], info["pose"])
-    assert 1.5 < min(lengths) < 3 and 4.5 < max(lengths) < 7  # metres: cells of 2 m, corners cut
-    assert near.horizon == 60
+    assert 1.5 < min(lengths) < 3 and 3.5 < max(lengths) < 5  # metres: cells of 2 m, corners cut
+    assert near.horizon == 30
     goal = near.ball.maze.targets[1 - near.ball.named, :2]
     _, info = near.reset(seed=11, options={"goal": goal})
-    assert Chart(near.ball.maze).length(info["pose"][:2], goal) < 7  # near whichever is asked for
+    assert Chart(near.ball.maze).length(info["pose"][:2], goal) < 5  # near whichever is asked for
     start = np.array([*near.ball.maze.to_metres(np.argwhere(near.ball.maze.layout.T)[0] + 0.5), 0, 1, 0], np.float32)
     np.testing.assert_allclose(near.reset(seed=11, options={"start": start})[1]["pose"], start, atol=1e-5)
 
 
 def test_a_near_target_pays_as_others_do() -> None:
-    """The oracle earns in nearly every episode of 60 steps, and more than once in some."""
+    """The oracle earns in every episode of 30 steps."""
     env = MemoryMazeEnv(size=8, task="targets-near")
     totals = []
     for seed in range(4):
@@ -405,7 +407,7 @@ def test_a_near_target_pays_as_others_do() -> None:
             _, reward, _, over, info = env.step(walker.act(info["pose"]))
             total += reward
         totals.append(total)
-    assert min(totals) >= 1 and max(totals) > 1
+    assert min(totals) >= 1
 
 
 def test_states_of_others_are_refused() -> None:

@@ -36,7 +36,7 @@ CARDS_HORIZON = 250
 # Memory Maze: one step is 0.25 s
 MEMORY_MAZE_ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forward + right")
 TARGETS_HORIZON = 1000  # steps of the smallest maze
-NEAR_HORIZON = 60  # of the task whose first target is near
+NEAR_HORIZON = 30  # of the task whose first target is near
 
 NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
 FREE_HORIZON = 10_000

@@ -4,8 +4,8 @@ Actions (0.25 s each): noop, forward, turn left, turn right, forward + left, for
 of the target that is asked for; touching it gives +1 and asks for another. The episode never ends by itself, only at upstream's
 time limit. `reset(seed=s)` opens the world that upstream makes with `seed=s`; a reset without a seed opens another of those.
 
-Task "targets-near" is the same for 60 steps, but begins at rest, one to three cells of the way from the target that is asked for and
-looking anywhere: for agents that learn on two cores.
+Task "targets-near" is the same for 30 steps, but begins at rest, one or two cells of the way from the target that is asked for and looking
+towards it, give or take 45 degrees: for agents that learn on two cores.
 
 `info["pose"]`: metres are mujoco's; a cell is 2 m wide, the middle of the maze is (0, 0). The ball has inertia: what an action
 does to the pose depends on the speed before it (wmgym/kinematics.py says what to expect).
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
 
 TASKS = ("targets", "targets-near", "free")
-NEAR = 3  # cells of the way to the first target of task "targets-near", at most
+NEAR = 2  # cells of the way to the first target of task "targets-near", at most
+ASIDE = np.pi / 4  # radians by which it may lie to the left or right
 RESET_OPTIONS = ("start", "goal")
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 MOST_SEEDS = 2**32  # upstream's generator takes no larger seed
@@ -46,7 +47,7 @@ class MemoryMazeEnv(gym.Env):
     cells: 9, 11, 13 or 15 a side. variant: one of upstream's suffixes, such as "ExtraObs-Vis". task: "targets", "targets-near", or
     "free", which rewards nothing. size: side of the square frames observed; default 64, or 256 where upstream's variant has that.
     render_size: side, or (height, width), of what `render()` returns; default `size`. horizon: steps after which an episode is cut
-    off; default upstream's limit ("targets"), 60 ("targets-near") or 10,000 ("free"). backend: "mujoco", the only one.
+    off; default upstream's limit ("targets"), 30 ("targets-near") or 10,000 ("free"). backend: "mujoco", the only one.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # Gymnasium's own form
@@ -268,9 +269,10 @@ def place(ball: Ball, start: NDArray[np.float32]) -> None:
 
 
 def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
-    """Put the ball at rest in the middle of a cell, 1 to `NEAR` cells of the way from the target that is asked for, looking anywhere."""
+    """Put the ball at rest in the middle of a cell, 1 to `NEAR` cells of the way from the target that is asked for, looking there about."""
     maze = ball.maze
-    column, row = np.floor(maze.to_grid(maze.targets[ball.named, :2])).astype(int)
+    target = maze.targets[ball.named, :2]
+    column, row = np.floor(maze.to_grid(target)).astype(int)
     reached = np.zeros((maze.cells + 2, maze.cells + 2), bool)  # with walls around
     reached[row + 1, column + 1] = True
     free = np.pad(maze.layout == 1, 1)
@@ -280,7 +282,8 @@ def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
     rows, columns = np.nonzero(reached[1:-1, 1:-1])
     chosen = int(rng.integers(len(rows)))
     x, y = maze.to_metres(np.array([columns[chosen], rows[chosen]]) + 0.5)
-    ball.place(float(x), float(y), float(rng.uniform(-np.pi, np.pi)))
+    towards = np.arctan2(target[1] - y, target[0] - x)
+    ball.place(float(x), float(y), float(towards + rng.uniform(-ASIDE, ASIDE)))
 
 
 def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
