@@ -44,7 +44,7 @@ from wmgym.world_model import WorldModel
 
 EVALUATIONS = ("planning", *protocol.ISOLATED)
 SPLITS = {"planning": "navigation_eval.pkl", "time": "time.pkl", "rollout_1fps": "rollout.pkl", "rollout_4fps": "rollout.pkl"}
-LINE, POLICY, COPY = "straight line", "GNM-like policy", "copy"
+LINE, TOLD, POLICY, COPY = "straight line", "line to the true goal", "GNM-like policy", "copy"
 NAMES = {"none": "NWM", "worldpack": "WorldPack"}
 FREE = frozenset("checkpoint modes evaluations rank objective device dtype lanes at_once out".split())  # decide no row, or its cell tells
 
@@ -168,7 +168,7 @@ class _Evaluation:
         }
         planning, isolated = found.get("planning", {}), {name: rows for name, rows in found.items() if name != "planning"}
         if planning:
-            pictures.plot_paths(planning, args.out / "paths.png")
+            pictures.plot_paths({name: rows for name, rows in planning.items() if name != TOLD}, args.out / "paths.png")
             pictures.plot_plans(args.out, self._tasks("planning"), list(planning))
         if isolated:
             worlds = {name: [system for system in systems if system != COPY] for name, systems in isolated.items()}
@@ -231,7 +231,7 @@ class _Evaluation:
 
     def _systems(self) -> list[System]:
         args = self.args
-        systems = [System(LINE)]
+        systems = [System(LINE), System(TOLD)]
         if args.policy_steps and "planning" in args.evaluations:
             systems.append(System(POLICY))
         several = len(args.checkpoint) > 1
@@ -372,6 +372,9 @@ class _Evaluation:
         shown: np.ndarray | None = None
         if system.name == LINE:
             paths = line_paths(self._prior.mean, args.horizon, self.dataset.displacement).expand(len(problems), -1, -1)
+        elif system.name == TOLD:
+            way = torch.arange(1, args.horizon + 1)[:, None] / args.horizon
+            paths = torch.from_numpy(np.stack([problem.future[args.horizon - 1 : args.horizon] for problem in problems])) * way
         elif system.checkpoint is None:
             paths = self._proposals(tasks, seeds, 1)[:, 0]
         else:

@@ -324,8 +324,11 @@ def arguments(tmp_path: Path, checkpoint: Path, **changes: Any) -> ReconArgs:
 def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
     args = arguments(tmp_path, checkpoint, evaluations=("planning", *protocol.ISOLATED))
     report = evaluate(args, progress=False)
-    names = ["straight line", "GNM-like policy", "NWM", "NWM + policy x3", "WorldPack", "WorldPack + policy x3"]
+    names = ["straight line", "line to the true goal", "GNM-like policy", "NWM", "NWM + policy x3", "WorldPack", "WorldPack + policy x3"]
     assert [row["system"] for row in report["planning"]] == names
+    told = json.loads((args.out / "cells" / "planning-line-to-the-true-goal.json").read_text())["rows"]
+    assert all(row["final_distance_m"] < 1e-4 and row["final_yaw_rad"] < 1e-4 for row in told)  # and straight, at one speed:
+    assert all(np.allclose(np.diff(np.array(row["path"])[:, :2], axis=0), np.array(row["path"])[0, :2], atol=2e-3) for row in told)
     assert all(row["tasks"] == 3 and row["ate_m"] == pytest.approx(0.5 * row["ate_spacings"], rel=1e-4) for row in report["planning"])
     assert {(row["evaluation"], row["system"]) for row in report["frames"]} == {
         (evaluation, system) for evaluation in protocol.ISOLATED for system in ("copy", "NWM", "WorldPack")
@@ -456,7 +459,7 @@ def test_a_published_split_and_the_processed_layout_are_taken(tmp_path: Path) ->
     report = evaluate(ReconArgs(folder, policy_steps=2, out=tmp_path / "out"), progress=False)
     rows = json.loads((tmp_path / "out" / "cells" / "planning-straight-line.json").read_text())["rows"]
     assert [(row["trajectory"], row["time"]) for row in rows] == [("jackal_1", 3), ("jackal_2", 11)]
-    assert [row["system"] for row in report["planning"]] == ["straight line", "GNM-like policy"]
+    assert [row["system"] for row in report["planning"]] == ["straight line", "line to the true goal", "GNM-like policy"]
     with pytest.raises(ValueError, match="asks for a goal 8 steps ahead, horizon is 6"):
         evaluate(ReconArgs(folder, horizon=6, policy_steps=0, out=tmp_path / "other"), progress=False)
 
