@@ -326,7 +326,7 @@ def test_published_weights_plan_on_data_without_a_description(folder: Path, tmp_
     few = {"tasks": 2, "samples": 3, "elites": 2, "repeats": 1, "rank": (2,), "policy_steps": 2, "denoise_steps": 2, "context": 6}
     args = ReconArgs(data, (f"nwm:{folder}/tiny.pth.tar",), device="cpu", out=tmp_path / "out", **few)  # type: ignore[arg-type]
     report = evaluate(args, progress=False)
-    assert [row["system"] for row in report["planning"]][2:] == ["NWM (published)", "NWM (published) + policy x2"]
+    assert [row["system"] for row in report["planning"]][3:] == ["NWM (published)", "NWM (published) + policy x2"]
     assert report["prior"] == "NWM's for recon" and report["spacing_m"] == 0.25
     assert "drives that they may have learned from" in report["warning"] and report["warning"] in (args.out / "table.md").read_text()
     (data / "traj_names.txt").write_text("jackal_0\njackal_1\njackal_2\n")  # the test drives, by whoever wrote that

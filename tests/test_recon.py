@@ -416,7 +416,7 @@ def test_what_there_is_to_dream_is_said_before_and_counted_right(
     frames = 3 * (plan + ranked + far)
     assert sum(dreamed) == frames
     first = next(line for line in said.splitlines() if line.startswith("recon: "))
-    assert first == f"recon: 8 rows to make, {frames:,} frames to dream, {2 * frames:,} network evaluations"
+    assert first == f"recon: 9 rows to make, {frames:,} frames to dream, {2 * frames:,} network evaluations"
     assert f"{3 * plan}/{3 * plan}" in said  # the bar counts frames, and knows how many there will be
     evaluate(args)
     assert "recon: 0 rows to make, 0 frames to dream, 0 network evaluations" in capsys.readouterr().err
