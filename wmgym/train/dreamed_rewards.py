@@ -10,7 +10,7 @@ them of stretches in which something was earned; each lot is kept in `out/`, so 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
 from wmgym.systems.worldpack import memory_of
 from wmgym.train import rehearsal, reward
-from wmgym.train.fit import HELD_OUT, half_precision
+from wmgym.train.fit import HELD_OUT, claim, half_precision
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
 from wmgym.train.reward import Pairs
 
@@ -85,7 +85,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     if head is None:
         raise ValueError(f"{args.checkpoint} has no reward head: its training episodes held no rewards")
     args.out.mkdir(parents=True, exist_ok=True)
-    _claim(args)
+    claim(args, frozenset({"device", "out"}))
     paths = [path for folder in args.data for path in list_episodes(folder)]
     held_out, training = paths[::HELD_OUT][: max(1, args.episodes // 8)], [p for i, p in enumerate(paths) if i % HELD_OUT]
     chosen = np.linspace(0, len(training) - 1, min(args.episodes, len(training))).round().astype(int)
@@ -170,12 +170,3 @@ def _figures(head: RewardHead, data: Latents, tests: Pairs) -> dict[str, float]:
     said, true = reward.say(head, tests), torch.tensor([earned for earned, _ in head.outcomes])[tests.outcomes.cpu()]
     counts = count_events(said.numpy(), true.numpy())
     return {**reward.measure(head, data), **{f"dreamed_{name}": float(getattr(counts, name)) for name in ("true", "said", "hits")}}
-
-
-def _claim(args: RewardArgs) -> None:
-    file = args.out / "args.json"
-    now = json.loads(json.dumps(asdict(args), default=str))
-    if file.exists() and (before := json.loads(file.read_text())) != now:
-        name = next(k for k in now if now[k] != before.get(k))
-        raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")
-    write_bytes(file, json.dumps(now, indent=2).encode())

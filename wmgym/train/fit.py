@@ -127,7 +127,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     training = training or held_out  # a single episode is both: enough for a test of the machinery
     frame_size = _frame_size(paths)
     args.out.mkdir(parents=True, exist_ok=True)
-    _claim(args)
+    claim(args, FREE)
     writer = _writer(args.out)
     coder_config = AutoencoderConfig(kind="pixels" if args.pixels else "conv", channels=args.latent_channels, frame_size=frame_size)
     config = replace(preset(args.size, args.world, coder_config, displacement), outcomes=reward.outcomes(training))
@@ -155,7 +155,7 @@ def _episodes(args: TrainArgs, progress: bool) -> tuple[list[Path], Displacement
         if dataset.displacement != datasets[0].displacement:
             raise ValueError(f"{folder}: {dataset} differs from {datasets[0]} of {args.data[0]}: one model has one meaning of an action")
     args.out.mkdir(parents=True, exist_ok=True)
-    _claim(args)
+    claim(args, FREE)
     files: list[Path] = []
     with tqdm(total=sum(len(recon.list_trajectories(folder)) for folder in args.data), desc="read", disable=not progress) as bar:
         for number, (folder, dataset) in enumerate(zip(args.data, datasets, strict=True)):
@@ -457,14 +457,16 @@ def _warm_start(model: WorldModel, args: TrainArgs) -> None:
             raise ValueError(f"{args.autoencoder} has other shapes than this model: {' '.join(str(error).split())[:200]}") from error
 
 
-def _claim(args: TrainArgs) -> None:
-    """Write args.json; a folder that holds another run is refused. `steps` may grow."""
+FREE = frozenset({"steps", "decay", "device", "save_every", "compile", "out"})  # what a run may be resumed with otherwise
+
+
+def claim(args: Any, free: frozenset[str]) -> None:
+    """Write `args.out/args.json`; a folder that holds another run is refused. What is `free` may change."""
     file = args.out / "args.json"
     now = json.loads(json.dumps(asdict(args), default=str))
-    free = {"steps", "decay", "device", "save_every", "compile", "out"}
     if file.exists():
         before = json.loads(file.read_text())
-        changed = sorted(k for k in now if k not in free and now[k] != before.get(k, getattr(TrainArgs, k, None)))
+        changed = sorted(k for k in now if k not in free and now[k] != before.get(k, getattr(type(args), k, None)))
         if changed:
             name = changed[0]
             raise ValueError(f"{args.out} holds a run with {name}={before.get(name)!r}, asked for {now[name]!r}; choose another --out")
