@@ -27,13 +27,12 @@ from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
 from wmgym.systems.worldpack import memory_of
 from wmgym.train import rehearsal, reward
-from wmgym.train.fit import HELD_OUT, claim, half_precision
+from wmgym.train.fit import HELD_OUT, claim, device_of, half_precision, words
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
 from wmgym.train.reward import Pairs
 
 EARNING = 0.5  # share of the stretches in which something is earned
 NOISE = 0.2  # on the latents that the head learns from: dreams hold few events, which it would learn by heart
-DREAMED = 0.25  # weight of dreamed pairs beside true ones: more, and it doubts true events that no dream ever shows well
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class RewardArgs:
 
 def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     """Dream what is not dreamed yet, fit the head, and say how it does before and after (also in `result.json`)."""
-    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
+    device = device_of(args.device)
     torch.manual_seed(args.seed)
     model, config, notes = load(resolve(args.checkpoint))
     model.to(device).eval()
@@ -95,8 +94,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     lots = [(mode, steps) for mode in args.memories for steps in args.denoise_steps]
     with tqdm(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
         for part, files in parts.items():
-            data[part] = reward.encode_with(model, files)
-            data[part] = data[part].to(device) if device.type == "cuda" else data[part]
+            data[part] = reward.encode_with(model, files).to(device)
             count = args.stretches if part == "train" else max(8, args.stretches // 4)
             for number, (mode, steps) in enumerate(lots):
                 file = args.out / f"dreams-{part}-{mode}-{steps}.safetensors"
@@ -112,7 +110,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     _fit(head, data["train"], lessons, args, device, progress)
     figures = {**_figures(head, data["held-out"], tests), "dreamed_events": float(held_events)}
     report |= {f"after_{name}": value for name, value in figures.items()}
-    command = f"{notes.get('command', '')}; wmgym train reward --checkpoint {args.checkpoint} --data {' '.join(map(str, args.data))}"
+    command = f"{notes.get('command', '')}; wmgym train reward {words(args)}"
     save(args.out / "model.safetensors", model, config, notes={**notes, **figures, "command": command})
     report["checkpoint"] = str(args.out / "model.safetensors")
     write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
@@ -156,7 +154,7 @@ def _fit(head: RewardHead, data: Latents, pairs: Pairs, args: RewardArgs, device
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         parts = {"true": true.loss(draw, args.batch - args.batch // 2, NOISE), "dreamed": dreamed.loss(draw, args.batch // 2, NOISE)}
-        return {"total": parts["true"] + DREAMED * parts["dreamed"], **{k: v.detach() for k, v in parts.items()}}, {}
+        return {"total": parts["true"] + reward.DREAMED * parts["dreamed"], **{k: v.detach() for k, v in parts.items()}}, {}
 
     optimiser = torch.optim.AdamW(head.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     head.train().requires_grad_(True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class TrainArgs:
 
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     """Train or resume; the figures of the end."""
-    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
+    device = device_of(args.device)
     torch.manual_seed(args.seed)
     paths, displacement = _episodes(args, progress)
     held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
@@ -138,7 +138,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
         _fit_autoencoder(model.autoencoder, training, args, device, writer, progress)
     data = _latents(model, training, args.out / "latents.safetensors", device, progress, normalise=args.autoencoder is None)
     figures = _fit_net(model, config, data, held_out, args, device, writer, progress)
-    command = f"wmgym train worldpack {_words(args)}"
+    command = f"wmgym train worldpack {words(args)}"
     notes = {"command": command, "data": [str(d) for d in args.data], "frames": int(data.lengths.sum()), **figures}
     save(args.out / "model.safetensors", model, config, notes=notes)
     report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
@@ -346,7 +346,7 @@ def _fit_net(
             if earned is not None:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
                 if dreamed is not None and dreamed.complete:
-                    parts["dreamed_reward"] = dreamed.loss(draw, args.batch, args.context_noise)
+                    parts["dreamed_reward"] = reward.DREAMED * dreamed.loss(draw, args.batch, args.context_noise)
         figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
@@ -435,6 +435,11 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 # -- helpers --------------------------------------------------------------------------------------------------------------------------
 
 
+def device_of(name: str) -> torch.device:
+    """The device of a name; of "auto" a GPU if there is one."""
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
 def half_precision(device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 where the processor multiplies it natively, else float32."""
     native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
@@ -481,7 +486,8 @@ def _writer(out: Path) -> Any:
     return SummaryWriter(str(out))
 
 
-def _words(args: TrainArgs) -> str:
-    default = {f: TrainArgs.__dataclass_fields__[f].default for f in TrainArgs.__dataclass_fields__}
+def words(args: Any) -> str:
+    """The options of a command that are not at their default, as they are typed."""
+    default = {field.name: field.default for field in fields(args)}
     changed = {k: v for k, v in vars(args).items() if v != default[k]}
     return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())

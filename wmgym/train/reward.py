@@ -31,6 +31,7 @@ from wmgym.world_model import WorldModel
 
 MOST_OUTCOMES = 8
 WATCHED = 40  # held-out episodes that the head is tried on
+DREAMED = 0.25  # weight of dreamed pairs beside true ones: more, and a head doubts true events that no dream ever shows well
 SLACK = 2  # steps by which a dream may show an event early or late
 _AT_ONCE = 4096  # pairs
 
@@ -70,19 +71,29 @@ class Examples:
 
     def draw(self, randomness: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Episodes, frames and outcomes, int64 [size] each: every outcome is equally likely, and so is every place of one."""
-        which = randomness.integers(len(self.counts), size=size)
-        begin = self.counts.cumsum() - self.counts
-        chosen = torch.from_numpy(begin[which] + randomness.integers(self.counts[which])).to(self.places.device)
+        chosen, which = (torch.from_numpy(x).to(self.places.device) for x in _evenly(self.counts, randomness, size))
         rows, times = self.places[chosen].unbind(1)
-        return rows, times, torch.from_numpy(which).to(rows.device)
+        return rows, times, which
 
     def loss(self, draw: Draw, size: int, noise: float) -> Tensor:
         """The head's loss on a batch of its own, with as much noise on the latents as the network's context has."""
         data = self.data
         rows, times, which = self.draw(draw.numpy, size)
-        pairs = data.latents[rows, torch.stack([times - 1, times])].float()  # [2, B, C, h, w]
-        pairs = pairs + noise * torch.randn(pairs.shape, generator=draw.torch, device=pairs.device)
-        return self.head.loss(pairs[0], pairs[1], data.actions[rows, times], which)
+        pairs = data.latents[rows, torch.stack([times - 1, times])]  # [2, B, C, h, w]
+        return self.head.loss(*_noisy(pairs, noise, draw), data.actions[rows, times], which)
+
+
+def _evenly(counts: np.ndarray, randomness: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of things sorted by outcome, `counts` of each: numbers [size] of some, and their outcomes, each that is there equally often."""
+    there = np.flatnonzero(counts)
+    which = there[randomness.integers(len(there), size=size)]
+    return (counts.cumsum() - counts)[which] + randomness.integers(counts[which]), which
+
+
+def _noisy(pairs: Tensor, noise: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Latents [2, B, C, h, w] before and after a step -> both float32, with noise on them."""
+    before, after = pairs.float() + noise * torch.randn(pairs.shape, generator=draw.torch, device=pairs.device)
+    return before, after
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,8 @@ def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[Stretch])
         outcomes = torch.full_like(says, common)
         outcomes[_most_near((true != common).float(), SLACK)[:, SLACK:-SLACK] > 0] = -1
         for number in range(len(head.outcomes)):
-            near = _most_near((true == number).float(), SLACK)[:, SLACK:-SLACK] > 0
             if number != common:
+                near = _most_near((true == number).float(), SLACK)[:, SLACK:-SLACK] > 0
                 outcomes[near & (says == number) & peak[..., number]] = number
         events += int(((true != common) & (true >= 0))[:, SLACK:-SLACK].sum())
         kept = outcomes >= 0
@@ -126,7 +137,7 @@ def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[Stretch])
 
 
 def _outcome_numbers(head: RewardHead, data: Latents, rows: Tensor, times: Tensor) -> Tensor:
-    """Which outcome of the head each step has, int64 like `times`; -1 where it knows no such, or the episode is not there."""
+    """Which outcome of the head each step has, int64 like `times`; -1 where it knows no such, the common one outside of the episode."""
     assert data.rewards is not None and data.ends is not None
     there = (times > 0) & (times < data.lengths.to(times.device)[rows])
     at = times.clamp(0, data.latents.shape[1] - 1)
@@ -134,7 +145,7 @@ def _outcome_numbers(head: RewardHead, data: Latents, rows: Tensor, times: Tenso
     numbers = torch.full_like(times, -1)
     for number, (value, end) in enumerate(head.outcomes):
         numbers[there & (earned == value) & (ended == end)] = number
-    return torch.where(there, numbers, int(head.log_prior.argmax()))  # nothing happens before an episode and after it
+    return torch.where(there, numbers, int(head.log_prior.argmax()))
 
 
 def _most_near(values: Tensor, slack: int) -> Tensor:
@@ -172,13 +183,9 @@ class DreamedExamples:
 
     def loss(self, draw: Draw, size: int, noise: float) -> Tensor:
         """The head's loss on a batch of them, with a little noise on the latents. Outcomes that no pair has are left out."""
-        there = np.flatnonzero(self.counts)
-        which = there[draw.numpy.integers(len(there), size=size)]
-        begin = self.counts.cumsum() - self.counts
-        chosen = self.order[torch.from_numpy(begin[which] + draw.numpy.integers(self.counts[which])).to(self.order.device)]
-        pairs = torch.stack([self.pairs.before[chosen], self.pairs.after[chosen]]).float()
-        pairs = pairs + noise * torch.randn(pairs.shape, generator=draw.torch, device=pairs.device)
-        return self.head.loss(pairs[0], pairs[1], self.pairs.actions[chosen], self.pairs.outcomes[chosen])
+        chosen = self.order[torch.from_numpy(_evenly(self.counts, draw.numpy, size)[0]).to(self.order.device)]
+        pairs = torch.stack([self.pairs.before[chosen], self.pairs.after[chosen]])
+        return self.head.loss(*_noisy(pairs, noise, draw), self.pairs.actions[chosen], self.pairs.outcomes[chosen])
 
 
 @torch.no_grad()
