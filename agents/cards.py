@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from wmgym.tasks import CARDS_ACTIONS, zig_zag
+from wmgym.settings.memory_cards import ACTIONS, zig_zag
 
 if TYPE_CHECKING:
     from wmgym.agents.scripted import Walker
@@ -24,16 +24,16 @@ Moves = Generator[int, None, None]
 
 def cards_random(walker: Walker) -> Moves:
     """Toggle, or move somewhere, for ever."""
-    chances = [CHANCES[action] for action in CARDS_ACTIONS]
+    chances = [CHANCES[action] for action in ACTIONS]
     while True:
-        yield int(walker.rng.choice(len(CARDS_ACTIONS), p=chances))
+        yield int(walker.rng.choice(len(ACTIONS), p=chances))
 
 
 def zig_zags(walker: Walker) -> Moves:
     """To the corner at the top left, then zig-zag down, up, down, ... for ever."""
     walker.begin("corner")
-    yield from [CARDS_ACTIONS.index("left")] * round(walker.pose[0])
-    yield from [CARDS_ACTIONS.index("up")] * round(3 - walker.pose[1])
+    yield from [ACTIONS.index("left")] * round(walker.pose[0])
+    yield from [ACTIONS.index("up")] * round(3 - walker.pose[1])
     while True:
         for back in (False, True):
             walker.begin("up" if back else "down")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,18 +33,9 @@ from wmgym.agents.maze_walkers import random_start
 from wmgym.agents.pathfinding import Region
 from wmgym.agents.scripted import Walker, find_program, make_walker, world_of
 from wmgym.data import recon
-from wmgym.data.episode import (
-    Episode,
-    Header,
-    Metadata,
-    as_json,
-    describe_space,
-    load_episode,
-    read_header,
-    save_episode,
-    write_atomically,
-)
+from wmgym.data.episode import Episode, Header, Metadata, describe_space, load_episode, read_header, save_episode
 from wmgym.data.loopnav import write_trajectory
+from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.openings import frame_of
 
 WORLDS_PER_SEED = 1_000_000
@@ -107,7 +98,7 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
     out = Path(args.out)
     begun = time.perf_counter()
     _make_env(args)  # what cannot be made should leave no folder behind
-    _claim(out, args)
+    _open_folder(out, args)
     if args.format == "recon":
         recon.write_dataset(out, robot.DATASET)
     processes = args.processes or os.cpu_count() or 1
@@ -319,22 +310,12 @@ def _header(args: CollectArgs, index: int) -> Header:
 # Many episodes
 
 
-def _claim(out: Path, args: CollectArgs) -> None:
+def _open_folder(out: Path, args: CollectArgs) -> None:
     """Make the folder ours, or see that it was made with the same arguments."""
-    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
-    wanted = {key: value for key, value in asdict(args).items() if key not in free}
-    file = out / "args.json"
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); collect into another folder") from error
-        for key, value in wanted.items():
-            if found.get(key, CollectArgs.__dataclass_fields__[key].default) != value:  # an option that did not exist had its default
-                raise ValueError(f"{out} was collected with {key}={found.get(key)!r}, not {value!r}; use another folder")
-    elif out.is_dir() and next(out.glob(f"episode-*{FORMATS[args.format]}"), None) is not None:
+    if not (out / "args.json").is_file() and out.is_dir() and next(out.glob(f"episode-*{FORMATS[args.format]}"), None) is not None:
         raise ValueError(f"{out} holds episodes but no args.json to tell how they were made; use another folder")
-    write_atomically(file, as_json({**asdict(args), "out": str(out)}))
+    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
+    open_run_folder(out, asdict(args), free, {f.name: f.default for f in fields(CollectArgs)})
     for leftover in out.glob(".episode-*.tmp"):  # of a run that was killed
         leftover.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from wmgym import rng
 from wmgym.agents.proposals import View
-from wmgym.checkpoint import FORMAT, read_file, write_atomically
+from wmgym.checkpoint import read_file, write_tensors
 from wmgym.data.recon import Trajectory
 from wmgym.geometry import relative_pose
 from wmgym.nets.autoencoder import to_float
@@ -120,7 +120,7 @@ def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: Polic
     loop = LoopConfig(config.steps, warmup=max(1, config.steps // 20), seed=config.seed, save_every=max(100, config.steps // 4))
     out.mkdir(parents=True, exist_ok=True)
     fit(policy, {"adam": adam}, losses, loop, out, name="policy", progress=progress)
-    write_atomically(done, policy.state_dict(), {"format": FORMAT, "config": made_with})
+    write_tensors(done, policy.state_dict(), {"config": made_with})
     return policy.eval().requires_grad_(False)
 
 

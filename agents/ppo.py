@@ -24,7 +24,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from wmgym.checkpoint import FORMAT, read_file, write_atomically
+from wmgym.checkpoint import read_file, write_tensors
 from wmgym.train.loop import optimiser_tensors, restore_optimiser
 
 try:
@@ -195,7 +195,7 @@ def save(file: Path, model: PPO, header: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {f"policy/{name}": value.detach().cpu().clone() for name, value in model.policy.state_dict().items()}
     tensors |= {f"optimiser/{name}": value.cpu() for name, value in optimiser_tensors(model.policy.optimizer).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, tensors, {"format": FORMAT, "agent": json.dumps(header)})
+    write_tensors(file, tensors, {"agent": json.dumps(header)})
 
 
 def load(file: Path, env: VecEnv, *, device: str = "cpu") -> PPO:

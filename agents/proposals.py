@@ -173,7 +173,8 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
 def moves_of(world: WorldModel) -> Displacement:
     """What the world's actions mean; ValueError if they are no displacements."""
     if not isinstance(world.kinematics, Displacement):
-        raise ValueError(f"planning along paths needs a world whose actions are displacements, this one is {world.kinematics.name!r}")
+        kind = type(world.kinematics).__name__
+        raise ValueError(f"planning along paths needs a world whose actions are displacements, this one has {kind}")
     return world.kinematics
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from wmgym.data import recon
 from wmgym.data.episode import Episode
-from wmgym.kinematics import MINECRAFT, WALK, Displacement
+from wmgym.kinematics import Displacement
+from wmgym.settings import minecraft
 
 STEP_RATE, RATE = 5.0, 4.0  # poses per second: of a walk, of what is written
 IMAGE = (120, 160)  # pixels, high and wide
@@ -23,7 +24,7 @@ CAMERA = {"render_mode": "rgb_array", "render_size": IMAGE, "size": 16}  # what 
 # One waypoint is one frame's way at full speed, as RECON's 0.25 m are at 1 m/s.
 DATASET = recon.Dataset(
     "minecraft",
-    Displacement(spacing=WALK * STEP_RATE / RATE, rate=RATE, field_of_view=MINECRAFT.field_of_view, aspect=IMAGE[1] / IMAGE[0]),
+    Displacement(minecraft.WALK * STEP_RATE / RATE, rate=RATE, field_of_view=minecraft.FIELD_OF_VIEW, aspect=IMAGE[1] / IMAGE[0]),
 )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from wmgym.agents.cards import cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
 from wmgym.data.episode import RETURN, Segment
-from wmgym.tasks import SETTINGS
+from wmgym.settings import TABLE, minecraft
 
 NOOP, FORWARD, BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(10)
 TURN = math.radians(15)
@@ -140,9 +140,9 @@ def _programs(world: str) -> Programs:
 def world_of(env: gym.Env) -> str:
     """Which world's walkers an environment takes: by what its actions mean, else by their number; "" if it is none that we know."""
     if not hasattr(env.unwrapped, "get_action_meanings"):
-        return "minecraft" if getattr(env.action_space, "n", None) == len(SETTINGS["minecraft"].actions) else ""
+        return "minecraft" if getattr(env.action_space, "n", None) == len(minecraft.ACTIONS) else ""
     meanings = tuple(env.unwrapped.get_action_meanings())
-    return next((name for name, setting in SETTINGS.items() if setting.actions == meanings), "")
+    return next((name for name, setting in TABLE.items() if setting.actions == meanings), "")
 
 
 def make_walker(name: str, env: gym.Env, rng: np.random.Generator) -> Walker:

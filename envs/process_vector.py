@@ -33,12 +33,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
+from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_count, lane_seeds, load_generator
 
-Mask = NDArray[np.bool_]  # [N], one per lane
 Arrays = dict[str, NDArray[Any]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "NUMBA_NUM_THREADS": "1"}  # a process is one core's worth
 WHOLE = ""  # the name of an observation that is one array
@@ -73,69 +71,51 @@ class ProcessVectorEnv(LanesEnv):
         obs_type: str = "numpy",
         lane_keys: Sequence[str] = ("start", "goal"),
     ) -> None:
-        if max_episode_steps is not None:
-            if kwargs.get("horizon") is not None:
-                raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={kwargs['horizon']} is given too")
-            kwargs = {**kwargs, "horizon": max_episode_steps}
-        if obs_type not in OBS_TYPES:
-            raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
-        self.num_envs = check_count("num_envs", num_envs)
+        config = VectorConfig.read(num_envs, autoreset_mode, obs_type, kwargs.get("horizon"), max_episode_steps)
+        kwargs = kwargs if config.horizon is None else {**kwargs, "horizon": config.horizon}
         if processes is not None and (isinstance(processes, bool) or not isinstance(processes, (int, np.integer)) or processes < 0):
             raise ValueError(f"processes must be a whole number, 0 for none, got {processes!r}")
-        self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
         self._entry_point, self._kwargs, self._lane_keys = entry_point, kwargs, tuple(lane_keys)
-        self._single = _load(entry_point)(**kwargs)  # never reset: it checks the keywords and knows the spaces
-        self.render_mode = self._single.render_mode
-        self.metadata = {**self._single.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = self._single.observation_space
-        self.single_action_space = self._single.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._single = one = _load(entry_point)(**kwargs)  # never reset: it checks the keywords and knows the spaces
+        self._prepare(config, (one.observation_space, one.action_space), one.metadata, one.render_mode)
         self._wanted = min(self.num_envs, _cores() if processes is None else int(processes))
         self._workers: list[_Process | _Here] = []
         self._shared: Arrays = {}
-        self._is_running = False
+        self._infos: list[dict[str, Any]] = []
 
-    # ---- Gymnasium ----
+    # ---- lanes ----
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes in all lanes, or in those of `options["reset_mask"]`.
+    def _is_per_lane(self, key: str, value: Any) -> bool:
+        return key in self._lane_keys and np.ndim(value) == 2
 
-        `options` is a dict for all lanes, in which some values may have a row per lane, or a list of dicts, one per lane.
-        If a lane cannot be reset as wished, no lane is.
-        """
-        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
-        wishes = lane_options(options, self.num_envs, lambda key, value: key in self._lane_keys and np.ndim(value) == 2)
-        if not self._is_running and not mask.all():
-            raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
+    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[dict[str, Any]]) -> None:
         before = self.save_state() if self._is_running and any(wishes) else None
         self._start()
         try:
-            infos = self._call("reset", lambda lanes: [(mask[i], seeds[i], wishes[i]) for i in lanes])
+            self._infos = self._call("reset", lambda lanes: [(mask[i], seeds[i], wishes[i]) for i in lanes])
         except Exception:
             if before is not None and self._workers:
                 self.load_state(before)
             raise
-        self._is_running = True
-        return self._observation(), self._batched(infos, mask)
 
-    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """One step in every lane; a lane that has ended is reset, or rests."""
-        self._check_running()
+    def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
         told = self._check_actions(actions)
-        answers = self._call("step", lambda lanes: told[lanes])
-        every = np.ones(self.num_envs, bool)
-        info = self._batched([last for last, _ in answers], every)
-        ended = np.array([final is not None for _, final in answers])
-        if ended.any():
-            info["final_obs"] = np.array([None] * self.num_envs, object)
-            for i in np.flatnonzero(ended):
-                info["final_obs"][i] = answers[i][1][0]
-            info["final_info"] = self._batched([final[1] if final is not None else {} for _, final in answers], ended)
-            info |= {"_final_obs": ended.copy(), "_final_info": ended.copy()}
-        flags = (self._shared[name].copy() for name in (".rewards", ".terminated", ".truncated"))
-        rewards, terminated, truncated = flags
-        return self._observation(), rewards, terminated, truncated, info
+        self._infos = self._call("step", lambda lanes: [(moving[i], told[i]) for i in lanes])
+        return np.where(moving, self._shared[".rewards"], 0.0)
+
+    def _flags(self) -> tuple[Mask, Mask]:
+        return self._shared[".terminated"].copy(), self._shared[".truncated"].copy()
+
+    def _observe(self) -> Any:
+        arrays = {name: array.copy() for name, array in self._shared.items() if not name.startswith(".")}
+        seen = arrays.get(WHOLE, arrays)
+        return as_tensors(seen) if self.obs_type == "torch" else seen
+
+    def _info(self, lanes: Mask) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        for lane in np.flatnonzero(lanes).tolist():
+            batch = self._add_info(batch, self._infos[lane], lane)
+        return batch
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame per lane."""
@@ -214,7 +194,7 @@ class ProcessVectorEnv(LanesEnv):
         with _shared_file(layout) as file:
             self._shared = _views(file, layout)
             shares = [list(map(int, part)) for part in np.array_split(np.arange(self.num_envs), max(1, self._wanted))]
-            made = (self._entry_point, self._kwargs, layout, autoreset_name(self.autoreset_mode))
+            made = (self._entry_point, self._kwargs, layout)
             kind = _Process if self._wanted else _Here
             self._workers = [kind(file, lanes, made) for lanes in shares]
         try:
@@ -255,10 +235,6 @@ class ProcessVectorEnv(LanesEnv):
             raise wrong
         return answers
 
-    def _check_running(self) -> None:
-        if not self._is_running:
-            raise gym.error.ResetNeeded("reset() must be called first")
-
     def _check_actions(self, actions: Any) -> NDArray[Any]:
         told = np.asarray(actions)
         space = self.single_action_space
@@ -270,21 +246,6 @@ class ProcessVectorEnv(LanesEnv):
         elif not all(space.contains(each) for each in told.astype(space.dtype)):
             raise ValueError(f"actions must lie in {space}, got {actions!r}")
         return told
-
-    def _observation(self) -> Any:
-        arrays = {name: array.copy() for name, array in self._shared.items() if not name.startswith(".")}
-        if self.obs_type == "torch":
-            import torch  # here, so that a ground truth alone loads none
-
-            arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}  # type: ignore[misc]
-        return arrays.get(WHOLE, arrays)
-
-    def _batched(self, infos: Sequence[dict[str, Any]], lanes: Mask) -> dict[str, Any]:
-        """Gymnasium's batched info: each key beside a mask `_key` of the lanes that are told."""
-        batch: dict[str, Any] = {}
-        for lane in np.flatnonzero(lanes).tolist():
-            batch = self._add_info(batch, infos[lane], lane)
-        return batch
 
 
 def branch_of(
@@ -303,32 +264,30 @@ def branch_of(
     return branches
 
 
-def check_count(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    return int(count)
-
-
 # ---- lanes, in whatever process ----
 
 
 class _Lanes:
     """Some lanes' single envs; what they see goes to rows of the shared arrays, what else they tell is returned, lane by lane."""
 
-    def __init__(self, entry_point: str, kwargs: dict[str, Any], mode: str, lanes: list[int], shared: Arrays) -> None:
+    def __init__(self, entry_point: str, kwargs: dict[str, Any], lanes: list[int], shared: Arrays) -> None:
         self._envs = {i: _load(entry_point)(**kwargs) for i in lanes}
-        self._mode, self._shared = mode, shared
+        self._shared = shared
         self._infos: dict[int, dict[str, Any]] = {i: {} for i in lanes}
 
     def reset(self, wishes: list[tuple[bool, int | None, dict[str, Any]]]) -> list[dict[str, Any]]:
-        for i, (chosen, seed, options) in zip(self._envs, wishes, strict=True):
+        for (i, env), (chosen, seed, options) in zip(self._envs.items(), wishes, strict=True):
             if chosen:
-                self._reset(i, seed, options)
+                seen, self._infos[i] = env.reset(seed=seed, options=options or None)
+                self._show(i, seen, 0.0, False, False)
         return list(self._infos.values())
 
-    def step(self, actions: NDArray[Any]) -> list[tuple[dict[str, Any], tuple[Any, dict[str, Any]] | None]]:
-        """Per lane: its info, and, where it ended and was reset in this step, the last observation and info before."""
-        return [self._step(i, action) for i, action in zip(self._envs, actions, strict=True)]
+    def step(self, actions: list[tuple[bool, Any]]) -> list[dict[str, Any]]:
+        for (i, env), (moves, action) in zip(self._envs.items(), actions, strict=True):
+            if moves:
+                seen, reward, terminated, truncated, self._infos[i] = env.step(action)
+                self._show(i, seen, reward, terminated, truncated)
+        return list(self._infos.values())
 
     def render(self, _: None) -> list[Any]:
         return [env.render() for env in self._envs.values()]
@@ -348,30 +307,9 @@ class _Lanes:
         for env in self._envs.values():
             env.close()
 
-    def _reset(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
-        seen, self._infos[i] = self._envs[i].reset(seed=seed, options=options or None)
-        self._show(i, seen, 0.0, False, False)
-
-    def _step(self, i: int, action: Any) -> tuple[dict[str, Any], tuple[Any, dict[str, Any]] | None]:
-        over = bool(self._shared[".terminated"][i] or self._shared[".truncated"][i])
-        if over and self._mode == "next_step":
-            self._reset(i, None, {})
-        elif over and self._mode == "disabled":
-            self._shared[".rewards"][i] = 0
-        else:
-            seen, reward, terminated, truncated, self._infos[i] = self._envs[i].step(action)
-            self._show(i, seen, reward, terminated, truncated)
-            if (terminated or truncated) and self._mode == "same_step":
-                final = seen, self._infos[i]
-                self._reset(i, None, {})
-                self._show(i, None, reward, terminated, truncated)
-                return self._infos[i], final
-        return self._infos[i], None
-
     def _show(self, i: int, seen: Any, reward: float, terminated: bool, truncated: bool) -> None:
-        if seen is not None:
-            for name, value in seen.items() if isinstance(seen, Mapping) else ((WHOLE, seen),):
-                self._shared[name][i] = value
+        for name, value in seen.items() if isinstance(seen, Mapping) else ((WHOLE, seen),):
+            self._shared[name][i] = value
         self._shared[".rewards"][i] = reward
         self._shared[".terminated"][i], self._shared[".truncated"][i] = terminated, truncated
 
@@ -380,9 +318,9 @@ class _Here:
     """Lanes of this process, behind the same calls as `_Process`."""
 
     def __init__(self, file: Any, lanes: list[int], made: tuple[Any, ...]) -> None:
-        entry_point, kwargs, layout, mode = made
+        entry_point, kwargs, layout = made
         self.lanes = lanes
-        self._work = _Lanes(entry_point, kwargs, mode, lanes, _views(file, layout))
+        self._work = _Lanes(entry_point, kwargs, lanes, _views(file, layout))
         self._answer: Callable[[], list[Any]] = list
 
     def send(self, what: str, arg: Any) -> None:
@@ -452,9 +390,9 @@ def serve(pipe_fd: int, file_fd: int) -> None:
                 break
             try:
                 if what == "begin":
-                    entry_point, kwargs, layout, mode, lanes = arg
+                    entry_point, kwargs, layout, lanes = arg
                     with os.fdopen(file_fd, "r+b", closefd=True) as file:
-                        work = _Lanes(entry_point, kwargs, mode, lanes, _views(file, layout))
+                        work = _Lanes(entry_point, kwargs, lanes, _views(file, layout))
                     answer: list[Any] = []
                 else:
                     answer = getattr(work, what)(arg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from wmgym import checkpoint as checkpoints
+from wmgym import systems
 from wmgym.benchmarks import speed
 from wmgym.cli import as_text, plain
-from wmgym.data.episode import as_json, write_atomically
-from wmgym.memory.packing import layout
+from wmgym.files import as_json, write_atomically
 from wmgym.nets.cdit import SIZES
 from wmgym.registration import row_of
-from wmgym.systems.worldpack import MODES, build, preset
+from wmgym.systems.worldpack import build, preset
 
 ENGINES = {"voxel": "wmgym.envs.minecraft.bench", "prismarine": "wmgym.envs.minecraft.prismarine.bench"}  # time an engine by itself
 UPSTREAM = "wmgym.envs.memory_maze.bench"
@@ -89,8 +90,8 @@ class ModelArgs:
     """Bundled name, path or hub name; by default worldpack-minecraft, or random weights (as fast) where that is not bundled."""
     size: str = "TINY"
     """Size of the network with random weights."""
-    modes: tuple[str, ...] = MODES
-    """Memory modes."""
+    modes: tuple[str, ...] | None = None
+    """Memories; by default all of the checkpoint's system."""
     lanes: tuple[int, ...] = (1, 8, 32)
     """Dreams in one batch."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
@@ -105,12 +106,10 @@ class ModelArgs:
     """Folder for result.json and table.txt."""
 
     def __post_init__(self) -> None:
-        for mode in self.modes:
-            layout(mode)
         if self.size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
         _check_positive(self, "lanes", "denoise_steps", "seconds")
-        if not (self.modes and self.lanes and self.dtypes and self.denoise_steps):
+        if self.modes == () or not (self.lanes and self.dtypes and self.denoise_steps):
             raise ValueError("modes, lanes, dtypes and denoise_steps must each name at least one")
 
 
@@ -122,7 +121,9 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
         steps, parts, cache = [], [], []
         with tqdm(total=len(args.dtypes) * (len(args.lanes) + 2), disable=not progress, unit="table") as bar:
             for dtype in args.dtypes:
-                worlds = {mode: checkpoints.load_world(path, device=args.device, dtype=dtype, memory=mode) for mode in args.modes}
+                load = partial(checkpoints.load_world, path, device=args.device, dtype=dtype)
+                modes = args.modes or tuple(systems.get(load().provenance.system).memories)
+                worlds = {mode: load(memory=mode) for mode in modes}
                 for lanes in args.lanes:
                     steps += [{"dtype": dtype, **row} for row in speed.step_times(worlds, lanes, args.seconds)]
                     bar.update()
@@ -137,7 +138,7 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
         "weights": name or f"random, size {args.size}",
         "device": str(world.device) if world.device.type == "cpu" else torch.cuda.get_device_name(world.device),
         "threads": torch.get_num_threads(),
-        "denoise_steps": world.sampler.denoise_steps,
+        "denoise_steps": world.settings.sampler.denoise_steps,
         "steps": steps,
         "share_of_a_step": parts,
         "context_cached_or_recomputed": cache,

@@ -3,7 +3,7 @@
     python -m wmgym.experiments.bundle --run RUN --name worldpack-minecraft
     python -m wmgym.experiments.bundle --run RUN --name worldpack-memory-maze --openings data/maze-held-out
 
-With `--openings` the first frames of some of these episodes become the clips that `context="bundled"` opens with in that world: frames,
+With `--openings` the first frames of some of these episodes become the clips that `opening="bundled"` opens with in that world: frames,
 actions, poses and the seed with which the ground truth begins there, so that a twin can walk them. A bundled file is replaced only by
 one that measures better by more than the interval.
 """
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import tyro
 
+from wmgym import settings
 from wmgym.checkpoint import BUNDLED, load, save
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.openings import Opening, write_clips
 
 MOST = 8_000_000  # bytes a file
 DTYPE = torch.bfloat16
-ENVS = {"minecraft": "Minecraft-v0", "memory_maze": "MemoryMaze-9x9-v0", "memory_cards": "MemoryCards-v0"}
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ class Args:
 
 
 def main(args: Args) -> list[Path]:
-    model, config, notes = load(args.run / "model.safetensors")
+    loaded = load(args.run / "model.safetensors")
+    model, config, notes = loaded.model, loaded.config, loaded.notes
     files = []
     if args.openings is not None:
-        files.append(write_openings(config.world, opening_clips(args.openings, args.clips, args.clip_frames)))
+        files.append(write_openings(config.setting, opening_clips(args.openings, args.clips, args.clip_frames)))
     for old in BUNDLED.glob(f"{args.name}*"):
         if re.fullmatch(rf"{re.escape(args.name)}(-\d+-of-\d+)?\.(safetensors|md)", old.name):
             old.unlink()
     files += save(BUNDLED / f"{args.name}.safetensors", model, config, dtype=DTYPE, max_bytes=MOST, notes=notes)
     parameters = sum(p.numel() for p in model.parameters())
-    (BUNDLED / f"{args.name}.md").write_text(card(args.name, config.world, config.autoencoder.frame_size, parameters, notes))
+    (BUNDLED / f"{args.name}.md").write_text(card(args.name, config.setting, config.autoencoder.frame_size, parameters, notes))
     return files
 
 
@@ -73,9 +74,9 @@ def opening_clips(folder: Path, count: int, frames: int) -> list[Opening]:
     return [Opening(part.frames, part.actions, part.poses, None, part.meta.seed) for part in parts]
 
 
-def write_openings(world: str, clips: list[Opening]) -> Path:
+def write_openings(setting: str, clips: list[Opening]) -> Path:
     """The clips as a file of at most 8 MB beside the weights."""
-    path = BUNDLED / f"{world}-openings.npz"
+    path = BUNDLED / f"{setting}-openings.npz"
     draft = path.with_name(f".{path.name}")
     write_clips(draft, clips)
     size = draft.stat().st_size
@@ -86,14 +87,14 @@ def write_openings(world: str, clips: list[Opening]) -> Path:
     return draft.replace(path)
 
 
-def card(name: str, world: str, size: int, parameters: int, notes: dict[str, Any]) -> str:
+def card(name: str, setting: str, size: int, parameters: int, notes: dict[str, Any]) -> str:
     """What the weights are, how they came about and how they measure."""
     figures = {k: v for k, v in sorted(notes.items()) if isinstance(v, float)}
     head = {k: v for k, v in figures.items() if k.startswith(("reward_", "dreamed_"))}
     lines = [
         f"# {name}",
         "",
-        f"A WorldPack world model of `{ENVS.get(world, world)}` at {size} x {size}: "
+        f"A WorldPack world model of `{settings.get(setting).truth or setting}` at {size} x {size}: "
         f"{parameters / 1e6:.1f} million parameters, in bfloat16.",
         "",
         "- Trained by: " + f"`{notes.get('command', '')}`",

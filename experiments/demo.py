@@ -19,9 +19,9 @@ from wmgym.benchmarks.loopnav import judge, strip_steps
 from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
-from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.film import film_pages, write_film
 from wmgym.experiments.plots import pyplot
+from wmgym.files import as_json, write_atomically
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
 DREAMS = {"with memory": "worldpack", "without": "none"}  # label -> memory mode
@@ -132,7 +132,7 @@ def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) 
         dreamed = np.concatenate([loop.poses[loop.split - 1 : loop.split], dream.poses])
         ax.plot(*dreamed[:, :2].T, color=colour, lw=2, marker=".", label=f"dreamed, {label}")
         known = np.concatenate([loop.poses[: loop.split], dream.poses])
-        again = np.unique(dream.recalled[dream.recalled >= 0])
+        again = np.unique(dream.retrieved[dream.retrieved >= 0])
         if len(again):
             x, y, _, yaw, _ = known[again].T
             ax.quiver(x, y, np.cos(yaw), np.sin(yaw), color="C1", scale=18, width=0.005, label="retrieved frames\n(where they look)")

@@ -7,7 +7,6 @@ gives them. Worlds: seed 100 and above, as collecting has it, so none of those t
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,24 +18,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from wmgym import systems
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
 from wmgym.benchmarks import loopnav, loopnav_table
 from wmgym.benchmarks.loopnav import BASELINES, Course
 from wmgym.benchmarks.rollout import loop_of
 from wmgym.checkpoint import load_world
-from wmgym.data.episode import write_atomically
 from wmgym.data.loopnav import find_trajectories, read_episode, read_rows
-from wmgym.experiments.folder import claim
 from wmgym.experiments.plots import pyplot
-from wmgym.memory.packing import layout
+from wmgym.files import open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
 from wmgym.nets.autoencoder import to_uint8
-from wmgym.systems.worldpack import MODES
+from wmgym.systems import System
 from wmgym.world_model import WorldModel
 
 STEPS_GUESS = {None: 40, 5: 60, 15: 110, 30: 200, 50: 320}  # of a loop, by range: only how many to ask for first
-PAPER_LAYOUT = (28, 2)  # latent side and patch of the paper: 2.81 frames by our count, 2.84 in print
-COLOURS = {"worldpack": "C0", "retrieval": "C2", "packing": "C1", "none": "C3", "copy": "0.6", "ceiling": "0.2"}
+GREYS = {"copy": "0.6", "ceiling": "0.2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +62,8 @@ class LoopNavArgs(DreamArgs):
     """Of turn (loops that only turn), ABA, ABCA."""
     ranges: tuple[int, ...] = loopnav.RANGES
     """Of 5, 15, 30, 50 blocks."""
-    modes: tuple[str, ...] = MODES
-    """Memory modes, all with the same weights, loops and noise."""
+    modes: tuple[str, ...] | None = None
+    """Memories, all with the same weights, loops and noise; by default all of the checkpoint's system."""
     loops: int = 30
     """Loops of each task and range."""
     data: Path | None = None
@@ -85,9 +82,7 @@ class LoopNavArgs(DreamArgs):
 
     def __post_init__(self) -> None:
         loopnav.courses(self.tasks, self.ranges)
-        for mode in self.modes:
-            layout(mode)
-        if not (self.tasks and self.ranges and self.modes):
+        if not (self.tasks and self.ranges) or self.modes == ():
             raise ValueError("tasks, ranges and modes must each name at least one")
         for name in ("loops", "lanes"):
             if getattr(self, name) < 1:
@@ -100,11 +95,10 @@ class LoopNavArgs(DreamArgs):
 def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     """All cells that are not there yet, then the report (also in `result.json`)."""
     out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
-    modes = tuple(dict.fromkeys(args.modes))
-
     world_of = loader(args.checkpoint, args)
+    system, modes = modes_of(world_of, args.modes)
     free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
-    claim(out, {**asdict(args), **made_with(world_of(modes[0]))}, free)
+    open_run_folder(out, {**asdict(args), **made_with(world_of(modes[0]))}, free)
     loops_of: Callable[[Course], list[loopnav.Loop]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
     if args.data is not None:
         loops_of = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
@@ -112,7 +106,7 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     through = partial(reconstruct, world_of(modes[0]))
     with tqdm(disable=not progress, unit="frame") as bar:
         cells = loopnav.evaluate(wanted, modes, loops_of, world_of, through, out, settings, show_in(bar))
-    summary = loopnav_table.summarise(cells, wanted, modes)
+    summary = loopnav_table.summarise(cells, wanted, modes, system)
     plot_curves(cells, wanted, modes, out / "curves.png")
     plot_strips(wanted, modes, out)
     report = {
@@ -120,7 +114,7 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
         "loops": args.loops,
         "worlds": f"{args.env_id}, seeds from {args.seed * 1_000_000}" if args.data is None else str(args.data),
         "lpips": "measured" if settings.with_lpips else "left out: its weights are not here",
-        "context": context_lengths(world_of(modes[0]), modes),
+        "context": context_lengths(world_of, modes),
         **summary,
         "out": str(out),
     }
@@ -131,13 +125,19 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
 
 def made_with(world: WorldModel) -> dict[str, str]:
     """What decides a dream besides the arguments: dtype "auto" is another one on another device."""
-    return {"weights": fingerprint(world), "dtype": precision(world)}
+    return {"weights": world.provenance.weights, "dtype": world.dtype_name}
 
 
-def loader(checkpoint: str, args: DreamArgs) -> Callable[[str], WorldModel]:
-    """The checkpoint's world in a memory mode, with the settings that the arguments name; each is loaded once."""
+def loader(checkpoint: str, args: DreamArgs) -> Callable[[str | None], WorldModel]:
+    """The checkpoint's world with a memory (None: its own), with the settings that the arguments name; each is loaded once."""
     settings = {field.name: getattr(args, field.name) for field in fields(DreamArgs)}
     return cache(lambda mode: load_world(checkpoint, memory=mode, **settings))
+
+
+def modes_of(world_of: Callable[[str | None], WorldModel], asked: Sequence[str] | None) -> tuple[System, tuple[str, ...]]:
+    """The checkpoint's system, and the memories to compare: those that were asked for, or all that it has."""
+    system = systems.get(world_of(None).provenance.system)
+    return system, tuple(dict.fromkeys(map(system.memory_name, asked if asked is not None else system.memories)))
 
 
 def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
@@ -148,19 +148,12 @@ def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
     return torch.cat(parts).cpu().numpy()
 
 
-def context_lengths(world: WorldModel, modes: Sequence[str]) -> list[dict[str, Any]]:
-    """Frames shown in each mode, and what they cost in whole frames: here, and at the paper's size."""
-    side, patch = world.net.config.latent_shape[1], world.net.config.patch
-    return [
-        {
-            "mode": mode,
-            "frames": layout(mode).num_frames,
-            "effective_frames": round(layout(mode).effective_frames(side, patch), 2),
-            "at_28x28_patch_2": round(layout(mode).effective_frames(*PAPER_LAYOUT), 2),
-            "in_the_paper": {"none": 4.0, "worldpack": 2.84}.get(mode),
-        }
-        for mode in modes
-    ]
+def context_lengths(world_of: Callable[[str | None], WorldModel], modes: Sequence[str]) -> list[dict[str, Any]]:
+    """What each memory shows the network, in frames, where the system counts it."""
+    system = systems.get(world_of(None).provenance.system)
+    if system.context_cost is None:
+        return []
+    return [{"mode": mode, **system.context_cost(world_of(mode))} for mode in modes]
 
 
 # -- where loops come from --------------------------------------------------------------------------------------------------------------
@@ -203,20 +196,6 @@ def _walk(args: LoopNavArgs, course: Course, progress: bool) -> list[Path]:
     return loopnav.find_loops(folder, [course], args.loops)[course]
 
 
-def fingerprint(world: WorldModel) -> str:
-    """Which weights these are, on whatever device and in float32 or bfloat16: they are told by what both have in common."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(world.state_dict().items()):
-        tensor = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def precision(world: WorldModel) -> str:
-    """The dtype that a world runs in, as `--dtype` names it."""
-    return str(next(world.net.parameters()).dtype).removeprefix("torch.")
-
-
 def show_in(bar: tqdm) -> loopnav.Progress:
     def show(what: str, done: int, total: int) -> None:
         if bar.disable:
@@ -232,6 +211,11 @@ def show_in(bar: tqdm) -> loopnav.Progress:
 # -- pictures ---------------------------------------------------------------------------------------------------------------------------
 
 
+def colour_of(mode: str, modes: Sequence[str]) -> str:
+    """One colour for each memory, grey for what is no dream."""
+    return GREYS.get(mode) or f"C{modes.index(mode)}"
+
+
 def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str], file: Path) -> None:
     """PSNR (left) and drift of the pose (right) against the step of the leg: one row per course."""
     plt = pyplot()
@@ -239,7 +223,7 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course]
     for (left, right), course in zip(axes, wanted, strict=True):
         for mode in (*modes, *BASELINES):
             rows = cells[f"{course.name} {mode}"]["loops"]
-            dashed = {"color": COLOURS.get(mode), "ls": "--" if mode in BASELINES else "-"}
+            dashed = {"color": colour_of(mode, modes), "ls": "--" if mode in BASELINES else "-"}
             values = loopnav_table.curve(rows, "psnr")
             left.plot(np.arange(1, len(values) + 1), values, label=mode, **dashed)
             if mode in modes:
@@ -256,8 +240,7 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course]
 def plot_strips(wanted: Sequence[Course], modes: Sequence[str], out: Path) -> None:
     """The first loop of each course: truth, and each mode's dream, evenly spaced along the way back."""
     plt = pyplot()
-    rows = ["truth", *(mode for mode in ("worldpack", "none") if mode in modes)]
-    rows += [] if len(rows) == 3 else [mode for mode in modes if mode not in rows]
+    rows = ["truth", *(modes if len(modes) <= 2 else (modes[-1], modes[0]))]
     figure, axes = plt.subplots(len(wanted) * len(rows), figsize=(10, 1.12 * len(wanted) * len(rows)), squeeze=False, layout="constrained")
     for i, course in enumerate(wanted):
         for j, row in enumerate(rows):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.scripted import find_program, make_walker
 from wmgym.cli import as_text, plain
-from wmgym.data.episode import as_json, write_atomically
+from wmgym.files import as_json, write_atomically
 from wmgym.metrics.statistics import bootstrap_interval
 
 PEOPLE = {9: (26.4, 34.8), 11: (44.3, 58.0), 13: (55.5, 74.5), 15: (67.7, 87.7)}  # mean and best

@@ -29,11 +29,9 @@ from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.mpc import PRESETS, PlannerConfig, PlanningAgent, preset
 from wmgym.agents.objectives import IMAGE_OBJECTIVES, OBJECTIVES, Objective, make_objective
 from wmgym.cli import plain
-from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.film import panel, write_film
-from wmgym.experiments.folder import claim, kept
-from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
+from wmgym.files import as_json, kept, open_run_folder, write_atomically
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.metrics.trajectory import path_length, spl
 from wmgym.openings import frame_of
@@ -110,8 +108,8 @@ def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
     keywords = {name: value for name in names if (value := getattr(args, name)) is not None}
     stage = Stage(args, keywords)
     search = {name: value for name, value in asdict(stage.config).items() if name != "at_once"}
-    made_with = {**asdict(args), "search": search, "weights": fingerprint(stage.world)}
-    claim(args.out, made_with, {"models", "out", "film", "at_once"})
+    made_with = {**asdict(args), "search": search, "weights": stage.world.provenance.weights}
+    open_run_folder(args.out, made_with, {"models", "out", "film", "at_once"})
     rows: dict[str, list[dict[str, Any]]] = {model: [] for model in dict.fromkeys(args.models)}
     batches = [(model, first) for model in rows for first in range(0, args.episodes, args.lanes)]
     decisions = -(-args.max_steps // stage.config.hold)  # of an episode, at most

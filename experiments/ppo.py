@@ -25,10 +25,8 @@ from wmgym.agents import ppo
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.ppo import PPOConfig, Trained
 from wmgym.cli import plain
-from wmgym.data.episode import as_json, write_atomically
-from wmgym.experiments.folder import claim, kept
-from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
+from wmgym.files import as_json, kept, open_run_folder, write_atomically
 from wmgym.integrations import sb3
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.openings import LiveOpenings
@@ -36,7 +34,7 @@ from wmgym.registration import row_of
 
 PLACES = ("dream", "truth")
 JUDGED_FROM = 100  # seeds of worlds that are judged in: from this many millions on; training has those below
-DREAM_ONLY = ("context", "checkpoint", "memory", "denoise_steps", "device", "dtype")
+DREAM_ONLY = ("opening", "checkpoint", "memory", "denoise_steps", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class PPOArgs:
     """To judge each agent by, in the truth and in the dream."""
     horizon: int | None = None
     """Steps of an episode; by default the task's."""
-    context: str | None = None
+    opening: str | None = None
     """live: each dream opens with a walk in a true world of its own; for tasks that open with shipped clips otherwise."""
     checkpoint: str | None = None
     memory: str | None = None
@@ -86,7 +84,7 @@ def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
     if row.twin is None:
         raise ValueError(f"{args.id} has no twin: agents learn in a dream and are judged in its truth")
     stage = Stage(args)
-    claim(args.out, {**asdict(args), "weights": stage.weights}, {"learn_in", "episodes", "out", "steps"})
+    open_run_folder(args.out, {**asdict(args), "weights": stage.weights}, {"learn_in", "episodes", "out", "steps"})
     learned: dict[str, Trained] = {}
     for place in dict.fromkeys(args.learn_in):
         with tqdm(total=args.steps, disable=not progress, unit="step", desc=f"learn in the {place}") as bar:
@@ -124,12 +122,12 @@ class Stage:
         if not isinstance(shell.openings, LiveOpenings):
             raise ValueError(
                 f"task {shell.task.name!r} opens with a few shipped clips: agents would be judged where they learned; "
-                f"give --context live, or a task that opens live"
+                f"give --opening live, or a task that opens live"
             )
         self.args, self.task = args, shell.task.name
-        self.weights = fingerprint(shell.world)
+        self.weights = shell.identity.weights
         self.can_succeed = shell.task.needs_goal  # elsewhere only time ends an episode
-        self.opening: Sequence[Any] = shell.openings.plan(np.random.default_rng(0), 0)[1]
+        self.opening: Sequence[Any] = shell.openings.plan(np.random.default_rng(0), 0).actions
         self.ids = {"dream": row_of(args.id).id, "truth": str(row_of(args.id).twin)}
         self.horizon = shell.horizon
         self.keywords = {"dream": given, "truth": {**shell.truth_keywords(), "horizon": shell.horizon}}

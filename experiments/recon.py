@@ -31,12 +31,10 @@ from wmgym.benchmarks.recon import Problem
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
 from wmgym.data import recon
-from wmgym.data.episode import as_json, write_atomically
 from wmgym.data.recon import Dataset, Task, Trajectory
 from wmgym.diffusion.samplers import evaluations
 from wmgym.experiments import recon_pictures as pictures
-from wmgym.experiments.folder import claim
-from wmgym.experiments.loopnav import fingerprint, precision
+from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.memory.packing import LAYOUTS
 from wmgym.metrics.image import available, lpips_available
 from wmgym.systems.nwm import PREFIX
@@ -153,11 +151,11 @@ class _Evaluation:
         self.dataset: Dataset = recon.read_dataset(args.data, args.dataset)
         self.paths = {path.stem: path for path in recon.list_trajectories(args.data)}
         self.world_of = cache(self._world_of)
-        self.weights_of = cache(lambda checkpoint: fingerprint(self.world_of(checkpoint, "none")))
+        self.weights_of = cache(lambda checkpoint: self.world_of(checkpoint, "none").provenance.weights)
         self.systems = self._systems()
         self.size = self._frame_size()
         self._check_cells()
-        claim(args.out, asdict(args), FREE | ({"tasks"} if args.train_data is not None else set()))
+        open_run_folder(args.out, asdict(args), FREE | ({"tasks"} if args.train_data is not None else set()))
 
     def run(self) -> dict[str, Any]:
         args = self.args
@@ -209,7 +207,7 @@ class _Evaluation:
                 rows += left > 0
                 frames += dreamed
                 if dreamed:
-                    sampler = self._world(system).sampler
+                    sampler = self._world(system).settings.sampler
                     passes += dreamed * evaluations(sampler.name, sampler.denoise_steps)
         if self.progress:
             print(f"recon: {rows} rows to make, {frames:,} frames to dream, {passes:,} network evaluations", file=sys.stderr)
@@ -424,12 +422,12 @@ class _Evaluation:
         return self.args.out / "cells" / f"{pictures.plain(f'{evaluation} {system.name}')}.json"
 
     def _made_with(self, evaluation: str, system: System) -> dict[str, Any]:
-        """What decides a cell's rows besides the arguments that `claim` compares."""
+        """What decides a cell's rows besides the arguments that `open_run_folder` compares."""
         told: dict[str, Any] = {}
         if system.checkpoint:
             world = self._world(system)
-            told = {"checkpoint": system.checkpoint, "weights": self.weights_of(system.checkpoint), "dtype": precision(world)}
-            told["sampler"] = asdict(world.sampler)
+            told = {"checkpoint": system.checkpoint, "weights": self.weights_of(system.checkpoint), "dtype": world.dtype_name}
+            told["sampler"] = asdict(world.settings.sampler)
         if evaluation != "planning":
             return {**told, "metrics": list(self.metrics), "frame_size": self.size}
         return {**told, "objective": self.objective_name} if told else told

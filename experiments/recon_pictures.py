@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wmgym.data.episode import write_atomically
 from wmgym.data.recon import Task
 from wmgym.experiments.plots import pyplot
+from wmgym.files import write_atomically
 
 SHOWN = 8  # tasks in a picture
 

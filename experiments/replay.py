@@ -21,31 +21,30 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
 from wmgym.benchmarks import loopnav, loopnav_table, replay
 from wmgym.benchmarks.loopnav import BASELINES
-from wmgym.data.episode import Header, read_header, write_atomically
-from wmgym.experiments.bundle import ENVS
-from wmgym.experiments.folder import claim
+from wmgym.data.episode import Header, read_header
 from wmgym.experiments.loopnav import (
-    COLOURS,
     DreamArgs,
+    colour_of,
     context_lengths,
     loader,
     made_with,
+    modes_of,
     plot_strips,
     reconstruct,
     save_figure,
     show_in,
 )
 from wmgym.experiments.plots import pyplot
-from wmgym.memory.packing import layout
+from wmgym.files import open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
-from wmgym.systems.worldpack import MODES
 from wmgym.train.reward import encode_with, measure
 from wmgym.world_model import WorldModel
 
-WALKERS = {"memory_cards": "zig-zag"}  # by world; elsewhere the explorer
+WALKERS = {"memory_cards": "zig-zag"}  # by setting; elsewhere its own
 UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "recall": "tile recall", "drift": "pose drift, metres"}
 PREFACE = """\
 # Replay
@@ -71,8 +70,8 @@ class ReplayArgs(DreamArgs):
 
     checkpoint: str = "worldpack-minecraft"
     """Bundled name, path, or hub name."""
-    modes: tuple[str, ...] = MODES
-    """Memory modes, all with the same weights, episodes and noise."""
+    modes: tuple[str, ...] | None = None
+    """Memories, all with the same weights, episodes and noise; by default all of the checkpoint's system."""
     windows: int = 50
     """Episodes, one window each."""
     context: int = replay.CONTEXT
@@ -95,9 +94,7 @@ class ReplayArgs(DreamArgs):
     """Folder for the results."""
 
     def __post_init__(self) -> None:
-        for mode in self.modes:
-            layout(mode)
-        if not self.modes:
+        if self.modes == ():
             raise ValueError("modes must name at least one")
         for name in ("windows", "context", "steps", "lanes"):
             if getattr(self, name) < 1:
@@ -110,14 +107,14 @@ class ReplayArgs(DreamArgs):
 def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     """All cells that are not there yet, then the report (also in `result.json`)."""
     out, wanted = args.out, replay.course(args.context, args.steps)
-    modes = tuple(dict.fromkeys(args.modes))
     world_of = loader(args.checkpoint, args)
+    system, modes = modes_of(world_of, args.modes)
     model = world_of(modes[0])
-    is_cards = model.kinematics.name == "memory_cards"
-    claim(args.out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
+    has_tiles = model.provenance.setting == "memory_cards"
+    open_run_folder(args.out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
     paths = _episodes(args, model, progress)
-    more = {"more": replay.tile_scores} if is_cards else {}
-    settings = loopnav.Settings(args.seed, args.lanes, lpips_available(), **more)
+    more = {"more": replay.tile_scores} if has_tiles else {}
+    how = loopnav.Settings(args.seed, args.lanes, lpips_available(), **more)
     with tqdm(disable=not progress, unit="frame") as bar:
         cells = loopnav.evaluate(
             [wanted],
@@ -126,10 +123,10 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
             world_of,
             partial(reconstruct, model),
             out,
-            settings,
+            how,
             show_in(bar),
         )
-    found = replay.tables(cells, wanted, modes)
+    found = replay.tables(cells, wanted, modes, system)
     rewards = _rewards(model, paths, out / "cells" / "rewards.json")
     plot_curves(cells, wanted.name, modes, out / "curves.png")
     plot_strips([wanted], modes, out)
@@ -138,8 +135,8 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
         "windows": args.windows,
         "episodes": str(args.data or out / "episodes"),
         "env_id": read_header(paths[0]).meta.env_id,
-        "lpips": "measured" if settings.with_lpips else "left out: its weights are not here",
-        "context": context_lengths(model, modes),
+        "lpips": "measured" if how.with_lpips else "left out: its weights are not here",
+        "context": context_lengths(world_of, modes),
         **found,
         **({"reward_head": [rewards]} if rewards else {}),
         "out": str(out),
@@ -188,19 +185,19 @@ def _check(path: Path, header: Header, model: WorldModel) -> None:
         raise ValueError(f"{path}: frames are {list(header.frame_shape)}, the checkpoint wants {list(model.frame_shape)}")
     actions = header.meta.action_space.get("n", model.kinematics.num_actions)
     if actions != model.kinematics.num_actions:
-        world = f"the checkpoint's world {model.kinematics.name!r} has {model.kinematics.num_actions}"
+        world = f"the checkpoint's setting {model.provenance.setting!r} has {model.kinematics.num_actions}"
         raise ValueError(f"{path}: {header.meta.env_id} has {actions} actions, {world}")
 
 
 def _collected(args: ReplayArgs, model: WorldModel, frames: int, progress: bool) -> Path:
     """A folder with enough episodes of just so many frames; a killed collection goes on where it was."""
-    world = model.kinematics.name
-    env_id = args.env_id or ENVS.get(world)
+    setting = settings.get(model.provenance.setting)
+    env_id = args.env_id or setting.truth
     if env_id is None:
-        raise ValueError(f"no ground truth is known for the world {world!r}: give --data or --env-id")
+        raise ValueError(f"no ground truth is known for setting {setting.name!r}: give --data or --env-id")
     kwargs = json.dumps({"size": model.frame_shape[0], **parse_kwargs(args.env_kwargs)})
     folder, steps = args.out / "episodes", max(1, frames - 1)
-    walker = args.walker or WALKERS.get(world, "explorer")
+    walker = args.walker or WALKERS.get(setting.name, setting.walkers)
     wanted = CollectArgs(env_id, walker, args.windows * steps, folder, args.seed, episode_length=steps, env_kwargs=kwargs)
     collect(wanted, progress=progress)
     return folder
@@ -220,7 +217,7 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], name: str, modes: Sequen
             if metric in rows[0]["steps"]:
                 values = loopnav_table.curve(rows, metric)
                 style = "--" if mode in BASELINES else "-"
-                ax.plot(np.arange(1, len(values) + 1), values, label=mode, color=COLOURS.get(mode), ls=style)
+                ax.plot(np.arange(1, len(values) + 1), values, label=mode, color=colour_of(mode, modes), ls=style)
         ax.set(xlabel="step of the dream", ylabel=UNITS[metric])
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend(fontsize="small")

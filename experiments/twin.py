@@ -27,15 +27,12 @@ from wmgym.benchmarks.revisit import BINS, by_length, walk_row
 from wmgym.benchmarks.rollout import Loop, dream_legs
 from wmgym.checkpoint import load_world
 from wmgym.cli import plain
-from wmgym.data.episode import as_json, write_atomically
 from wmgym.experiments.film import film_pages, write_film
-from wmgym.experiments.folder import claim, kept
-from wmgym.experiments.loopnav import fingerprint
 from wmgym.experiments.plots import pyplot
+from wmgym.files import as_json, kept, open_run_folder, write_atomically
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
-from wmgym.openings import frame_of
+from wmgym.openings import frame_of, plan_opening
 from wmgym.registration import row_of
-from wmgym.shell import lane_key
 from wmgym.world_model import WorldModel
 
 WALKS = {"Minecraft-v0": ("turn-loop", "explorer", "random")}  # truth -> walkers; elsewhere only random ones
@@ -86,8 +83,8 @@ class TwinArgs:
 def evaluate(args: TwinArgs, progress: bool = True) -> dict[str, Any]:
     """All cells that are not there yet, then the report (also in `result.json`)."""
     stage = Stage(args)
-    weights = fingerprint(stage.world(stage.memories[0]))
-    claim(args.out, {**asdict(args), "weights": weights}, {"walkers", "memories", "device", "lanes", "film", "out"})
+    weights = stage.world(stage.memories[0]).provenance.weights
+    open_run_folder(args.out, {**asdict(args), "weights": weights}, {"walkers", "memories", "device", "lanes", "film", "out"})
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tqdm(total=len(stage.walkers) * len(stage.memories), disable=not progress, unit="cell") as bar:
         for walker in stage.walkers:
@@ -173,8 +170,8 @@ def walk(twin: tuple[gym.Env, gym.Env], walker_name: str, seed: int, steps: int)
     dream, truth = twin
     shell = dream.unwrapped.shell  # type: ignore[attr-defined]
     generator, _ = seeding.np_random(seed)
-    key = lane_key(generator)
-    opening = shell.openings.draw(generator, seed)
+    key, plan = plan_opening(shell.openings, generator, seed)
+    opening = shell.openings.show(plan)
     observation, info = truth.reset(seed=seed)
     walker = make_walker(walker_name, truth, np.random.default_rng(seed))
     frames: list[np.ndarray] = []

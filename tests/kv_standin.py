@@ -25,10 +25,10 @@ class SlidingWindow:
     tokens: int
     heads: int
     width: int  # of a head
-    needs_kv: bool = True
-    slots: int = 0
+    needs: frozenset[str] = frozenset({"kv"})
+    num_retrieved: int = 0
 
-    def init(self, batch: int) -> Window:
+    def init(self, batch: int, keys: Tensor) -> Window:
         def blank() -> Tensor:
             return torch.zeros(batch, self.budget, self.tokens, self.heads, self.width)
 
@@ -39,7 +39,7 @@ class SlidingWindow:
         return Context(kv=ContextKV(memory.layers, query.times[:, :1] - memory.times, memory.times >= 0))
 
     def write(self, memory: Window, seen: Seen) -> Window:
-        assert seen.kv is not None, "a memory that needs keys and values was not given any"
+        assert seen.trace is not None and seen.trace.kv, "a memory that needs keys and values was not given any"
         times = torch.cat([memory.times, torch.where(seen.valid, seen.times, -1)], 1)
         kept, index = times.topk(self.budget, dim=1)
         rows = torch.arange(len(times))[:, None]
@@ -47,7 +47,7 @@ class SlidingWindow:
         def newest(old: Tensor, new: Tensor) -> Tensor:
             return torch.cat([old, new], 1)[rows, index]
 
-        pairs = zip(memory.layers, seen.kv, strict=True)
+        pairs = zip(memory.layers, seen.trace.kv, strict=True)
         return Window(tuple(KeysValues(newest(a.keys, b.keys), newest(a.values, b.values)) for a, b in pairs), kept)
 
     def footprint(self, memory: Window) -> Footprint:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 import wmgym
 from wmgym import rng, tasks
-from wmgym.core import Clip, Footprint, Frames, Recall, WorldState
+from wmgym.core import Clip, Footprint, Frames, Retrieval, WorldState
 from wmgym.geometry import compose
-from wmgym.kinematics import MINECRAFT
-from wmgym.tree import Shared
+from wmgym.settings import minecraft
+from wmgym.tree import HighWater, Shared
 
 SLOTS, RECALLED = 32, 2
 TRUTH = "StandInTruth-v0"
@@ -48,7 +48,7 @@ class Trace:
     colours: Shared  # [B, SLOTS, 3]
     poses: Tensor  # [B, SLOTS, 5]
     times: Tensor  # [B, SLOTS], -1 where empty
-    most: int  # high-water mark, as a memory that grows would have
+    most: HighWater  # high-water mark, as a memory that grows would have
 
 
 class StandInWorld:
@@ -61,12 +61,13 @@ class StandInWorld:
     def start(self, context: Clip, keys: Tensor) -> WorldState:
         lanes = len(keys)
         empty = Trace(
-            Shared.own(torch.zeros(lanes, SLOTS, 3)), torch.zeros(lanes, SLOTS, 5), torch.full((lanes, SLOTS), -1), 0
+            Shared.own(torch.zeros(lanes, SLOTS, 3)), torch.zeros(lanes, SLOTS, 5), torch.full((lanes, SLOTS), -1), HighWater(0)
         )
-        recall = Recall(torch.full((lanes, RECALLED), -1), torch.full((lanes, RECALLED), -math.inf))
+        recall = Retrieval(torch.full((lanes, RECALLED), -1), torch.full((lanes, RECALLED), -math.inf))
         still = draw(context.poses[:, -1:], self.frame_shape[0]).movedim(-1, 2).repeat(1, self.chunk, 1, 1, 1)
         counts = torch.zeros(lanes, dtype=torch.int64)
-        state = WorldState(still, context.poses[:, -1], counts - 1, keys, (empty,), recall, Footprint(counts, counts))
+        last = context.poses[:, -1]
+        state = WorldState(still, last, counts - 1, keys, last, (empty,), recall, Footprint(counts, counts))
         return self.observe(state, context)
 
     def observe(self, state: WorldState, seen: Clip) -> WorldState:
@@ -76,18 +77,18 @@ class StandInWorld:
         self.steps += 1
         poses, pose = [], state.poses
         for f in range(self.chunk):
-            pose = compose(pose, MINECRAFT.motion(actions[:, f]))
+            pose = compose(pose, minecraft.SETTING.kinematics.motion(actions[:, f]))
             poses.append(pose)
         path = torch.stack(poses, 1)
         trace = state.memories[0]
         far = (trace.poses[..., :2] - state.poses[:, None, :2]).square().sum(-1).masked_fill(trace.times < 0, math.inf)
         scores, nearest = (-far).topk(RECALLED, -1)
-        recall = Recall(trace.times.gather(1, nearest), scores)
+        recall = Retrieval(trace.times.gather(1, nearest), scores)
         tint = 0.2 * trace.colours.take(nearest)[:, 0]
         noise = self.noise * rng.noise(state.keys, (self.chunk, *self.frame_shape))
         images = 0.8 * draw(path, self.frame_shape[0]) + tint[:, None, None, None] + noise
         valid = torch.ones(path.shape[:2], dtype=torch.bool)
-        state = replace(state, latents=images.movedim(-1, 2), keys=rng.next_keys(state.keys), recall=recall)
+        state = replace(state, latents=images.movedim(-1, 2), keys=rng.next_keys(state.keys), retrieval=recall)
         state = self._write(state, images, path, valid)
         ends = None if self.ends_at is None else (state.times[:, None] - self.chunk + 1 + torch.arange(self.chunk)) == self.ends_at
         rewards = None if ends is None else 10.0 * ends
@@ -105,7 +106,7 @@ class StandInWorld:
 
         trace = Trace(
             Shared.own(newest(colours)), newest(torch.cat([old.poses, poses], 1)), newest(torch.cat([old.times, times], 1)),
-            min(SLOTS, old.most + valid.shape[1]),
+            HighWater(min(SLOTS, old.most.count + valid.shape[1])),
         )  # fmt: skip
         held = (trace.times >= 0).sum(1)
         return replace(state, poses=poses[:, -1], times=times[:, -1], memories=(trace,), footprint=Footprint(held, held * 12))
@@ -120,7 +121,7 @@ class StandInTruth(gym.Env):
         self, task: str = "navigate", backend: str = "near", size: int = 16, horizon: int | None = None, render_mode: str | None = None
     ) -> None:
         self.shift = {"near": 0, "far": 100}[backend]
-        setting = tasks.SETTINGS["minecraft"]
+        setting = minecraft.SETTING
         self.task, self.size, self.render_mode = setting.tasks[task], size, render_mode
         self.horizon = horizon or self.task.horizon
         self.observation_space = self.task.observation_space(gym.spaces.Box(0, 255, (size, size, 3), np.uint8))
@@ -140,7 +141,7 @@ class StandInTruth(gym.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         before = self.pose
-        moved = compose(torch.from_numpy(self.pose)[None], MINECRAFT.motion(torch.tensor([int(action)])))
+        moved = compose(torch.from_numpy(self.pose)[None], minecraft.SETTING.kinematics.motion(torch.tensor([int(action)])))
         self.pose, self.elapsed = moved[0].numpy(), self.elapsed + 1
         reward = float(self.task.reward(before, self.pose, self.goal))
         return self._seen(), reward, bool(self.task.done(self.pose, self.goal)), self.elapsed >= self.horizon, self._info()
@@ -182,7 +183,7 @@ def vector(num_envs: int, world: StandInWorld | None = None, **keywords: Any) ->
 
 
 def _defaults(keywords: dict[str, Any]) -> dict[str, Any]:
-    live = {} if "context" in keywords else {"twin": TRUTH}
+    live = {} if "opening" in keywords else {"twin": TRUTH}
     return {"task": "navigate", "setting": "minecraft", **live, **keywords}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import wmgym
-from wmgym import checkpoint, shell
+from wmgym import checkpoint, make
 from wmgym.agents.collect import CollectArgs, collect
 from wmgym.checkpoint import save
 from wmgym.experiments import bundle
@@ -22,7 +22,7 @@ CODER = AutoencoderConfig(kind="pixels", factor=8, frame_size=48)
 DREAM = "CardsDream-v0"
 gym.register(
     DREAM, "wmgym.env:WorldModelEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
-    kwargs={"checkpoint": "cards", "setting": "memory_cards", "context": "bundled", "twin": "MemoryCards-v0"},
+    kwargs={"checkpoint": "cards", "setting": "memory_cards", "opening": "bundled", "twin": "MemoryCards-v0"},
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(0)
     net = CDiTConfig(latent_shape=CODER.latent_shape, num_actions=5, width=16, depth=1, heads=2)
-    config = WorldPackConfig(world="memory_cards", autoencoder=CODER, net=net, outcomes=((0.0, False), (1.0, False)))
+    config = WorldPackConfig(setting="memory_cards", autoencoder=CODER, net=net, outcomes=((0.0, False), (1.0, False)))
     model = build(config)
     assert model.reward_head is not None
     with torch.no_grad():
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def weights(made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of weights in place of the package's own."""
-    for module, name in ((bundle, "BUNDLED"), (checkpoint, "BUNDLED"), (shell, "WEIGHTS")):
+    for module, name in ((bundle, "BUNDLED"), (checkpoint, "BUNDLED"), (make, "WEIGHTS")):
         monkeypatch.setattr(module, name, tmp_path)
     return tmp_path
 
@@ -66,7 +66,7 @@ def test_an_env_opens_with_bundled_clips_and_its_twin_begins_there(made: tuple[P
         (frame, info), (real, real_info) = imagined.reset(seed=seed), truth.reset(seed=seed)
         np.testing.assert_array_equal(frame, real)
         np.testing.assert_array_equal(info["pose"], real_info["pose"])
-        assert info["memory"]["frames"] == 20 and "goal" not in info
+        assert info["memory_frames"] == 20 and "goal" not in info
         seen.add(frame.tobytes())
     assert len(seen) == 3
     rewards = [imagined.step(0)[1:4] for _ in range(3)]

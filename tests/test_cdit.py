@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from conditions import condition as condition_of
 from torch import Tensor, nn
 
 from wmgym import tree
-from wmgym.core import Context, ContextFrames, ContextKV, KeysValues
-from wmgym.geometry import relative_pose
-from wmgym.nets.cdit import SIZES, Bound, CDiT, CDiTConfig, Condition, _block, _unpatchify
+from wmgym.core import Condition, Context, ContextFrames, ContextKV, KeysValues
+from wmgym.geometry import compose, relative_pose, step_back
+from wmgym.nets.cdit import SIZES, Bound, CDiT, CDiTConfig, _block, _unpatchify
 from wmgym.nets.layers import attend, fourier, modulate, sinusoid
 from wmgym.nets.rope import rotate, rotation
 
@@ -32,12 +33,26 @@ def make(*, awake: bool = True, **changes: Any) -> CDiT:
 def conditions(rows: int, frames: int = 1) -> Condition:
     relative = 0.5 * torch.randn(rows, frames, 5)
     relative[:, 0] = 0
-    return Condition(torch.randint(10, (rows, frames)), torch.randn(rows, frames, 5), relative, 0.3 * torch.randn(rows))
+    told = condition_of(torch.randint(10, (rows, frames)), torch.randn(rows, frames, 5), relative, 0.3 * torch.randn(rows))
+    return replace(told, start=step_back(told.poses[:, 0], torch.randn(rows, 5) * torch.tensor([1, 1, 1, 1, 0.0])))
+
+
+def walked(actions: Tensor, egomotion: Tensor) -> Condition:
+    """A chunk whose egomotion [B, F, 5] leads from the origin through its poses, always looking level."""
+    pose, poses = torch.zeros(len(actions), 5), []
+    for motion in (egomotion * torch.tensor([1, 1, 1, 1, 0.0])).unbind(1):
+        pose = compose(pose, motion)
+        poses.append(pose)
+    start = torch.zeros(len(actions), 5)
+    told = Condition(actions, egomotion, torch.stack(poses, 1), torch.arange(1, len(poses) + 1).expand(actions.shape), start, start)
+    return told.at(told.poses)
 
 
 def frames_at(rows: int, n: int, level: int = 0) -> ContextFrames:
     offsets = torch.stack([torch.randperm(40)[:n] + 1 for _ in range(rows)])
-    return ContextFrames(torch.randn(rows, n, *SHAPE), offsets, torch.randn(rows, n, 5), torch.ones(rows, n, dtype=torch.bool), level)
+    relative, unread = torch.randn(rows, n, 5), torch.zeros(rows, n, 5)  # this network reads neither motions nor absolute poses
+    there = torch.ones(rows, n, dtype=torch.bool)
+    return ContextFrames(torch.randn(rows, n, *SHAPE), offsets, relative, there, offsets, unread, unread, offsets, level)
 
 
 def contexts(rows: int) -> Context:
@@ -51,7 +66,7 @@ def remembered(rows: int, slots: int, depth: int = 2, tokens: int = 16, heads: i
 
 def run(net: CDiT, condition: Condition, context: Context, x: Tensor, level: float | Tensor = 0.4) -> Tensor:
     level = level if isinstance(level, Tensor) else torch.full((len(x),), level)
-    return net.bind(condition, context)(x, level)
+    return net.bind(condition, (context,))(x, level)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -112,7 +127,7 @@ def test_a_fresh_network_says_nothing(shared: bool) -> None:
 def test_a_fresh_block_is_the_identity(shared: bool) -> None:
     """adaLN-Zero: with gates at zero a block passes its input on."""
     net = make(awake=False, shared_modulation=shared)
-    bound = net.bind(conditions(2), contexts(2))
+    bound = net.bind(conditions(2), (contexts(2),))
     h, block = torch.randn(2, 1, 16, 32), net.blocks[0]
     c = torch.randn(2, 1, 32)
     modulation = (net if shared else block).modulation(c).unflatten(-1, (9, -1)) + (block.modulation_table if shared else 0)
@@ -182,8 +197,7 @@ def test_what_is_not_valid_has_no_influence(pose_condition: str, level: int) -> 
 
 
 def _columns(group: ContextFrames, columns: list[int]) -> ContextFrames:
-    picked = (group.latents, group.offsets, group.relative, group.valid)
-    return ContextFrames(*(x[:, columns] for x in picked), group.level)
+    return tree.map_tensors(lambda x: x[:, columns], group)
 
 
 def test_a_context_of_nothing_valid_is_no_context() -> None:
@@ -226,7 +240,7 @@ def test_a_whole_turn_of_a_remembered_frame_changes_nothing() -> None:
 def test_the_context_is_bound_once_for_all_noise_levels() -> None:
     """Reusing its keys and values gives what recomputing them for each level gives, in any order of levels."""
     net, condition, context = make(), conditions(3), contexts(3)
-    bound = net.bind(condition, context)
+    bound = net.bind(condition, (context,))
     xs = {level: torch.randn(3, 1, *SHAPE) for level in (1.0, 0.1, 0.6, 1.0)}
     cached = {level: bound(x, torch.full((3,), level)) for level, x in xs.items()}
     for level, x in xs.items():
@@ -242,7 +256,7 @@ def test_binding_runs_no_self_attention_and_denoising_embeds_no_context(monkeypa
     net, condition, context, calls = make(), conditions(1), contexts(1), []
     for part in (net.context_embed[0], net.context_mlp, net.blocks[0].mlp, net.target_embed):
         part.register_forward_hook(lambda module, *_: calls.append(module))
-    bound = net.bind(condition, context)
+    bound = net.bind(condition, (context,))
     assert calls == [net.context_embed[0], net.context_mlp]
     calls.clear()
     bound(torch.randn(1, 1, *SHAPE), torch.ones(1))
@@ -271,21 +285,23 @@ def test_no_row_affects_another(pose_condition: str, frames: int) -> None:
 def test_each_condition_of_a_frame_moves_it() -> None:
     net, condition, context, x = make(), conditions(1, 3), contexts(1), torch.randn(1, 3, *SHAPE)
     result = run(net, condition, context, x)
+    told = {name: getattr(condition, name) for name in ("actions", "egomotion", "relative", "pitch")}
+    assert close(run(net, condition_of(**told), context, x), result)
     changed = {
         "actions": (condition.actions + 1) % 10,
         "egomotion": condition.egomotion + 0.3,
-        "relative": condition.relative + 0.3,
+        "relative": condition.relative + torch.tensor([0, 0.3, 0.3])[:, None],  # the first pose is the reference
         "pitch": condition.pitch + 0.3,
     }
     for name, value in changed.items():
-        assert not close(run(net, replace(condition, **{name: value}), context, x), result, 1e-3), name
+        assert not close(run(net, condition_of(**{**told, name: value}), context, x), result, 1e-3), name
     assert not close(run(net, condition, context, x, 0.9), result, 1e-3)
 
 
 def test_frames_of_a_chunk_are_told_apart_by_their_place_in_time() -> None:
     """With equal actions and poses only the rotation by time differs: swapping two frames of equal content changes nothing else."""
     net = make(pose_condition="none")
-    condition = Condition(torch.ones(1, 3, dtype=torch.int64), torch.zeros(1, 3, 5), torch.zeros(1, 3, 5), torch.zeros(1))
+    condition = condition_of(torch.ones(1, 3, dtype=torch.int64), torch.zeros(1, 3, 5), torch.zeros(1, 3, 5), torch.zeros(1))
     same = torch.randn(1, 1, *SHAPE).expand(1, 3, *SHAPE)
     result = run(net, condition, contexts(1), same)
     assert not close(result[:, 0], result[:, 1], 1e-4) and not close(result[:, 1], result[:, 2], 1e-4)
@@ -307,17 +323,19 @@ def test_remembered_keys_that_are_not_valid_are_no_keys() -> None:
 def test_a_frame_remembered_by_its_keys_is_as_good_as_a_frame_of_the_chunk() -> None:
     """One block, clean latents: the second frame of a chunk sees the first one's keys, whether they were made now or kept."""
     net = make(depth=1, pose_condition="none")
-    condition, context, x = conditions(2, 2), contexts(2), torch.randn(2, 2, *SHAPE)
+    condition, context, x = walked(torch.randint(10, (2, 2)), torch.randn(2, 2, 5)), contexts(2), torch.randn(2, 2, *SHAPE)
     clean = torch.zeros(2)
     chunk = run(net, condition, context, x, clean)
 
     def of(frame: int) -> Condition:
-        return Condition(condition.actions[:, frame, None], condition.egomotion[:, frame, None], condition.relative[:, :1], condition.pitch)
+        parts = (condition.actions, condition.egomotion, condition.poses, condition.times)
+        start = torch.cat([condition.start[:, None], condition.poses], 1)[:, frame]
+        return Condition(*(part[:, frame, None] for part in parts), start, condition.origin)
 
     def later(steps: int) -> Context:
         return Context(tuple(replace(g, offsets=g.offsets + steps) for g in context.frames))
 
-    kept = net.bind(of(0), later(0)).keys_values(x[:, :1])
+    kept = net.bind(of(0), (later(0),)).trace(x[:, :1], of(0).poses).kv
     assert [k.keys.shape for k in kept] == [(2, 1, 16, 2, 16)]
     kv = ContextKV(kept, torch.ones(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
     second = run(net, of(1), replace(later(1), kv=kv), x[:, 1:], clean)
@@ -327,18 +345,34 @@ def test_a_frame_remembered_by_its_keys_is_as_good_as_a_frame_of_the_chunk() -> 
 
 
 def test_kept_keys_are_those_of_the_same_pass() -> None:
-    """`keys_values` collects from the pass at noise level 0 and gives them per frame, unrotated."""
+    """`trace` collects from the pass at noise level 0 and gives keys and values per frame, unrotated."""
     net = make(pose_condition="none")
-    condition, context = conditions(1, 2), contexts(1)
-    bound = net.bind(condition, context)
+    actions, egomotion, context = torch.randint(10, (1, 2)), torch.randn(1, 2, 5), contexts(1)
+    condition = walked(actions, egomotion)
+    bound = net.bind(condition, (context,))
     x = torch.randn(1, 2, *SHAPE)
     assert torch.equal(net.denoise(bound, x, torch.zeros(1), collect=True)[0], bound(x, torch.zeros(1)))
-    kept = bound.keys_values(x)
+    kept = bound.trace(x, condition.poses).kv
     assert len(kept) == 2 and kept[0].keys.shape == (1, 2, 16, 2, 16)
     # the first block's keys of a frame depend on that frame alone, wherever in the chunk it stands
-    flipped = Condition(condition.actions.flip(1), condition.egomotion.flip(1), condition.relative, condition.pitch)
-    again = net.bind(flipped, context).keys_values(x.flip(1))
+    flipped = walked(actions.flip(1), egomotion.flip(1))
+    again = net.bind(flipped, (context,)).trace(x.flip(1), flipped.poses).kv
     assert close(again[0].keys.flip(1), kept[0].keys) and close(again[0].values.flip(1), kept[0].values)
+
+
+@pytest.mark.parametrize("pose_condition", CONDITIONS)
+def test_a_trace_is_made_at_the_poses_that_are_given(pose_condition: str) -> None:
+    """Where a chunk came to stand decides its egomotion and rays, whatever was expected when it was made."""
+    net, context, x = make(pose_condition=pose_condition), contexts(1), torch.randn(1, 2, *SHAPE)
+    expected = walked(torch.randint(10, (1, 2)), torch.randn(1, 2, 5))
+    stopped = expected.poses + torch.tensor([0.4, -0.3, 0, 0, 0])
+    kept = net.bind(expected, (context,)).trace(x, stopped).kv
+    there = expected.at(stopped)
+    assert close(compose(there.start, there.egomotion[:, 0]), stopped[:, 0])
+    again = net.bind(there, (context,)).trace(x, stopped).kv
+    unmoved = net.bind(expected, (context,)).trace(x, expected.poses).kv
+    assert torch.equal(kept[1].keys, again[1].keys) and torch.equal(kept[1].values, again[1].values)
+    assert not close(kept[0].keys, unmoved[0].keys, 1e-3)
 
 
 def test_keys_and_values_may_be_all_that_is_remembered() -> None:
@@ -366,18 +400,19 @@ def test_gradients_reach_every_weight() -> None:
             run(net, conditions(2, 2), contexts(2), torch.randn(2, 2, *SHAPE)).square().mean().backward()
             still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
             assert not still
-            assert isinstance(net.bind(conditions(1), contexts(1)), Bound)
+            assert isinstance(net.bind(conditions(1), (contexts(1),)), Bound)
 
 
 def test_targets_are_told_relative_to_the_first_of_the_chunk() -> None:
     """Rays of the second frame of a chunk: moved with the whole chunk they stay, moved within it they change."""
     net, x, context = make(), torch.randn(1, 2, *SHAPE), contexts(1)
-    condition = conditions(1, 2)
-    where = torch.randn(1, 2, 5)
-    told = relative_pose(where, where[:, :1])
-    assert not told[:, 0].any()
-    result = run(net, replace(condition, relative=told), context, x)
-    assert not close(run(net, replace(condition, relative=torch.zeros(1, 2, 5)), context, x), result, 1e-3)
+    where = 0.5 * torch.randn(1, 2, 5)
+    condition = replace(conditions(1, 2), poses=where)
+    assert torch.equal(condition.relative, relative_pose(where, where[:, :1])) and not condition.relative[:, 0].any()
+    result = run(net, condition, context, x)
+    elsewhere = compose(torch.tensor([[[3.0, -2.0, 1.0, 0.7, 0.0]]]).expand(1, 2, 5), where)
+    assert close(run(net, replace(condition, poses=elsewhere), context, x), result, 1e-4)
+    assert not close(run(net, replace(condition, poses=where[:, :1].expand(1, 2, 5)), context, x), result, 1e-3)
 
 
 # -- values rotated by viewing direction ------------------------------------------------------------------------------------------------
@@ -426,5 +461,5 @@ def test_the_waves_are_the_slowest_and_each_counts_once() -> None:
 @pytest.mark.parametrize("pose_condition", ["none", "frame"])
 def test_values_stay_as_they_are_without_rays(pose_condition: str) -> None:
     net = make(pose_condition=pose_condition)
-    assert net.bind(conditions(2), contexts(2)).gaze is None
-    assert make(rotate_values=False).bind(conditions(2), contexts(2)).gaze is None
+    assert net.bind(conditions(2), (contexts(2),)).gaze is None
+    assert make(rotate_values=False).bind(conditions(2), (contexts(2),)).gaze is None

@@ -13,7 +13,7 @@ from test_reward import HEAD, arguments, block, bordered
 from wmgym.checkpoint import load, read_file
 from wmgym.nets.cdit import SIZES
 from wmgym.nets.heads import RewardHead
-from wmgym.train import dreamed_rewards, fit
+from wmgym.train import dreamed_rewards, run, worldpack
 from wmgym.train.dreamed_rewards import EARNING, RewardArgs, earning_moments, train
 from wmgym.train.loop import draw
 from wmgym.train.rehearsal import Stretch
@@ -23,7 +23,7 @@ from wmgym.train.reward import DreamedExamples, Pairs, dreamed_pairs
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "TINY", {"width": 32, "depth": 1, "heads": 2})
-    monkeypatch.setattr(fit, "_writer", lambda out: None)
+    monkeypatch.setattr(run, "_writer", lambda out: None)
 
 
 def test_half_of_the_stretches_hold_a_reward_and_all_lie_within_their_episodes() -> None:
@@ -65,7 +65,7 @@ def test_a_head_that_takes_flickers_for_events_unlearns_it(small: None, tmp_path
     """An untrained world's dreams are noise, in which a head made on true frames sees rewards. A killed run keeps its dreams."""
     folder = bordered(tmp_path / "data", episodes=6)
     few = arguments(folder, tmp_path / "run", steps=120, save_every=120, rehearse_every=120)
-    before = Path(fit.train(few, progress=False)["checkpoint"])
+    before = Path(worldpack.train(few, progress=False)["checkpoint"])
     args = RewardArgs((folder,), str(before), tmp_path / "head", ("none",), (1,), stretches=64, frames=8, steps=150, batch=64)
     calls: list[Any] = []
     real = dreamed_rewards.rehearsal.dream
@@ -83,14 +83,14 @@ def test_a_head_that_takes_flickers_for_events_unlearns_it(small: None, tmp_path
     assert report["events"] > 30 and 0 < report["events_that_dreams_show"] <= report["events"]
     old, new = read_file(before)[0], read_file(Path(report["checkpoint"]))[0]
     assert {name for name in old if not torch.equal(old[name], new[name])} == {n for n in old if n.startswith("reward_head.pair")}
-    with pytest.raises(ValueError, match="choose another --out"):
+    with pytest.raises(ValueError, match="was begun with batch=64, not 256; use another folder"):
         train(RewardArgs((folder,), str(before), tmp_path / "head", frames=9), progress=False)
 
 
 def test_a_checkpoint_without_a_reward_head_is_refused(small: None, tmp_path: Path) -> None:
     folder = bordered(tmp_path / "data", chance=0.0)
-    made = fit.train(arguments(folder, tmp_path / "run", steps=1, save_every=2), progress=False)["checkpoint"]
-    assert load(made)[0].reward_head is None
+    made = worldpack.train(arguments(folder, tmp_path / "run", steps=1, save_every=2), progress=False)["checkpoint"]
+    assert load(made).model.reward_head is None
     with pytest.raises(ValueError, match="has no reward head"):
         train(RewardArgs((folder,), made, tmp_path / "head"), progress=False)
     for wrong in ({"frames": 1}, {"stretches": 0}, {"memories": ()}, {"denoise_steps": (0,)}):

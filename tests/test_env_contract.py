@@ -19,14 +19,14 @@ from mazes import needs_maze
 from standins import TRUTH, StandInTruth, StandInWorld, assert_same, clip, single, vector
 
 import wmgym
-from wmgym import shell, tasks
+from wmgym import make, tasks
 from wmgym.listing import weights_of
-from wmgym.openings import walk, write_clips
+from wmgym.openings import OpeningPlan, walk, write_clips
 from wmgym.registration import TABLE, row_of
 
 DREAM = "StandInDream-v0"
 SIZE = 36  # the smallest that Stable-Baselines3's network for images takes
-DREAM_KEYWORDS = {"checkpoint": "standin", "setting": "minecraft", "context": "live", "twin": TRUTH}
+DREAM_KEYWORDS = {"checkpoint": "standin", "setting": "minecraft", "opening": "live", "twin": TRUTH}
 gym.register(DREAM, "wmgym.env:WorldModelEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv", kwargs=DREAM_KEYWORDS)
 gym.register(
     "StandInChunks-v0", "wmgym.env:WorldModelChunkEnv", vector_entry_point="wmgym.vector_env:WorldModelVectorEnv",
@@ -41,21 +41,22 @@ MADE = [row.id for row in ROWS if "cells" not in row.kwargs]
 MAZES = ["MemoryMaze-9x9-v0", "MemoryMaze-11x11-ExtraObs-v0"]  # a frame, a Dict; test_memory_maze.py has all
 NAMES = [DREAM, "StandInChunks-v0", *MADE]
 IDS = [*NAMES, *(pytest.param(id, marks=needs_maze) for id in MAZES)]
-TASKED = [(id, task) for id in NAMES for task in (row_of(id).world.tasks if id in MADE else ("navigate", "free"))]
-TASKED += [pytest.param(id, task, marks=needs_maze) for id in MAZES for task in row_of(id).world.tasks]
+TASKED = [(id, task) for id in NAMES for task in (row_of(id).setting.tasks if id in MADE else ("navigate", "free"))]
+TASKED += [pytest.param(id, task, marks=needs_maze) for id in MAZES for task in row_of(id).setting.tasks]
 DREAMS = [id for id in NAMES if "twin" in gym.spec(id).kwargs]
 
 
 @pytest.fixture(autouse=True)
 def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-ins' names load stand-ins; all other names what they name."""
-    real = shell._world
+    real = make._world
 
-    def load(checkpoint: Any, **settings: Any) -> Any:
+    def load(config: make.DreamConfig, options: Any) -> Any:
         names = {"standin": StandInWorld(SIZE), "standin-chunks": StandInWorld(SIZE, chunk=3)}
-        return names[checkpoint] if isinstance(checkpoint, str) and checkpoint in names else real(checkpoint, **settings)
+        name = config.checkpoint
+        return names[name] if isinstance(name, str) and name in names else real(config, options)
 
-    monkeypatch.setattr(shell, "_world", load)
+    monkeypatch.setattr(make, "_world", load)
 
 
 # ---- Gymnasium ----
@@ -151,7 +152,7 @@ def test_another_seed_is_another_dream_of_another_place() -> None:
     context = clip()
     noise = []
     for seed in (1, 2):
-        env.reset(seed=seed, options={"context": context, "goal": [9, 9]})
+        env.reset(seed=seed, options={"opening": context, "goal": [9, 9]})
         noise.append(env.step(0)[0]["pov"])
     assert (noise[0] != noise[1]).any()
 
@@ -163,7 +164,7 @@ def test_the_opening_is_a_look_around_in_the_truth() -> None:
     env, truth = single(StandInWorld(noise=0)), StandInTruth()
     seen, info = env.reset(seed=4)
     there, truth_info = truth.reset(seed=4)
-    assert info["memory"]["frames"] == 25
+    assert info["memory_frames"] == 25
     np.testing.assert_allclose(info["pose"], truth_info["pose"], atol=1e-5)  # once round, and facing the same way
     np.testing.assert_array_equal(info["goal"], truth_info["goal"])
     assert np.abs(seen["pov"].astype(int) - there["pov"]).max() <= 1
@@ -182,7 +183,7 @@ def test_one_truth_is_opened_again_for_every_episode_and_lane() -> None:
 
 def test_rewards_are_blocks_gained_and_arrival_ends() -> None:
     env = single()
-    env.reset(seed=0, options={"context": clip(1), "goal": [4, 0]})
+    env.reset(seed=0, options={"opening": clip(1), "goal": [4, 0]})
     seen, reward, terminated, truncated, info = env.step(1)
     np.testing.assert_array_equal(seen["compass"], [1, 0])
     assert reward == pytest.approx(0.8634, abs=1e-5)  # 4.317 blocks/s for 0.2 s
@@ -210,9 +211,9 @@ def test_info_holds_no_times_and_perf_does() -> None:
     env = single()
     env.reset(seed=0)
     *_, info = env.step(0)
-    assert info.keys() == {"pose", "goal", "goal_distance", "memory"}
-    assert info["memory"].keys() == {"frames", "bytes", "retrieved", "scores"}
-    assert info["memory"]["retrieved"].dtype == np.int64 and info["memory"]["scores"].dtype == np.float32
+    memory = {"memory_frames", "memory_bytes", "memory_retrieved", "memory_scores"}
+    assert info.keys() == {"pose", "goal", "goal_distance", *memory}
+    assert info["memory_retrieved"].dtype == np.int64 and info["memory_scores"].dtype == np.float32
     assert env.perf.keys() == {"reset_ms", "step_ms", "network_evaluations"}
 
 
@@ -227,21 +228,49 @@ def test_a_goal_frame_is_kept_for_planners_where_no_pose_is_needed() -> None:
         single().reset(options={"goal": goal})
 
 
-def test_contexts_may_be_given_at_making_and_are_drawn_from() -> None:
+def test_openings_may_be_given_at_making_and_are_drawn_from() -> None:
     clips = [clip(1, x=x) for x in range(8)]
-    env = single(context=clips, task="free")
+    env = single(opening=clips, task="free")
     places = {env.reset(seed=seed)[1]["pose"][0] for seed in range(30)}
     assert places <= set(range(8)) and len(places) > 3
     assert env.reset(seed=3)[1]["pose"][0] == env.reset(seed=3)[1]["pose"][0]
 
 
-def test_a_world_without_any_opening_asks_for_a_context() -> None:
+def test_a_world_without_any_opening_asks_for_one() -> None:
     env = wmgym.make_env(StandInWorld(), num_actions=4)
     assert env.action_space == spaces.Discrete(4)
-    with pytest.raises(ValueError, match="context"):
+    with pytest.raises(ValueError, match="opening"):
         env.reset()
-    env.reset(options={"context": clip()})
+    env.reset(options={"opening": clip()})
     assert env.step(3)[1] == 0
+
+
+def test_the_old_name_context_means_opening() -> None:
+    """As a keyword and as a reset option."""
+    clips = [clip(1, x=x) for x in range(8)]
+    new, old = single(opening=clips, task="free"), wmgym.make_env(StandInWorld(), "free", setting="minecraft", context=clips)
+    for seed in (3, None, None):
+        assert_same(old.reset(seed=seed), new.reset(seed=seed))
+    assert_same(old.reset(seed=1, options={"context": clip()}), new.reset(seed=1, options={"opening": clip()}))
+    assert_same(wmgym.twin(DREAM, opening=None, context="live")[0].reset(seed=3), gym.make(DREAM).reset(seed=3))
+    with pytest.raises(ValueError, match="opening and context are two names of one keyword"):
+        single(opening=clips, context=clips)
+    with pytest.raises(ValueError, match="opening and context are two names of one keyword"):
+        gym.make(DREAM, context=clips)  # the id brings an opening
+    with pytest.raises(ValueError, match="opening and context are two names of one option"):
+        new.reset(options={"opening": clip(), "context": clip()})
+
+
+# ---- what names an env ----
+
+
+@pytest.mark.parametrize("id", DREAMS)
+def test_the_weights_hash_is_a_checksum_and_empty_for_a_world_of_ones_own(id: str) -> None:
+    env, vec = gym.make(id), gym.make_vec(id, num_envs=1)
+    known = env.unwrapped.weights_hash
+    assert vec.unwrapped.weights_hash == known
+    assert re.fullmatch("[0-9a-f]{64}", known) if id in MADE else known == ""
+    assert env.unwrapped.identity == vec.unwrapped.identity and env.unwrapped.identity.id == id
 
 
 # ---- chunks ----
@@ -263,7 +292,7 @@ def test_a_chunk_is_its_frames_one_by_one() -> None:
 
 def test_rewards_of_a_chunk_are_summed_and_after_an_end_the_last_frame_repeats() -> None:
     env = single(StandInWorld(chunk=4))
-    env.reset(seed=0, options={"context": clip(1), "goal": [3, 0]})
+    env.reset(seed=0, options={"opening": clip(1), "goal": [3, 0]})
     seen, reward, terminated, _, info = env.step([1, 1, 1, 1])  # arrives with the second
     assert reward == pytest.approx(100 + 2 * 0.8634, abs=1e-4)
     assert terminated
@@ -302,7 +331,7 @@ def test_continuous_actions_reach_the_world_as_they_are() -> None:
     for chunk in (1, 2):
         world = Slider(chunk=chunk)
         context = clip() | {"actions": np.zeros((3, 3), np.float32)}
-        env = wmgym.make_env(world, action_space=space, context=context)
+        env = wmgym.make_env(world, action_space=space, opening=context)
         assert env.action_space.shape == ((3,) if chunk == 1 else (2, 3))
         env.reset(seed=0)
         action = env.action_space.sample()
@@ -345,7 +374,7 @@ def test_a_dream_of_a_maze_opens_as_the_maze_does(task: str) -> None:
         (seen, info), (real, real_info) = imagined.reset(seed=seed), truth.reset(seed=seed)
         assert_same(seen, real)
         np.testing.assert_array_equal(info["pose"], real_info["pose"])
-        assert imagined.unwrapped.save_state().moment.world.memories[0].times.max() == 20  # a look around was remembered
+        assert imagined.unwrapped.save_state().state.world.memories[0].times.max() == 20  # a look around was remembered
     assert imagined.observation_space == truth.observation_space and imagined.action_space == truth.action_space
     assert [truth.step(1)[3] for _ in range(3)] == [imagined.step(1)[3] for _ in range(3)] == [False, False, True]
 
@@ -384,8 +413,8 @@ def test_what_has_no_twin_says_so() -> None:
         {"horizon": 0},
         {"horizon": 2.5},
         {"horizon": True},
-        {"context": "dead"},
-        {"context": "live", "twin": None},
+        {"opening": "dead"},
+        {"opening": "live", "twin": None},
         {"hold_action": "yes"},
         {"render_mode": "ascii"},
         {"render_mode": "rgb_array_list"},
@@ -402,9 +431,18 @@ def test_what_has_no_twin_says_so() -> None:
     ids=str,
 )
 def test_a_wrong_keyword_is_one_clear_value_error(keywords: dict[str, Any]) -> None:
-    for make in (single, lambda **given: vector(2, **given)):
+    for make_one in (single, lambda **given: vector(2, **given)):
         with pytest.raises(ValueError):
-            make(**keywords)
+            make_one(**keywords)
+
+
+def test_an_unknown_keyword_is_a_type_error_that_names_those_there_are() -> None:
+    for make_one in (single, lambda **given: vector(2, **given)):
+        with pytest.raises(TypeError, match=r"'speed'.* takes .*hold_action, horizon, opening"):
+            make_one(speed=3)
+    for make_one in (gym.make, lambda id, **given: gym.make_vec(id, num_envs=2, **given)):
+        with pytest.raises(TypeError, match=r"'speed': system 'worldpack' has no keywords of its own"):
+            make_one("WorldPack-Minecraft-v0", speed=3)
 
 
 def test_wrong_keywords_of_the_vector_env() -> None:
@@ -416,35 +454,35 @@ def test_wrong_keywords_of_the_vector_env() -> None:
 
 
 def test_bundled_openings_that_are_not_there_are_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(make, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "minecraft-openings.npz"))):
-        single(context="bundled")
+        single(opening="bundled")
 
 
 @needs_maze
 def test_clips_are_not_taken_for_a_task_that_they_were_not_made_for() -> None:
-    def made(task: str, context: str | None = None) -> Any:
-        return wmgym.make_env(StandInWorld(size=64), setting="memory_maze", twin="MemoryMaze-9x9-v0", task=task, context=context)
+    def made(task: str, opening: str | None = None) -> Any:
+        return wmgym.make_env(StandInWorld(size=64), setting="memory_maze", twin="MemoryMaze-9x9-v0", task=task, opening=opening)
 
-    frames = {task: made(task).reset(seed=1)[1]["memory"]["frames"] for task in ("targets", "targets-near", "free")}
+    frames = {task: made(task).reset(seed=1)[1]["memory_frames"] for task in ("targets", "targets-near", "free")}
     assert frames == {"targets": 32, "targets-near": 21, "free": 32}  # of shipped clips as much as it remembers; of a look around, all
-    with pytest.raises(ValueError, match="'targets-near': give context='live'"):
+    with pytest.raises(ValueError, match="'targets-near': give opening='live'"):
         made("targets-near", "bundled")
 
 
 def test_bundled_openings_carry_goal_and_seed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = gym.make(TRUTH, size=SIZE)
-    walks = [walk(truth, [np.int64(1)] * 3, seed=seed)[0] for seed in (40, 41)]
+    walks = [walk(truth, OpeningPlan(seed, [np.int64(1)] * 3))[0] for seed in (40, 41)]
     write_clips(tmp_path / "minecraft-openings.npz", walks)
-    monkeypatch.setattr(shell, "WEIGHTS", tmp_path)
-    imagined, truth = wmgym.twin(DREAM, context="bundled")
+    monkeypatch.setattr(make, "WEIGHTS", tmp_path)
+    imagined, truth = wmgym.twin(DREAM, opening="bundled")
     for seed in range(6):
         (seen, info), (real, real_info) = imagined.reset(seed=seed), truth.reset(seed=seed)
         assert_same(seen, real)
         np.testing.assert_array_equal(info["goal"], real_info["goal"])
         assert any((info["goal"] == each.goal).all() for each in walks)
     with pytest.raises(ValueError, match="frames must be"):
-        single(context="bundled").reset()  # a world of another frame size
+        single(opening="bundled").reset()  # a world of another frame size
 
 
 GOOD = clip(3)
@@ -468,22 +506,22 @@ GOOD = clip(3)
         {"poses": np.full((3, 5), "north")},
     ],
 )
-def test_a_wrong_context_is_one_clear_value_error_and_changes_nothing(change: dict[str, Any]) -> None:
+def test_a_wrong_opening_is_one_clear_value_error_and_changes_nothing(change: dict[str, Any]) -> None:
     env = single()
     env.reset(seed=0)
     before = env.save_state()
-    with pytest.raises(ValueError, match="context"):
-        env.reset(options={"context": GOOD | change})
+    with pytest.raises(ValueError, match="opening"):
+        env.reset(options={"opening": GOOD | change})
     with pytest.raises(ValueError, match="observed"):
         env.observe(**(GOOD | change))
-    assert env.save_state().moment is before.moment
+    assert env.save_state().state is before.state
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"context": {"frames": GOOD["frames"]}},
-        {"context": 3},
+        {"opening": {"frames": GOOD["frames"]}},
+        {"opening": 3},
         {"goal": [1]},
         {"goal": "home"},
         {"goal": [np.nan, 0]},
@@ -501,10 +539,10 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
 def test_an_action_outside_the_space_is_refused_and_nothing_moves(action: Any) -> None:
     env = single()
     env.reset(seed=0)
-    before = env.save_state().moment
+    before = env.save_state().state
     with pytest.raises(ValueError, match="actions must"):
         env.step(action)
-    assert env.save_state().moment is before
+    assert env.save_state().state is before
 
 
 def test_actions_of_any_whole_number_type_are_the_same() -> None:

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmgym.geometry import compose, relative_pose, token_rays, view_direction, wrap_angle
-from wmgym.kinematics import MINECRAFT, TURN, WALK, kinematics
+from wmgym import settings
+from wmgym.geometry import compose, relative_pose, step_back, token_rays, view_direction, wrap_angle
+from wmgym.settings.minecraft import SETTING, TURN, WALK
 
 PI = torch.tensor(math.pi)
 FIELD = math.radians(75)
@@ -55,6 +57,20 @@ def test_relative_pose_and_compose_are_inverses(a: Tensor, b: Tensor) -> None:
     assert torch.allclose(relative_pose(a, a), torch.zeros(5, dtype=torch.float64), atol=1e-12)
 
 
+@given(poses, poses)
+def test_step_back_inverts_compose_in_its_pose(pose: Tensor, egomotion: Tensor) -> None:
+    back = compose(step_back(pose, egomotion), egomotion)
+    assert torch.allclose(back[[0, 1, 2, 4]], pose[[0, 1, 2, 4]], atol=1e-9)
+    assert float(wrap_angle(back[3] - pose[3]).abs()) < 1e-9
+
+
+def test_step_back_undoes_compose_in_whole_batches() -> None:
+    start, egomotion = 0.5 * torch.randn(3, 4, 5), 0.5 * torch.randn(3, 4, 5)  # pitch stays within its bounds
+    back = step_back(compose(start, egomotion), egomotion)
+    assert torch.allclose(back[..., :3], start[..., :3], atol=1e-5)
+    assert float(wrap_angle(back[..., 3] - start[..., 3]).abs().max()) < 1e-5
+
+
 @given(poses, poses, poses)
 def test_relative_poses_do_not_depend_on_where_the_world_lies(a: Tensor, b: Tensor, frame: Tensor) -> None:
     """Seen from each other, two poses look the same after the whole world was turned and moved (about the vertical)."""
@@ -85,7 +101,7 @@ def rays(relative: Tensor, pitch: float = 0.0, height: int = 5, width: int = 7) 
     return token_rays(relative[None, None], torch.tensor([pitch]), height, width, FIELD)[0, 0].unflatten(0, (height, width))
 
 
-@settings(max_examples=50)
+@examples(max_examples=50)
 @given(yaws, st.floats(-1.0, 1.0, width=32), st.floats(-0.5, 0.5, width=32))
 def test_the_middle_token_looks_along_the_view(turn: float, pitch: float, tilt: float) -> None:
     """In the reference's yaw frame that is `view_direction` of the relative yaw and the frame's own pitch."""
@@ -133,7 +149,7 @@ def test_the_first_token_looks_up_and_left_and_all_are_unit_vectors() -> None:
     assert (grid[..., 3:] == torch.tensor([1.0, 2.0, 3.0])).all()
 
 
-@settings(max_examples=50)
+@examples(max_examples=50)
 @given(yaws, yaws, st.floats(-1, 1, width=32))
 def test_a_turn_turns_all_rays_alike(turn: float, more: float, pitch: float) -> None:
     """Angles between tokens of one frame do not change, and turns add up."""
@@ -146,13 +162,14 @@ def test_a_turn_turns_all_rays_alike(turn: float, more: float, pitch: float) -> 
 
 # -- kinematics -----------------------------------------------------------------------------------------------------------------------
 
+MOVES = SETTING.kinematics
 NOOP, FORWARD, BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(10)
 
 
 def walked(*actions: int) -> Tensor:
     pose = torch.zeros(5)
     for action in actions:
-        pose = compose(pose, MINECRAFT.motion(torch.tensor(action)))
+        pose = compose(pose, MOVES.motion(torch.tensor(action)))
     return pose
 
 
@@ -170,7 +187,7 @@ def test_what_each_action_does_from_the_origin() -> None:
         LOOK_UP: [0, 0, 0, 0, math.pi / 12],
         LOOK_DOWN: [0, 0, 0, 0, -math.pi / 12],
     }
-    assert len(expected) == MINECRAFT.num_actions
+    assert len(expected) == MOVES.num_actions
     for action, pose in expected.items():
         assert walked(action).tolist() == pytest.approx(pose, abs=1e-6), action
 
@@ -192,14 +209,14 @@ def test_strafing_is_walking_sideways() -> None:
 
 def test_motion_keeps_the_shape_of_the_actions() -> None:
     actions = torch.randint(10, (2, 3))
-    motion = MINECRAFT.motion(actions)
+    motion = MOVES.motion(actions)
     assert motion.shape == (2, 3, 5) and motion.dtype == torch.float32
-    assert torch.equal(motion[1, 2], MINECRAFT.motion(actions[1, 2]))
+    assert torch.equal(motion[1, 2], MOVES.motion(actions[1, 2]))
 
 
 def test_a_correction_may_change_where_one_stands_but_never_where_one_looks() -> None:
-    assert MINECRAFT.mask().tolist() == [1, 1, 1, 0, 0]
-    assert MINECRAFT.field_of_view == pytest.approx(FIELD) and math.isclose(TURN, math.pi / 12)
-    assert kinematics("minecraft") is MINECRAFT
+    assert MOVES.mask().tolist() == [1, 1, 1, 0, 0]
+    assert MOVES.field_of_view == pytest.approx(FIELD) and math.isclose(TURN, math.pi / 12)
+    assert settings.get("minecraft").kinematics is MOVES
     with pytest.raises(ValueError, match=r"minecraft.*'mars'"):
-        kinematics("mars")
+        settings.get("mars")

@@ -48,4 +48,4 @@ def test_a_checkpoint_of_0_1_0_dreams_the_same_frames(archive: tuple[Path, dict[
         np.testing.assert_allclose(shown.poses[:, 0].numpy(), expected["poses"], atol=1e-4)
         np.testing.assert_array_equal(shown.rewards[:, 0].numpy(), expected["rewards"])
         np.testing.assert_array_equal(shown.ends[:, 0].numpy(), expected["ends"])
-        np.testing.assert_array_equal(state.recall.indices.numpy(), expected["retrieved"])
+        np.testing.assert_array_equal(state.retrieval.indices.numpy(), expected["retrieved"])

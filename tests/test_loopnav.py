@@ -13,17 +13,19 @@ import torch
 from standins import StandInWorld, draw, to_pixels
 from torch import Tensor
 
+from wmgym import systems
 from wmgym.benchmarks import loopnav, loopnav_table
 from wmgym.benchmarks.loopnav import Course, Settings
 from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames
 from wmgym.core import Frames, WorldState
 from wmgym.data.episode import Episode, Metadata, Segment, save_episode
 from wmgym.geometry import compose
-from wmgym.kinematics import MINECRAFT
 from wmgym.metrics.image import BEST_PSNR
+from wmgym.settings import minecraft
 
 SIZE = 16
 COURSE = Course("ABA", 5)
+WORLDPACK = systems.get("worldpack")
 
 
 class Oracle(StandInWorld):
@@ -41,7 +43,7 @@ def episode(out: int, back: int, seed: int = 0, wait: int = 3) -> Episode:
     pose = torch.tensor([[*rng.uniform(-2, 2, 2), 0, 0.3, 0]], dtype=torch.float32)
     poses = []
     for action in actions:
-        pose = compose(pose, MINECRAFT.motion(torch.tensor([action])))
+        pose = compose(pose, minecraft.SETTING.kinematics.motion(torch.tensor([action])))
         poses.append(pose)
     path = torch.cat(poses)
     none = np.zeros(len(actions))
@@ -56,7 +58,7 @@ def loops(count: int = 4) -> list[Loop]:
 
 
 def same(a: Dream, b: Dream) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "poses", "recalled"))
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "poses", "retrieved"))
 
 
 # -- courses and loops --
@@ -145,7 +147,7 @@ def test_the_truth_scores_best_on_the_whole_leg() -> None:
             assert set(row["next"]["psnr"]) == {BEST_PSNR}
     for row in cells["ABA-5 worldpack"]["loops"]:
         assert row["steps"]["drift"] == pytest.approx([0] * row["leg"], abs=1e-5)
-    table = loopnav_table.summarise(cells, [COURSE], ["worldpack"])
+    table = loopnav_table.summarise(cells, [COURSE], ["worldpack"], WORLDPACK)
     top = next(row for row in table["cells"] if row["mode"] == "worldpack")
     assert (top["psnr"], top["psnr_low"], top["terminal_psnr"], top["loops"], top["terminal_frames"]) == (60, 60, 60, 4, 6)
 
@@ -193,7 +195,7 @@ def test_gains_are_told_by_how_near_a_view_had_been_seen() -> None:
     for mode, legs in values.items():
         rows = [{"leg": 2, "steps": {"psnr": leg, "drift": [0, 0]}, "next": {"psnr": leg, "moved": [1, 1]}} for leg in legs]
         cells[f"{course.name} {mode}"] = {"loops": rows}
-    found = loopnav_table.summarise(cells, [course], ["none", "worldpack"])["views"]
+    found = loopnav_table.summarise(cells, [course], ["none", "worldpack"], WORLDPACK)["views"]
     gains = {line["blocks_away"]: (line["share_of_frames"], line["loops"], line["worldpack_minus_none_psnr"]) for line in found}
     assert gains == {"0 to 1.5": ("50%", 2, 5.0), "3 to 6": ("25%", 1, 0.0), "10 or more": ("25%", 1, 1.0)}
 
@@ -226,7 +228,7 @@ def test_a_killed_run_keeps_its_cells(tmp_path: Path) -> None:
 
 def test_pairs_are_compared_loop_by_loop(tmp_path: Path) -> None:
     cells = run(tmp_path, {"none": StandInWorld(SIZE), "worldpack": Oracle(SIZE)})
-    summary = loopnav_table.summarise(cells, [COURSE], ["none", "worldpack"])
+    summary = loopnav_table.summarise(cells, [COURSE], ["none", "worldpack"], WORLDPACK)
     (line,) = summary["differences"]
     worse = loopnav_table.leg_means(cells["ABA-5 none"]["loops"], "psnr")
     assert line["difference"] == "worldpack - none"

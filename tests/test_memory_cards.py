@@ -11,15 +11,16 @@ import torch
 from gymnasium.error import ResetNeeded
 
 import wmgym
+from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, record
 from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_cards import MemoryCardsEnv
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import BACK, BLANK, KINDS, OBJECTS, Table
 from wmgym.geometry import compose
-from wmgym.kinematics import kinematics
 from wmgym.metrics.tiles import tile_error, tile_recall
-from wmgym.tasks import CARDS_ACTIONS, zig_zag
+from wmgym.settings.memory_cards import ACTIONS as CARDS_ACTIONS
+from wmgym.settings.memory_cards import zig_zag
 
 UP, DOWN, LEFT, RIGHT, TOGGLE = range(5)
 assert wmgym.__version__
@@ -91,7 +92,7 @@ def test_the_kinematics_foretell_the_pose_except_at_the_edge_of_the_table(cell: 
     _, info = env.reset(seed=0, options={"start": start})
     np.testing.assert_array_equal(info["pose"], start)
     pose = env.step(action)[-1]["pose"]
-    expected = compose(torch.from_numpy(start), kinematics("memory_cards").motion(torch.tensor(action))).numpy()
+    expected = compose(torch.from_numpy(start), settings.get("memory_cards").kinematics.motion(torch.tensor(action))).numpy()
     np.testing.assert_array_equal(pose, np.clip(expected, 0, 3))
     assert pose.dtype == np.float32 and not pose[2:].any()
 

@@ -18,6 +18,7 @@ from mazes import needs_maze
 from standins import assert_same
 
 import wmgym
+from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, record
 from wmgym.agents.maze_walkers import Chart
 from wmgym.agents.scripted import make_walker
@@ -25,8 +26,8 @@ from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_maze import gl, upstream
 from wmgym.envs.memory_maze.env import MemoryMazeEnv, frame
 from wmgym.geometry import relative_pose
-from wmgym.kinematics import kinematics
-from wmgym.registration import MAZE_VARIANTS
+from wmgym.registration import TABLE
+from wmgym.settings.memory_maze import TIME_LIMITS, VARIANTS
 
 pytestmark = needs_maze
 EXTRAS = {  # what upstream's own factory takes for a suffix
@@ -82,8 +83,9 @@ def assert_as_upstream(cells: int, variant: str, seed: int, steps: int) -> float
 
 
 def test_every_suffix_of_upstream_has_an_id() -> None:
-    assert MAZE_VARIANTS == upstream.SUFFIXES
-    assert all(f"MemoryMaze-{n}x{n}{'-' if s else ''}{s}-v0" in gym.registry for n in upstream.CELLS for s in upstream.SUFFIXES)
+    ids = {f"MemoryMaze-{n}x{n}{'-' if s else ''}{s}-v0" for n in TIME_LIMITS for s in VARIANTS}
+    assert len(ids) == 4 * 16 and ids == {row.id for row in TABLE if row.setting.name == "memory_maze" and not row.is_dream}
+    assert all(id in gym.registry for id in ids)
 
 
 def test_a_walk_looks_and_earns_as_upstream() -> None:
@@ -97,7 +99,7 @@ def test_500_steps_look_earn_and_lead_where_upstreams_do(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cells", "variant"), [*((9, suffix) for suffix in upstream.SUFFIXES), *((n, "ExtraObs") for n in (11, 13, 15))])
+@pytest.mark.parametrize(("cells", "variant"), [*((9, suffix) for suffix in VARIANTS), *((n, "ExtraObs") for n in (11, 13, 15))])
 def test_every_variant_and_size_is_upstreams(cells: int, variant: str) -> None:
     assert_as_upstream(cells, variant, seed=7, steps=25)
 
@@ -111,7 +113,7 @@ def test_the_limit_is_upstreams() -> None:
     while not physics.step(np.zeros(2)).last():
         steps += 1
     assert steps == env.horizon == 1000
-    assert [MemoryMazeEnv(n).horizon for n in upstream.CELLS] == [1000, 2000, 3000, 4000]
+    assert [MemoryMazeEnv(n).horizon for n in TIME_LIMITS] == [1000, 2000, 3000, 4000]
     assert MemoryMazeEnv(15, "HiFreq").horizon == 40_000
 
 
@@ -151,7 +153,7 @@ def test_one_starts_where_one_is_put(yaw: float) -> None:
 
 def test_held_actions_come_to_what_the_kinematics_expect() -> None:
     """In the open: the widest room of a large maze. The first steps are slower, and none is faster."""
-    table = kinematics("memory_maze").motion(torch.arange(6)).numpy()
+    table = settings.get("memory_maze").kinematics.motion(torch.arange(6)).numpy()
     env = MemoryMazeEnv(15)
     env.reset(seed=1)
     maze = env.ball.maze

@@ -11,25 +11,31 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conditions import condition as condition_of
 from drives import write_processed
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wmgym import rng
 from wmgym.checkpoint import load_world
-from wmgym.core import Clip, Context, ContextFrames
+from wmgym.core import Clip, Condition, Context, ContextFrames
 from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.kinematics import Displacement
 from wmgym.nets import kl_autoencoder
 from wmgym.nets import nwm as nets
-from wmgym.nets.cdit import Condition
-from wmgym.nets.kl_autoencoder import KLAutoencoder, KLAutoencoderConfig, load_kl_autoencoder
+from wmgym.nets.kl_autoencoder import WEIGHTS, KLAutoencoder, load_kl_autoencoder
 from wmgym.nets.nwm import PUBLISHED, NWMNet, NWMNetConfig, config_of
 from wmgym.systems import nwm
 
 WIDTH, DEPTH, HEADS, SIDE, CONTEXT = 32, 2, 4, 4, 4
 TINY = NWMNetConfig(latent_side=2 * SIDE, width=WIDTH, depth=DEPTH, heads=HEADS, context=CONTEXT)
-CODER = KLAutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, frame_size=64)
+
+
+def autoencoder_kl(widths: tuple[int, ...] = (8, 8, 8, 8), layers: int = 1) -> Any:
+    """A small autoencoder as diffusers makes it, with random weights."""
+    diffusers = pytest.importorskip("diffusers")
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * len(widths), "up_block_types": ("UpDecoderBlock2D",) * len(widths)}
+    return diffusers.AutoencoderKL(block_out_channels=widths, layers_per_block=layers, norm_num_groups=4, **kinds)
 
 
 def published_layout(width: int = WIDTH, depth: int = DEPTH, tokens: int = SIDE**2, context: int = CONTEXT) -> dict[str, Tensor]:
@@ -126,12 +132,13 @@ def reference(w: dict[str, Tensor], x: Tensor, t: Tensor, action: Tensor, contex
 
 def group(frames: Tensor, offsets: Tensor, valid: Tensor | None = None) -> Context:
     there = torch.ones_like(offsets, dtype=torch.bool) if valid is None else valid
-    return Context((ContextFrames(frames, offsets, torch.zeros(*offsets.shape, 5), there),))
+    unread, actions = torch.zeros(*offsets.shape, 5), torch.zeros(*offsets.shape, 3)
+    return Context((ContextFrames(frames, offsets, unread, there, actions, unread, unread, offsets),))
 
 
 def condition(actions: Tensor) -> Condition:
     zero = torch.zeros(len(actions), 1, 5)
-    return Condition(actions[:, None], zero, zero, torch.zeros(len(actions)))
+    return condition_of(actions[:, None], zero, zero, torch.zeros(len(actions)))
 
 
 @pytest.fixture
@@ -156,14 +163,14 @@ def test_a_state_dict_of_the_published_layout_gives_what_the_layout_defines(inpu
     wanted = reference(state, inputs["x"], inputs["t"], inputs["action"], inputs["context"], torch.full((3,), 8 / 128), HEADS)
     offsets = torch.tensor([[11, 10, 9, 8]]).expand(3, -1)  # eight frames ahead of the newest
     action = torch.cat([inputs["action"][:, :2], inputs["action"][:, 2:] / math.pi], 1)
-    given = net_of(state).bind(condition(action), group(inputs["context"], offsets))(inputs["x"][:, None], inputs["t"])
+    given = net_of(state).bind(condition(action), (group(inputs["context"], offsets),))(inputs["x"][:, None], inputs["t"])
     assert wanted.abs().mean() > 0.1  # gates are open: nothing is right by being zero
     assert (given[:, 0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_context_frames_are_put_in_order_and_missing_ones_are_the_oldest_again(inputs: dict[str, Tensor]) -> None:
     net, frames = net_of(published_layout()), inputs["context"]
-    shown = lambda *args: net.bind(condition(inputs["action"]), group(*args)).context  # noqa: E731
+    shown = lambda *args: net.bind(condition(inputs["action"]), (group(*args),)).context  # noqa: E731
     in_order = shown(frames, torch.tensor([[4, 3, 2, 1]]).expand(3, -1))
     assert torch.equal(in_order, shown(frames.flip(1), torch.tensor([[1, 2, 3, 4]]).expand(3, -1)))
     valid = torch.tensor([[True, True, False, False]]).expand(3, -1)
@@ -172,14 +179,16 @@ def test_context_frames_are_put_in_order_and_missing_ones_are_the_oldest_again(i
 
 
 def test_the_context_is_normalised_once_and_for_all(inputs: dict[str, Tensor]) -> None:
-    shown = net_of(published_layout()).bind(condition(inputs["action"]), group(inputs["context"], torch.arange(4, 0, -1).expand(3, -1)))
+    context = group(inputs["context"], torch.arange(4, 0, -1).expand(3, -1))
+    shown = net_of(published_layout()).bind(condition(inputs["action"]), (context,))
     assert shown.context.mean(-1).abs().max() < 1e-5 and (shown.context.var(-1, correction=0) - 1).abs().max() < 1e-3
 
 
 def test_rows_do_not_affect_one_another(inputs: dict[str, Tensor]) -> None:
     net, offsets = net_of(published_layout()), torch.tensor([[4, 3, 2, 1]])
-    whole = net.bind(condition(inputs["action"]), group(inputs["context"], offsets.expand(3, -1)))(inputs["x"][:, None], inputs["t"])
-    one = net.bind(condition(inputs["action"][1:2]), group(inputs["context"][1:2], offsets))(inputs["x"][1:2, None], inputs["t"][1:2])
+    context, first = group(inputs["context"], offsets.expand(3, -1)), group(inputs["context"][1:2], offsets)
+    whole = net.bind(condition(inputs["action"]), (context,))(inputs["x"][:, None], inputs["t"])
+    one = net.bind(condition(inputs["action"][1:2]), (first,))(inputs["x"][1:2, None], inputs["t"][1:2])
     assert torch.allclose(whole[1:2], one, atol=1e-5)
 
 
@@ -203,12 +212,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     state = {f"_orig_mod.{name}": tensor for name, tensor in published_layout().items()}
     held = {"model": {}, "ema": state, "opt": {"lr": 1e-4}, "args": argparse.Namespace(model="CDiT"), "epoch": 3, "train_steps": 100_000}
     torch.save(held, tmp_path / "tiny.pth.tar")
-    vae = tmp_path / nwm.AUTOENCODER
-    vae.mkdir()
     torch.manual_seed(2)
-    save_file(KLAutoencoder(CODER).state_dict(), vae / "diffusion_pytorch_model.safetensors")
-    told = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4, "act_fn": "silu"}
-    (vae / "config.json").write_text(str(told).replace("'", '"'))
+    autoencoder_kl().save_pretrained(tmp_path / nwm.AUTOENCODER)
     return tmp_path
 
 
@@ -220,7 +225,7 @@ def clip(frames: int = 6, rows: int = 2) -> Clip:
 
 def test_a_published_file_dreams_and_the_same_seed_dreams_the_same(folder: Path) -> None:
     world = load_world(f"nwm:{folder}/tiny.pth.tar", device="cpu", denoise_steps=6)
-    assert load_world(f"nwm:{folder}/tiny.pth.tar", device="cpu").sampler.denoise_steps == 250
+    assert load_world(f"nwm:{folder}/tiny.pth.tar", device="cpu").settings.sampler.denoise_steps == 250
     state = world.start(clip(), rng.make_keys([1, 2]))
     actions = torch.tensor([[[-1 / 15, 0.0, 0.25]], [[-1 / 3, 0.0, 0.0]]])
     after, shown = world.step(state, actions)
@@ -245,14 +250,14 @@ def test_what_is_remembered_is_the_frame_shown_encoded_again(folder: Path) -> No
     after, shown = world.step(world.start(clip(), rng.make_keys([1, 2])), torch.zeros(2, 1, 3))
     seen = world.start(Clip(shown.pixels, torch.zeros(2, 1, 3), torch.zeros(2, 1, 5), torch.ones(2, 1, dtype=torch.bool)), after.keys)
     query = world.query(after.poses, torch.zeros(2, 1, 5), after.times)
-    newest = world.recall(after.memories, query).frames[0].latents[:, 0]
+    newest = world.read(after.memories, query)[0].frames[0].latents[:, 0]
     assert torch.allclose(newest, seen.latents[:, 0], atol=1e-5)
 
 
 def test_a_step_decodes_each_latent_once(folder: Path) -> None:
     world = load_world(f"nwm:{folder}/tiny.pth.tar", device="cpu", denoise_steps=2)
     state, decoded = world.start(clip(), rng.make_keys([1, 2])), []
-    handle = world.autoencoder.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
+    handle = world.autoencoder.model.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
     world.step(state, torch.zeros(2, 1, 3))
     handle.remove()  # the weights are shared by all worlds of this file
     assert decoded == [2]
@@ -315,8 +320,10 @@ def test_a_wrong_name_says_what_is_allowed(folder: Path, name: str, words: str) 
 
 
 def test_published_weights_know_one_memory_only(folder: Path) -> None:
-    with pytest.raises(ValueError, match="memory of published NWM weights must be 'none'"):
+    with pytest.raises(ValueError, match=r"memory must be one of \['none'\], got 'worldpack'"):
         load_world(f"nwm:{folder}/tiny.pth.tar", memory="worldpack")
+    with pytest.raises(ValueError, match="memory of published NWM weights must be 'none'"):
+        nwm.NWMConfig(memory="worldpack")
 
 
 def test_published_weights_plan_on_data_without_a_description(folder: Path, tmp_path: Path) -> None:
@@ -340,7 +347,7 @@ def test_an_environment_dreams_with_published_weights(folder: Path, tmp_path: Pa
     data = write_processed(tmp_path / "drives", count=1, dataset=None)
     env = gym.make("wmgym:NWM-Recon-v0", checkpoint=f"nwm:{folder}/tiny.pth.tar", data=str(data), denoise_steps=2, device="cpu")
     seen, info = env.reset(seed=1)
-    assert seen.shape == (64, 64, 3) and info["memory"]["frames"] >= 1
+    assert seen.shape == (64, 64, 3) and info["memory_frames"] >= 1
     assert env.step(np.array([-1 / 15, 0, 0], np.float32))[0].shape == (64, 64, 3)
 
 
@@ -348,23 +355,24 @@ def test_an_environment_dreams_with_published_weights(folder: Path, tmp_path: Pa
 
 
 def test_many_frames_go_through_the_autoencoder_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    coder = KLAutoencoder(CODER)
+    coder = KLAutoencoder(autoencoder_kl().eval(), 64)
     frames = torch.randint(0, 256, (1, 5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         latents = coder.encode(frames)
         images = coder.decode(latents)
         monkeypatch.setattr(kl_autoencoder, "AT_ONCE", 2)
         parts: list[int] = []
-        for half in (coder.encoder, coder.decoder):
+        for half in (coder.model.encoder, coder.model.decoder):
             half.register_forward_pre_hook(lambda module, args: parts.append(len(args[0])))
         assert torch.allclose(coder.encode(frames), latents, atol=1e-5) and torch.allclose(coder.decode(latents), images, atol=1e-5)
     assert parts == [2, 2, 1] * 2 and latents.shape == (1, 5, 4, 8, 8) and images.shape == (1, 5, 3, 64, 64)
+    assert coder.latent_shape == (4, 8, 8)
+    with pytest.raises(ValueError, match="frame_size must be a multiple of 8, got 60"):
+        KLAutoencoder(coder.model, 60)
 
 
 def test_the_autoencoder_computes_what_diffusers_computes(tmp_path: Path) -> None:
-    diffusers = pytest.importorskip("diffusers", reason="only to compare with")
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    theirs = diffusers.AutoencoderKL(block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4, **kinds)
+    theirs = autoencoder_kl((8, 16, 16), layers=2)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(tmp_path)
@@ -377,22 +385,45 @@ def test_the_autoencoder_computes_what_diffusers_computes(tmp_path: Path) -> Non
 
 
 def test_attention_weights_under_their_old_names_are_the_same_weights(tmp_path: Path) -> None:
-    model = KLAutoencoder(CODER)
+    model = autoencoder_kl()
+    model.save_pretrained(tmp_path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = model.state_dict()
     for now, before in old.items():
         state = {name.replace(f"attentions.0.{now}.", f"attentions.0.{before}."): tensor for name, tensor in state.items()}
     assert any("proj_attn" in name for name in state)
-    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
-    told = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-    (tmp_path / "config.json").write_text(str(told).replace("'", '"'))
-    loaded = load_kl_autoencoder(tmp_path, 64)
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    save_file(state, tmp_path / WEIGHTS)
+    loaded = load_kl_autoencoder(tmp_path, 64).model.state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.items())
 
 
 def test_another_autoencoders_weights_are_refused(tmp_path: Path) -> None:
-    save_file({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match="does not hold this autoencoder"):
+    """Whether a tensor has another shape, is missing or is left over: what was asked for is not what would be computed."""
+    model = autoencoder_kl()
+    model.save_pretrained(tmp_path)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = "decoder.conv_out.bias"
+    wrong = {
+        "does not hold an autoencoder that diffusers can read: .*size mismatch": {"encoder.conv_in.weight": torch.zeros(1)},
+        rf"does not hold this autoencoder: it lacks '{name}'": {k: t for k, t in state.items() if k != name},
+        "does not hold this autoencoder: .*has no place for 'decoder.up_blocks.0.resnets.2": autoencoder_kl(layers=2).state_dict(),
+    }
+    for words, tensors in wrong.items():
+        save_file(tensors, tmp_path / WEIGHTS)
+        with pytest.raises(ValueError, match=words):
+            load_kl_autoencoder(tmp_path, 64)
+    (tmp_path / WEIGHTS).write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="does not hold an autoencoder that diffusers can read"):
+        load_kl_autoencoder(tmp_path, 64)
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_an_autoencoder_is_a_folder_of_two_files(tmp_path: Path, name: str) -> None:
+    autoencoder_kl().save_pretrained(tmp_path)
+    assert load_kl_autoencoder(tmp_path, 64).latent_shape == (4, 8, 8)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"no {name} there"):
         load_kl_autoencoder(tmp_path, 64)
 
 

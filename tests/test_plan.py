@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
+from wmgym.checkpoint import load
 from wmgym.cli import main
 from wmgym.experiments import plan as program
 from wmgym.experiments.plan import walked_goal
@@ -39,6 +40,7 @@ def test_plan_writes_its_report_and_goes_on_where_it_was(tmp_path: Path, checkpo
     assert all(line["episodes"] == 3 and 0 <= line["spl"] <= line["success"] <= 1 for line in found["models"])
     for name in ("args.json", "result.json", "paths.png", "dream.mp4", "truth.mp4"):
         assert (out / name).stat().st_size > 100, name
+    assert json.loads((out / "args.json").read_text())["weights"] == load(checkpoint).model.provenance.weights
     (out / "cells" / "dream-0002.json").unlink()  # a killed run: its last batch is made again, alike
     again = planned(capsys, *words)
     for old, new in zip(found["models"], again["models"], strict=True):
@@ -46,7 +48,7 @@ def test_plan_writes_its_report_and_goes_on_where_it_was(tmp_path: Path, checkpo
     tiny_checkpoint(tmp_path, seed=1)  # other weights at the same path: these cells are not theirs
     assert main(["plan", "WorldPack-Minecraft-v0", *TINY, *words]) == 1
     said = capsys.readouterr().err
-    assert f"{out} holds results with weights=" in said and "use another folder" in said
+    assert f"{out} was begun with weights=" in said and "use another folder" in said
 
 
 def test_what_it_costs_is_said_before_it_begins(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

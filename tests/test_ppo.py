@@ -150,7 +150,7 @@ def test_train_ppo_learns_in_the_dream_and_is_judged_in_the_truth(tmp_path: Path
     tiny_checkpoint(tmp_path, seed=1)  # other weights at the same path
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert f"{out} holds results with weights=" in said and "use another folder" in said
+    assert f"{out} was begun with weights=" in said and "use another folder" in said
 
 
 @needs_maze
@@ -173,9 +173,9 @@ def test_the_truth_is_judged_where_the_dream_opens(tmp_path: Path) -> None:
 @needs_maze
 def test_tasks_that_open_with_shipped_clips_are_refused_and_can_open_live(tmp_path: Path) -> None:
     given = {"lanes": 1, "episodes": 1, "checkpoint": tiny_checkpoint(tmp_path)}
-    with pytest.raises(ValueError, match=r"'targets' opens with a few shipped clips: .* give --context live"):
+    with pytest.raises(ValueError, match=r"'targets' opens with a few shipped clips: .* give --opening live"):
         program.Stage(program.PPOArgs("WorldPack-MemoryMaze-v0", **given))
-    assert len(program.Stage(program.PPOArgs("WorldPack-MemoryMaze-v0", context="live", **given)).opening) == 20
+    assert len(program.Stage(program.PPOArgs("WorldPack-MemoryMaze-v0", opening="live", **given)).opening) == 20
 
 
 def test_success_is_told_only_where_something_can_succeed() -> None:

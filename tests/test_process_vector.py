@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+import torch
 from process_env import DIE, ODD, STUMBLE
 
 from wmgym.envs.process_vector import ProcessVectorEnv, WorkerDied
@@ -60,6 +61,18 @@ def test_a_lane_is_the_same_in_one_process_in_many_and_in_none() -> None:
         vec.close()
     for other in shown[1:]:
         np.testing.assert_array_equal(shown[0], other)
+
+
+def test_the_last_observation_of_an_episode_is_of_the_kind_that_was_asked_for() -> None:
+    vec = counting(0, autoreset_mode="same_step", horizon=2, obs_type="torch")
+    vec.reset(seed=0)
+    vec.step([0] * LANES)
+    seen, *_, info = vec.step([0] * LANES)
+    assert info["_final_obs"].all() and isinstance(seen["count"], torch.Tensor)
+    assert [last["count"].tolist() for last in info["final_obs"]] == [[2, lane] for lane in range(LANES)]
+    assert all(isinstance(last["count"], torch.Tensor) for last in info["final_obs"])
+    assert seen["count"][:, 0].tolist() == [0] * LANES
+    vec.close()
 
 
 def test_a_process_that_dies_is_named_and_takes_nobody_along(vec: ProcessVectorEnv) -> None:

@@ -23,11 +23,10 @@ from wmgym.agents.proposals import DreamConfig, View, actions_along, line_paths,
 from wmgym.benchmarks import recon as protocol
 from wmgym.benchmarks.recon import Problem, far_frames, hops, judge_path, problem_of, stops
 from wmgym.checkpoint import load, load_world, save
-from wmgym.core import Clip, Footprint, Frames, Recall, WorldState
+from wmgym.core import Clip, Footprint, Frames, Retrieval, WorldState
 from wmgym.data import recon
 from wmgym.data.latents import Latents
 from wmgym.data.recon import Task, Trajectory
-from wmgym.experiments.loopnav import fingerprint, precision
 from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.geometry import compose
 from wmgym.kinematics import Displacement
@@ -35,7 +34,7 @@ from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
 from wmgym.train import loop
-from wmgym.train.fit import TrainArgs, draw_batch, train
+from wmgym.train.worldpack import TrainArgs, draw_batch, train
 from wmgym.world_model import WorldModel
 
 pytest.importorskip("h5py")
@@ -64,8 +63,9 @@ class TrueWorld(WorldModel):
     def start(self, context: Clip, keys: Tensor) -> WorldState:
         rows = len(keys)
         nothing = torch.zeros(rows, dtype=torch.int64)
-        recall = Recall(nothing[:, None][:, :0], torch.zeros(rows, 0))
-        return WorldState(torch.zeros(rows, 1, 1, 1, 1), context.poses[:, -1], nothing, keys, (), recall, Footprint(nothing, nothing))
+        nowhere = Retrieval(nothing[:, None][:, :0], torch.zeros(rows, 0))
+        latents, poses = torch.zeros(rows, 1, 1, 1, 1), context.poses[:, -1]
+        return WorldState(latents, poses, nothing, keys, poses, (), nowhere, Footprint(nothing, nothing))
 
     def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
         self.strides.append(stride)
@@ -309,7 +309,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     coder = AutoencoderConfig(kind="pixels", factor=8, frame_size=SIZE)
     net = CDiTConfig(coder.latent_shape, width=32, depth=1, heads=2, num_actions=0, action_size=3, aspect=4 / 3)
-    config = WorldPackConfig(world="recon", pose_source="actions", autoencoder=coder, net=net, displacement=MOVES, memory_budget=40)
+    config = WorldPackConfig(setting="recon", pose_source="actions", autoencoder=coder, net=net, displacement=MOVES, memory_budget=40)
     return save(tmp_path_factory.mktemp("weights") / "model.safetensors", build(config), config)[0]
 
 
@@ -346,7 +346,7 @@ def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_pat
     for row, other in zip(whole, json.loads(cell.read_text())["rows"], strict=True):
         assert np.allclose(row["path"], other["path"], atol=2e-3)
     assert again["planning"][0] == report["planning"][0]
-    with pytest.raises(ValueError, match="holds results with samples=4, not 5"):
+    with pytest.raises(ValueError, match="was begun with samples=4, not 5"):
         evaluate(replace(args, samples=5), progress=False)
 
 
@@ -356,10 +356,10 @@ def test_rows_of_other_weights_are_neither_taken_nor_thrown_away(tmp_path: Path,
     cell = args.out / "cells" / "planning-NWM.json"
     held = cell.read_bytes()
     moved, other = (str(tmp_path / name / "model.safetensors") for name in ("moved", "other"))
-    world, config, _ = load(checkpoint)
-    save(moved, world, config)
-    torch.nn.init.normal_(next(world.net.parameters()))
-    save(other, world, config)
+    loaded = load(checkpoint)
+    save(moved, loaded.model, loaded.config)
+    torch.nn.init.normal_(next(loaded.model.net.parameters()))
+    save(other, loaded.model, loaded.config)
     assert evaluate(replace(args, checkpoint=(moved,)), progress=False)["planning"] == first["planning"] and cell.read_bytes() == held
     with pytest.raises(ValueError, match=r"planning-NWM\.json holds rows made with weights=.*checkpoint .*use another folder, or remove"):
         evaluate(replace(args, checkpoint=(other,)), progress=False)
@@ -386,13 +386,14 @@ def test_auto_is_what_the_folder_was_begun_with(tmp_path: Path, checkpoint: Path
     assert told[0] == told[1] and told[1]["dtype"] == "bfloat16"
 
 
-def test_the_same_weights_are_known_in_any_precision(checkpoint: Path) -> None:
+def test_the_same_weights_are_known_in_any_precision(tmp_path: Path, checkpoint: Path) -> None:
     whole, half = (load_world(str(checkpoint), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
-    assert fingerprint(whole) == fingerprint(half) and (precision(whole), precision(half)) == ("float32", "bfloat16")
-    other, _, _ = load(checkpoint)
+    assert whole.provenance.weights == half.provenance.weights and (whole.dtype_name, half.dtype_name) == ("float32", "bfloat16")
+    other = load(checkpoint)
     with torch.no_grad():
-        next(other.net.parameters()).flatten()[0].add_(1)
-    assert fingerprint(other) != fingerprint(whole)
+        next(other.model.net.parameters()).flatten()[0].add_(1)
+    (file,) = save(tmp_path / "other.safetensors", other.model, other.config)
+    assert load_world(str(file), device="cpu").provenance.weights != whole.provenance.weights
 
 
 def test_one_task_gives_valid_json(tmp_path: Path) -> None:
@@ -501,9 +502,10 @@ def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(t
     data = write_released(tmp_path / "drives", count=2, length=8)  # rehearsal dreams 96 stretches, as long as drives are
     few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True, "furthest": 4}
     few |= {"modes": "none:1,worldpack:1"}
-    args = TrainArgs((data,), tmp_path / "run", world="recon", frame_size=16, device="cpu", **few)  # type: ignore[arg-type]
+    args = TrainArgs((data,), tmp_path / "run", setting="recon", frame_size=16, device="cpu", **few)  # type: ignore[arg-type]
     report = train(args, progress=False)
-    model, config, _ = load(report["checkpoint"])
+    loaded = load(report["checkpoint"])
+    model, config = loaded.model, loaded.config
     assert config.displacement == MOVES and model.kinematics == MOVES and model.motion_head is None and config.pose_source == "actions"
     state = model.start(clip(data), rng.make_keys([0]))
     one, other = (model.step(state, torch.tensor([[[x, 0.0, 0.0]]]))[0] for x in (-1 / 15, 0.2))
@@ -528,7 +530,7 @@ def test_jumps_are_told_the_whole_displacement_and_show_the_frame_there() -> Non
     assert 0.4 < (strides == 1).float().mean() < 0.65 and 12 < strides.max() <= 16 and strides.min() == 1
     plain = draw_batch(data, loop.draw(0, 0, "cpu"), 50)
     assert torch.equal(plain.actions[:, 0], actions[plain.latents.flatten().long() // 30, plain.times[:, 0]])
-    with pytest.raises(ValueError, match="furthest must be positive, and 1 but in world 'recon'"):
+    with pytest.raises(ValueError, match="furthest must be positive, and 1 but in setting 'recon'"):
         TrainArgs((Path(),), Path(), furthest=4)
 
 
@@ -541,7 +543,7 @@ def clip(data: Path) -> Clip:
 def test_the_displacement_reaches_the_network(checkpoint: Path) -> None:
     """With open gates, another action gives another frame."""
     world = load_world(str(checkpoint), device="cpu")
-    net = build(load(checkpoint)[1]).net
+    net = build(load(checkpoint).config).net
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in net.parameters():

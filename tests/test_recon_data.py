@@ -21,7 +21,8 @@ from wmgym.data.episode import load_episode
 from wmgym.data.recon import DATASETS, Task, list_trajectories, make_split, read_dataset, read_split, read_trajectory
 from wmgym.data.unpickle import load_plain
 from wmgym.geometry import compose
-from wmgym.kinematics import WALK, Displacement
+from wmgym.kinematics import Displacement
+from wmgym.settings.minecraft import WALK
 
 h5py = pytest.importorskip("h5py")
 

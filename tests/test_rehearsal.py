@@ -46,49 +46,54 @@ def test_a_rehearsed_stretch_is_what_the_world_dreams_along_the_true_actions() -
     """Two ways agree: dreaming from the block of latents, and starting a world on the frames and telling it the true poses."""
     model, config = small()
     data = episodes()
-    stretch = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, *starts(data, draw(0, 0, "cpu")), STEPS)
+    before = model.settings
+    stretch = rehearsal.dream(model, data, *starts(data, draw(0, 0, "cpu")), STEPS)
     assert stretch.latents.shape == (4, STEPS, *SHAPE)
     # the first dreamed frame depends on nothing but the true past, its key and the action
-    again = rehearsal.dream(model, (memory_of(config, "worldpack"),), data, *starts(data, draw(0, 0, "cpu")), STEPS)
+    again = rehearsal.dream(model, data, *starts(data, draw(0, 0, "cpu")), STEPS)
     assert torch.equal(stretch.latents, again.latents)
     source = draw(0, 0, "cpu")
     rows, first = data.draw(source.numpy, 4, STEPS)
     keys = rng.make_keys([int(seed) for seed in source.numpy.integers(2**63, size=4)])
     assert torch.equal(rows, stretch.rows)
-    model.memories = (memory_of(config, "worldpack"),)
-    model.sampler = replace(model.sampler, denoise_steps=2)
+    world = model.with_settings(sampler=replace(model.settings.sampler, denoise_steps=2))
     for lane in range(4):
         row, begin = int(rows[lane]), int(first[lane])
         frames = model.autoencoder.decode(data.latents[row, :begin])  # pixel patches: nothing is lost but the rounding
         pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
         seen = Clip(pixels[None], data.actions[row, None, :begin], data.poses[row, None, :begin], torch.ones(1, begin, dtype=torch.bool))
-        state = model.start(seen, keys[lane : lane + 1])
-        state, _ = model.step(state, data.actions[row, begin][None, None])
+        state = world.start(seen, keys[lane : lane + 1])
+        state, _ = world.step(state, data.actions[row, begin][None, None])
         assert torch.allclose(state.latents[0, 0], stretch.latents[lane, 0], atol=0.05)  # up to 8-bit frames
-    assert model.pose_source == config.pose_source
+    assert model.settings is before and before.pose_source == config.pose_source
 
 
 def test_recent_frames_are_dreamed_the_past_and_the_target_are_true() -> None:
     model, config = small()
     data = episodes()
-    stretch = rehearsal.dream(model, (memory_of(config, "none"),), data, *starts(data, draw(0, 1, "cpu")), STEPS)
+    model = model.with_settings(memories=(memory_of(config, "none"),))
+    stretch = rehearsal.dream(model, data, *starts(data, draw(0, 1, "cpu")), STEPS)
     batch = rehearsal.draw_batch(data, stretch, draw(0, 2, "cpu"), 32)
     memory, target = batch.memories[0], batch.times[:, 0]
-    assert torch.equal(memory.times.amax(1), target - 1)  # all that came before the target is remembered, once
-    assert torch.equal((memory.times >= 0).sum(1), target)
+    times = memory.times.values
+    assert torch.equal(times.amax(1), target - 1)  # all that came before the target is remembered, once
+    assert torch.equal((times >= 0).sum(1), target)
     slots, there = bank.newest(memory, STEPS + 3)
-    latents = bank.take(memory, slots)
+    held = bank.take(memory, slots)
     lengths = set()
     for lane in range(32):
         matches = [i for i in range(4) if torch.equal(stretch.latents[i, :1].flatten(), _frame(memory, lane, int(stretch.first[i])))]
         (source,) = [i for i in matches if bool((data.latents[stretch.rows[i], target[lane]] == batch.latents[lane, 0]).all())]
         row, first = int(stretch.rows[source]), int(stretch.first[source])
         lengths.add(int(target[lane]) - first)
-        for age, (latent, exists) in enumerate(zip(latents[lane], there[lane], strict=True)):
+        for age, (latent, exists) in enumerate(zip(held.latents[lane], there[lane], strict=True)):
             time = int(target[lane]) - 1 - age
             if exists:
                 expected = stretch.latents[source, time - first] if time >= first else data.latents[row, time]
                 assert torch.equal(latent, expected)
+                assert bool(held.observed[lane, age]) == (time < first)
+                assert torch.equal(held.actions[lane, age], data.actions[row, time])
+                assert torch.equal(held.egomotion[lane, age], data.frames.egomotion[row, time])
         assert torch.equal(batch.poses[lane, 0], data.poses[row, target[lane]])
         assert int(batch.actions[lane, 0]) == int(data.actions[row, target[lane]])
     assert lengths == set(range(1, STEPS))
@@ -96,5 +101,5 @@ def test_recent_frames_are_dreamed_the_past_and_the_target_are_true() -> None:
 
 def _frame(memory: bank.Bank, lane: int, time: int) -> torch.Tensor:
     """The latent that a lane remembers of a time, or nothing."""
-    slot = (memory.times[lane] == time).nonzero()
-    return bank.take(memory, slot[None, 0].expand(len(memory.times), 1))[lane, 0].flatten() if len(slot) else torch.zeros(0)
+    slot = (memory.times.values[lane] == time).nonzero()
+    return bank.take(memory, slot[None, 0].expand(len(memory.times.values), 1)).latents[lane, 0].flatten() if len(slot) else torch.zeros(0)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from wmgym import systems
 from wmgym.agents.collect import CollectArgs, collect
 from wmgym.benchmarks import loopnav, replay
 from wmgym.benchmarks.rollout import Loop
-from wmgym.checkpoint import save
+from wmgym.checkpoint import load, save
 from wmgym.data.episode import list_episodes, load_episode, save_episode
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import Table
@@ -30,7 +31,7 @@ NET = CDiTConfig(latent_shape=CODER.latent_shape, num_actions=5, width=16, depth
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small model of Memory Cards that dreams nonsense and sees a reward in every step."""
     torch.manual_seed(0)
-    config = WorldPackConfig(world="memory_cards", autoencoder=CODER, net=NET, outcomes=((0.0, False), (1.0, False)))
+    config = WorldPackConfig(setting="memory_cards", autoencoder=CODER, net=NET, outcomes=((0.0, False), (1.0, False)))
     model = build(config)
     assert model.reward_head is not None
     with torch.no_grad():
@@ -133,6 +134,7 @@ def test_the_report_is_whole_and_a_finished_run_makes_nothing_again(
     assert (head["episodes"], head["steps"], head["true"], head["said"], head["precision"]) == (2, 68, 0, 68, 0)
     assert head["expected"] == pytest.approx(68 / (1 + np.exp(-5)), rel=1e-4) and "recall" not in head
     assert json.loads((tmp_path / "result.json").read_text())["cells"][0]["mode"] == report["cells"][0]["mode"]
+    assert json.loads((tmp_path / "args.json").read_text())["weights"] == load(checkpoint).model.provenance.weights
     text = (tmp_path / "table.md").read_text()
     assert "## Tile recall" in text and "## Reward head" in text and "worldpack - none" in text
     for name in ("curves.png", "strips.png", "cells/32+3-none.json", "cells/rewards.json"):
@@ -162,15 +164,30 @@ def test_episodes_may_be_given_and_must_be_of_the_checkpoints_world(checkpoint: 
         run(checkpoint, tmp_path / "one", data=tmp_path / "small", windows=1)
     other = replace(episode.meta, env_id="Minecraft-v0", action_space={"type": "Discrete", "n": 10})
     save_episode(tmp_path / "other" / "a.safetensors", replace(episode, meta=other))
-    with pytest.raises(ValueError, match="Minecraft-v0 has 10 actions, the checkpoint's world 'memory_cards' has 5"):
+    with pytest.raises(ValueError, match="Minecraft-v0 has 10 actions, the checkpoint's setting 'memory_cards' has 5"):
         run(checkpoint, tmp_path / "two", data=tmp_path / "other", windows=1)
 
 
 def test_a_model_without_a_reward_head_reports_none(tmp_path: Path, zig_zags: Path) -> None:
-    config = WorldPackConfig(world="memory_cards", autoencoder=CODER, net=NET)
+    config = WorldPackConfig(setting="memory_cards", autoencoder=CODER, net=NET)
     save(tmp_path / "plain.safetensors", build(config), config)
     report = run(str(tmp_path / "plain.safetensors"), tmp_path / "out", data=zig_zags, modes=("none",), windows=1, steps=2)
     assert "reward_head" not in report and "Reward head" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_by_default_all_memories_of_the_checkpoints_system_are_compared(checkpoint: str, zig_zags: Path, tmp_path: Path) -> None:
+    report = run(checkpoint, tmp_path, data=zig_zags, modes=None, windows=1, steps=1)
+    assert [row["mode"] for row in report["cells"]] == [*systems.get("worldpack").memories, "copy", "ceiling"]
+    assert {row["difference"] for row in report["differences"]} == {
+        "worldpack - none", "worldpack - retrieval", "worldpack - packing", "retrieval - packing",
+    }  # fmt: skip
+    assert [row["mode"] for row in report["context"]] == ["none", "packing", "retrieval", "worldpack"]
+
+
+def test_a_memory_that_the_system_lacks_is_named_before_anything_is_made(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"memory must be one of .*'worldpack'.*, got 'all'"):
+        run(checkpoint, tmp_path / "out", modes=("none", "all"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +197,6 @@ def test_a_model_without_a_reward_head_reports_none(tmp_path: Path, zig_zags: Pa
         ({"context": 0}, "context must be positive, got 0"),
         ({"steps": -1}, "steps must be positive, got -1"),
         ({"modes": ()}, "modes must name at least one"),
-        ({"modes": ("all",)}, "'all'"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"env_kwargs": "["}, "env_kwargs must be a JSON object"),
     ],

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from wmgym.checkpoint import load, load_world, read_file, write_atomically
+from wmgym.checkpoint import load, load_world, read_file, write_tensors
 from wmgym.data.episode import Episode, Metadata, list_episodes, save_episode
 from wmgym.data.latents import Latents
 from wmgym.metrics.events import count_events
 from wmgym.nets.cdit import SIZES
 from wmgym.nets.heads import HeadConfig, RewardHead
-from wmgym.train import fit as fitting
-from wmgym.train import reward
-from wmgym.train.fit import TrainArgs, train
+from wmgym.train import reward, run, worldpack
 from wmgym.train.loop import draw
+from wmgym.train.worldpack import TrainArgs, train
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 
@@ -55,7 +54,7 @@ HEAD = HeadConfig((1, 4, 4), 10, 8)
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "TINY", {"width": 32, "depth": 1, "heads": 2})
-    monkeypatch.setattr(fitting, "_writer", lambda out: None)
+    monkeypatch.setattr(run, "_writer", lambda out: None)
 
 
 def arguments(data: Path, out: Path, **changes: Any) -> TrainArgs:
@@ -157,8 +156,8 @@ def test_training_finds_the_reward_in_the_border(small: None, tmp_path: Path) ->
     assert report["reward_true"] > 0 and report["reward_precision"] > 0.9 and report["reward_recall"] > 0.9
     assert report["reward_hits"] == round(report["reward_recall"] * report["reward_true"])
     assert report["reward_expected"] == pytest.approx(report["reward_true"], rel=0.5)
-    model, config, _ = load(report["checkpoint"])
-    assert config.outcomes == ((0.0, False), (1.0, False)) and model.reward_head is not None
+    loaded = load(report["checkpoint"])
+    assert loaded.config.outcomes == ((0.0, False), (1.0, False)) and loaded.model.reward_head is not None
     assert load_world(report["checkpoint"], device="cpu").reward_head is not None
     assert read_file(tmp_path / "run" / "latents.safetensors")[0]["rewards"].shape == (5, 60)
 
@@ -169,7 +168,7 @@ def test_a_killed_run_with_a_reward_head_continues_as_if_it_had_not_been(
     folder = bordered(tmp_path / "data")
     train(arguments(folder, tmp_path / "whole"), progress=False)
     calls = []
-    real = fitting.next_batch
+    real = worldpack.next_batch
 
     def once(*given: Any) -> Any:
         calls.append(1)
@@ -178,7 +177,7 @@ def test_a_killed_run_with_a_reward_head_continues_as_if_it_had_not_been(
         return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "next_batch", once)
+        patch.setattr(worldpack, "next_batch", once)
         with pytest.raises(KeyboardInterrupt):
             train(arguments(folder, tmp_path / "killed", save_every=2), progress=False)
     train(arguments(folder, tmp_path / "killed", save_every=2), progress=False)
@@ -189,20 +188,20 @@ def test_a_killed_run_with_a_reward_head_continues_as_if_it_had_not_been(
 
 def test_data_without_rewards_make_no_head_and_checkpoints_from_before_load(small: None, tmp_path: Path) -> None:
     report = train(arguments(bordered(tmp_path / "data", chance=0.0), tmp_path / "run", steps=1, save_every=2), progress=False)
-    assert load(report["checkpoint"])[0].reward_head is None and "reward_true" not in report
+    assert load(report["checkpoint"]).model.reward_head is None and "reward_true" not in report
     tensors, header = read_file(Path(report["checkpoint"]))
     config = json.loads(header["config"])
     del config["outcomes"]  # as they were written before there was a reward head
-    write_atomically(tmp_path / "old.safetensors", tensors, {**header, "config": json.dumps(config)})
-    old, config, _ = load(tmp_path / "old.safetensors")
-    assert old.reward_head is None and config.outcomes == ()
+    write_tensors(tmp_path / "old.safetensors", tensors, {**header, "config": json.dumps(config)})
+    old = load(tmp_path / "old.safetensors")
+    assert old.model.reward_head is None and old.config.outcomes == ()
 
 
 def test_latents_cached_without_rewards_are_named(small: None, tmp_path: Path) -> None:
     args = arguments(bordered(tmp_path / "data"), tmp_path / "run", steps=1, save_every=2)
     train(args, progress=False)
     cache = args.out / "latents.safetensors"
-    tensors, header = read_file(cache)
-    write_atomically(cache, {k: v for k, v in tensors.items() if k not in ("rewards", "ends")}, header)
+    tensors, _ = read_file(cache)
+    write_tensors(cache, {k: v for k, v in tensors.items() if k not in ("rewards", "ends")})
     with pytest.raises(ValueError, match=r"kept no rewards: delete latents\.safetensors"):
         train(args, progress=False)

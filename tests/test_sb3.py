@@ -36,7 +36,7 @@ def test_it_shows_what_the_vector_env_shows_and_the_last_observation_in_the_info
             assert ("terminal_observation" in info) == (step % 3 == 0)
             told = batch["final_info"] if step % 3 == 0 else batch
             np.testing.assert_array_equal(info["pose"], told["pose"][lane])
-            np.testing.assert_array_equal(info["memory"]["retrieved"], told["memory"]["retrieved"][lane])
+            np.testing.assert_array_equal(info["memory_retrieved"], told["memory_retrieved"][lane])
             if step % 3 == 0:
                 assert_same(info["terminal_observation"], batch["final_obs"][lane])
                 np.testing.assert_array_equal(adapted.reset_infos[lane]["pose"], batch["pose"][lane])
@@ -44,7 +44,7 @@ def test_it_shows_what_the_vector_env_shows_and_the_last_observation_in_the_info
 
 def test_an_arrival_is_no_time_limit() -> None:
     adapted, _ = pair()
-    adapted.set_options({"goal": [0.5, 0], "context": clip(1)})
+    adapted.set_options({"goal": [0.5, 0], "opening": clip(1)})
     adapted.reset()
     _, rewards, done, infos = adapted.step(np.array([1, 1]))
     assert done.all()
@@ -69,10 +69,12 @@ def test_attributes_methods_and_images() -> None:
     assert adapted.get_attr("np_random_seed", indices=[1]) == [adapted.env.np_random_seed[1]]
     assert adapted.env_method("get_action_meanings", indices=0) == [vec.get_action_meanings()]
     assert adapted.env_is_wrapped(object) == [False, False]
-    adapted.set_attr("horizon", 9)
-    assert adapted.get_attr("horizon") == [9, 9]
+    adapted.set_attr("label", 9)
+    assert adapted.get_attr("label") == [9, 9]
     with pytest.raises(ValueError, match="one env"):
-        adapted.set_attr("horizon", 9, indices=[0])
+        adapted.set_attr("label", 9, indices=[0])
+    with pytest.raises(AttributeError, match="horizon"):  # it is part of what names the env in its saved states
+        adapted.set_attr("horizon", 9)
     assert [image.shape for image in adapted.get_images()] == [(16, 16, 3)] * 2
     assert adapted.render().shape == (32, 16, 3)
     assert not adapted.has_attr("nonsense")

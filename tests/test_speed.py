@@ -1,16 +1,19 @@
 """The stop-watch times what it says, and caching the context changes times only."""
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_checkpoint
 
 from wmgym import rng
 from wmgym.benchmarks import speed
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS
-from wmgym.experiments.bench import ModelArgs, TruthArgs, bench_truth
+from wmgym.experiments.bench import ModelArgs, TruthArgs, bench_model, bench_truth
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
@@ -53,18 +56,19 @@ def test_shares_are_of_one_step(world: WorldModel) -> None:
 
 def test_caching_changes_no_latent(world: WorldModel) -> None:
     state = speed.opened(world, 2)
-    _, told, context = speed.bound_parts(world, state)
+    condition, contexts = speed.bound_parts(world, state)
     noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
     with torch.no_grad():
-        cached = SAMPLERS["euler"](world.net.bind(told, context), noise, levels(3))
-        recomputed = SAMPLERS["euler"](lambda x, level: world.net.bind(told, context)(x, level), noise, levels(3))
+        cached = SAMPLERS["euler"](world.net.bind(condition, contexts), noise, levels(3))
+        recomputed = SAMPLERS["euler"](lambda x, level: world.net.bind(condition, contexts)(x, level), noise, levels(3))
     assert torch.equal(cached, recomputed)
     rows = speed.caching(world, 1, (1, 2), 0.0)
     assert [row["denoise_steps"] for row in rows] == [1, 2] and all(row["ratio"] > 0 for row in rows)
 
 
 def test_steps_are_timed_for_all_worlds(world: WorldModel) -> None:
-    rows = speed.step_times({"a": world, "b": speed.with_steps(world, 1)}, 2, 0.0)
+    short = world.with_settings(sampler=replace(world.settings.sampler, denoise_steps=1))
+    rows = speed.step_times({"a": world, "b": short}, 2, 0.0)
     assert [row["world"] for row in rows] == ["a", "b"]
     for row in rows:
         assert row["frames_per_second"] == pytest.approx(2e3 / row["ms_per_step"])
@@ -76,10 +80,10 @@ def test_truths_are_timed() -> None:
     assert found["frames_per_second"] > 0 and found["new_world_seconds"] > 0
 
 
-def test_bad_arguments_are_named() -> None:
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lanes must be positive"):
         ModelArgs(lanes=(1, 0))
     with pytest.raises(ValueError, match="memory must be one of"):
-        ModelArgs(modes=("all",))
+        bench_model(ModelArgs(tiny_checkpoint(tmp_path), modes=("all",), device="cpu"), progress=False)
     with pytest.raises(ValueError, match="Nowhere-v0"):
         bench_truth(TruthArgs("Nowhere-v0", seconds=0.01))

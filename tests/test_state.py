@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_a_loaded_state_goes_on_bit_for_bit_also_over_the_next_reset() -> None:
     expected = walk(env, ACTIONS[4:24])  # over several resets: np_random and elapsed steps are in the state
     env.load_state(state)
     assert_same(walk(env, ACTIONS[4:24]), expected)
-    other = single(horizon=500)  # the horizon is in it too
+    other = single(horizon=7)
     other.reset(seed=99)
     other.load_state(state)
     assert_same(walk(other, ACTIONS[4:24]), expected)
@@ -52,7 +53,7 @@ def test_a_vector_env_too(mode: str, chunk: int) -> None:
     walk(vec, actions[:3])
     state = vec.save_state()
     expected = walk(vec, actions[3:12])
-    other = vector(2, StandInWorld(chunk=chunk), autoreset_mode=mode, hold_action=True)
+    other = vector(2, StandInWorld(chunk=chunk), horizon=5, autoreset_mode=mode, hold_action=True)
     other.load_state(state)
     assert other.np_random_seed == vec.np_random_seed == (1, 2)
     assert_same(walk(other, actions[3:12]), expected)
@@ -100,7 +101,7 @@ def test_branches_share_memory_until_it_is_written() -> None:
     env = single()
     env.reset(seed=2)
     branches = env.branch(50)
-    ours, theirs = env.save_state().moment.world.memories[0].colours, branches.save_state().moment.world.memories[0].colours
+    ours, theirs = env.save_state().state.world.memories[0].colours, branches.save_state().state.world.memories[0].colours
     assert theirs.data.data_ptr() == ours.data.data_ptr()
     assert theirs.rows.tolist() == [0] * 50
 
@@ -155,8 +156,8 @@ def test_observed_frames_are_remembered_and_cost_no_steps() -> None:
     whole = clip(9)
     head, tail = ({key: value[part] for key, value in whole.items()} for part in (slice(4), slice(4, None)))
     one, two = (single(StandInWorld(noise=0), task="free", horizon=2) for _ in range(2))
-    seen, info = one.reset(seed=0, options={"context": whole})
-    two.reset(seed=0, options={"context": head})
+    seen, info = one.reset(seed=0, options={"opening": whole})
+    two.reset(seed=0, options={"opening": head})
     shown, shown_info = two.observe(**tail)
     np.testing.assert_array_equal(shown, seen)
     assert_same(shown_info, info)
@@ -241,6 +242,39 @@ def test_states_of_other_envs_are_refused() -> None:
             env.load_state(state)
     with pytest.raises(ResetNeeded):
         single().save_state()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ({"task": "free", "horizon": 9}, {"horizon": 9}, "another env: task is 'free' there and 'navigate' here"),
+        ({"horizon": 7}, {"horizon": 500}, "another env: horizon is 7 there and 500 here"),
+        ({"world": StandInWorld(chunk=3)}, {}, "another env: chunk is 3 there and 1 here"),
+        ({"world": StandInWorld(size=20)}, {}, r"frames \[1, 1, 20, 20, 3\], this env \[1, 1, 16, 16, 3\]"),
+    ],
+)
+def test_a_state_of_another_env_is_refused_with_both_sides_named(theirs: Any, ours: Any, message: str, tmp_path: Path) -> None:
+    there, here = single(**theirs), single(**ours)
+    for env in (there, here):
+        env.reset(seed=1)
+    before, state = here.save_state(), there.save_state()
+    wmgym.save_state_file(state, tmp_path / "state")
+    for foreign in (state, wmgym.load_state_file(tmp_path / "state", here)):
+        with pytest.raises(ValueError, match=message):
+            here.load_state(foreign)
+    assert here.save_state().state is before.state
+
+
+def test_a_state_goes_to_envs_of_its_own_id_only() -> None:
+    keywords = {"checkpoint": StandInWorld(), "setting": "minecraft", "opening": clip()}
+    one, same = (gym.make("NWM-Minecraft-v0", memory=None, **keywords).unwrapped for _ in range(2))
+    other = gym.make("WorldPack-Minecraft-v0", memory=None, **keywords).unwrapped
+    for env in (one, same, other):
+        env.reset(seed=1)
+    same.load_state(one.save_state())
+    with pytest.raises(ValueError, match="id is 'NWM-Minecraft-v0' there and 'WorldPack-Minecraft-v0' here"):
+        other.load_state(one.save_state())
+    assert one.branch(2).identity == one.identity
 
 
 def _arrays(leaves: dict[str, Any]) -> dict[str, Any]:

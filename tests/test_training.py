@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmgym.checkpoint import FORMAT, load, read_file, write_atomically
+from wmgym.checkpoint import load, read_file, write_tensors
 from wmgym.data.episode import Episode, Metadata, list_episodes, load_episode, save_episode
 from wmgym.data.latents import Latents, encode
-from wmgym.nets.cdit import SIZES
-from wmgym.systems.worldpack import build
-from wmgym.train import fit as fitting
-from wmgym.train import loop, rehearsal
-from wmgym.train.fit import TrainArgs, half_precision, train
+from wmgym.files import LOCK
+from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
+from wmgym.nets.cdit import SIZES, CDiT
+from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.systems.worldpack import build, preset
+from wmgym.train import loop, rehearsal, run, worldpack
 from wmgym.train.loop import Average, LoopConfig, draw, fit
+from wmgym.train.run import half_precision
+from wmgym.train.worldpack import TrainArgs, train
 
 
 def collect(folder: Path, episodes: int = 3, length: int = 9, size: tuple[int, int] = (16, 16), seed: int = 0) -> Path:
@@ -46,7 +50,7 @@ def collect(folder: Path, episodes: int = 3, length: int = 9, size: tuple[int, i
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(SIZES, "TINY", {"width": 32, "depth": 1, "heads": 2})
-    monkeypatch.setattr(fitting, "_writer", lambda out: None)  # TensorBoard takes longer to import than all this
+    monkeypatch.setattr(run, "_writer", lambda out: None)  # TensorBoard takes longer to import than all this
     return collect(tmp_path / "data")
 
 
@@ -73,9 +77,9 @@ def test_a_killed_run_continues_as_if_it_had_not_been(data: Path, tmp_path: Path
     train(arguments(data, tmp_path / "whole"), progress=False)
     out = arguments(data, tmp_path / "killed", save_every=2)
 
-    def killed(where: str, at: int) -> None:
+    def killed(module: ModuleType, where: str, at: int) -> None:
         with monkeypatch.context() as patch:
-            real, calls = getattr(fitting, where), []
+            real, calls = getattr(module, where), []
 
             def once(*arguments: Any, **keywords: Any) -> Any:
                 calls.append(1)
@@ -83,29 +87,30 @@ def test_a_killed_run_continues_as_if_it_had_not_been(data: Path, tmp_path: Path
                     raise KeyboardInterrupt
                 return real(*arguments, **keywords)
 
-            patch.setattr(fitting, where, once)
+            patch.setattr(module, where, once)
             with pytest.raises(KeyboardInterrupt):
                 train(out, progress=False)
 
-    killed("half_precision", 2)  # the autoencoder's second step
+    killed(run, "half_precision", 2)  # the autoencoder's second step
     assert not (out.out / "autoencoder.safetensors").exists()
-    killed("encode", 1)
+    killed(run, "encode", 1)
     assert not (out.out / "latents.safetensors").exists()
-    killed("next_batch", 4)  # the network's fourth step, after a save at the second
+    killed(worldpack, "next_batch", 4)  # the network's fourth step, after a save at the second
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "2"
-    killed("_psnr", 1)  # the measuring after the save at the fourth
+    killed(run, "_psnr", 1)  # the measuring after the save at the fourth
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "4"
     train(out, progress=False)
     for name in ("autoencoder", "latents", "net-state", "model"):
         assert_same(tensors(tmp_path / "killed" / f"{name}.safetensors"), tensors(tmp_path / "whole" / f"{name}.safetensors"))
-    assert not list(out.out.glob(".*"))
+    assert {path.name for path in out.out.glob(".*")} == {LOCK, f"{LOCK}.json"}  # no temporary file is left
 
     before = tensors(out.out / "model.safetensors")
     report = train(out, progress=False)  # finished already: nothing changes
     assert_same(tensors(out.out / "model.safetensors"), before)
 
-    model, config, notes = load(report["checkpoint"])
-    assert config.net.width == 32 and model.frame_shape == (16, 16, 3)
+    loaded = load(report["checkpoint"])
+    notes = loaded.notes
+    assert loaded.config.net.width == 32 and loaded.model.frame_shape == (16, 16, 3)
     assert notes["frames"] == 18 and "--steps 6" in notes["command"]
     assert {"none_next", "none_dream", "worldpack_next", "worldpack_dream", "autoencoder", "copy"} <= notes.keys()
     assert all(math.isfinite(notes[k]) for k in ("none_dream", "autoencoder"))
@@ -135,16 +140,30 @@ def test_another_models_autoencoder_or_weights_can_be_taken(data: Path, tmp_path
 def test_weights_of_one_world_can_start_another(data: Path, tmp_path: Path) -> None:
     """All is taken but what the actions shape: ten rows of one embedding do not fit into six."""
     first = train(arguments(data, tmp_path / "first", steps=1), progress=False)["checkpoint"]
-    config = load(first)[1]
-    model = build(replace(config, world="memory_maze", net=replace(config.net, num_actions=6)))
+    config = load(first).config
+    model = build(replace(config, setting="memory_maze", net=replace(config.net, num_actions=6)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fitting._warm_start(model, arguments(data, tmp_path / "second", world="memory_maze", init=first))
+    run.warm_start(model, arguments(data, tmp_path / "second", setting="memory_maze", init=first))
     after, other = model.state_dict(), tensors(Path(first))
     fresh = {k for k in after if torch.equal(after[k], before[k]) and not torch.equal(after[k], other.get(k, after[k][:0]))}
     assert fresh == {"net.action_embed.weight", "motion_head.pair.action.weight"}
     wider = build(replace(config, net=replace(config.net, width=2 * config.net.width)))
     with pytest.raises(ValueError, match=r"other shapes than this model: net\.blocks\.0\..* does not fit; choose its --size"):
-        fitting._warm_start(wider, arguments(data, tmp_path / "third", init=first))
+        run.warm_start(wider, arguments(data, tmp_path / "third", init=first))
+
+
+def test_a_seed_gives_the_first_weights_that_it_gave_in_0_1() -> None:
+    """Parts draw their weights in this order: what a published command trains must not depend on the version."""
+    coder = AutoencoderConfig(frame_size=16, widths=(8, 8), factor=4)
+    config = replace(preset(autoencoder=coder), outcomes=((0.0, False), (1.0, False)))
+    heads = HeadConfig(config.net.latent_shape, config.net.num_actions)
+    torch.manual_seed(4)
+    parts = {"autoencoder": Autoencoder(config.autoencoder), "net": CDiT(config.net)}
+    parts |= {"motion_head": MotionHead(heads), "reward_head": RewardHead(heads, config.outcomes)}
+    torch.manual_seed(4)
+    model = build(config)
+    wanted = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+    assert_same(dict(model.state_dict()), wanted)
 
 
 def test_data_that_cannot_be_learnt_from_is_named_before_any_work(data: Path, tmp_path: Path) -> None:
@@ -258,10 +277,10 @@ def test_a_full_disk_leaves_the_last_state_good(tmp_path: Path, monkeypatch: pyt
         count.append(path)
         if len(count) == 3:
             raise OSError(28, f"cannot write {path}: No space left on device")
-        write_atomically(path, *rest)
+        write_tensors(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_atomically", full)
+        patch.setattr(loop, "write_tensors", full)
         with pytest.raises(OSError, match="No space left"):
             fit_line(tmp_path / "full", config)
     resumed, _ = fit_line(tmp_path / "full", config)
@@ -271,7 +290,7 @@ def test_a_full_disk_leaves_the_last_state_good(tmp_path: Path, monkeypatch: pyt
 
 def test_a_state_of_another_model_or_no_state_at_all_is_named(tmp_path: Path) -> None:
     path = tmp_path / "line-state.safetensors"
-    write_atomically(path, {"module/other": torch.zeros(3)}, {"format": FORMAT, "step": "1"})
+    write_tensors(path, {"module/other": torch.zeros(3)}, {"step": "1"})
     with pytest.raises(ValueError, match=r"line-state\.safetensors belongs to another model"):
         fit_line(tmp_path, LoopConfig(3))
     path.write_bytes(b"not tensors")
@@ -377,7 +396,7 @@ def test_normalised_latents_have_unit_scale_and_are_read_back_as_they_were(data:
     sample = held["latents"][there][::7].float()  # what the statistics are taken from
     assert torch.allclose(sample.mean((0, 2, 3)), torch.zeros(12), atol=2e-3)
     assert torch.allclose(sample.std((0, 2, 3)), torch.ones(12), atol=2e-3)
-    model = load(args.out / "model.safetensors")[0]
+    model = load(args.out / "model.safetensors").model
     assert torch.equal(model.autoencoder.mean, held["mean"]) and torch.equal(model.autoencoder.std, held["std"])
 
 
@@ -398,7 +417,7 @@ def test_revisits_are_drawn_more_often_and_are_views_seen_long_before() -> None:
     data = Latents(torch.zeros(2, length, 1, 1, 1), poses, torch.zeros(2, length, dtype=torch.int64), torch.tensor([length, length]))
 
     def share(revisits: float) -> tuple[float, Tensor]:
-        batches = [fitting.draw_batch(data, draw(0, step, "cpu"), 64, revisits) for step in range(60)]
+        batches = [worldpack.draw_batch(data, draw(0, step, "cpu"), 64, revisits) for step in range(60)]
         still = torch.cat([b.poses[:, 0, 0] == 0 for b in batches])
         return float(still.float().mean()), torch.cat([b.times[:, 0] for b in batches])[still]
 
@@ -407,6 +426,6 @@ def test_revisits_are_drawn_more_often_and_are_views_seen_long_before() -> None:
     assert plain == pytest.approx(0.5, abs=0.03)
     assert chosen > 0.9  # of three draws the best is nearly always of the first episode
     assert float((times > rehearsal.LONG_PAST).float().mean()) > 0.85
-    batch = fitting.draw_batch(data, draw(0, 1, "cpu"), 64, 0.5)
+    batch = worldpack.draw_batch(data, draw(0, 1, "cpu"), 64, 0.5)
     assert batch.times.shape == (64, 1)
-    assert torch.equal(batch.memories[0].times.amax(1), batch.times[:, 0] - 1)  # the past of each row is its own
+    assert torch.equal(batch.memories[0].times.values.amax(1), batch.times[:, 0] - 1)  # the past of each row is its own

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from wmgym import tree
-from wmgym.tree import Shared
+from wmgym.tree import HighWater, Shared, Slots
 
 
 @dataclass(frozen=True)
 class Inner:
     values: Tensor
     store: Shared
-    used: int
+    used: HighWater
+    slots: Slots
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Outer:
     label: str = "a"
 
 
-def make(rows: int, start: float = 0.0, used: int = 3, *, own: bool = True) -> Outer:
+def make(rows: int, start: float = 0.0, used: int = 3, *, own: bool = True, slots: int = 2) -> Outer:
     """A state whose every leaf of row b tells b + start."""
     told = torch.arange(rows) + start
     data = told[:, None, None] + torch.arange(4)[:, None] / 8 + torch.zeros(2)
     store = Shared.own(data) if own else Shared(data[:1], torch.zeros(rows, dtype=torch.int64))
-    inner = Inner(told[:, None].repeat(1, 2), store, used)
+    inner = Inner(told[:, None].repeat(1, 2), store, HighWater(used), Slots(told[:, None].repeat(1, slots), -1))
     return Outer(told.long(), (inner, inner), {"x": told.double()})
 
 
@@ -42,11 +43,12 @@ def rows_of(state: Outer) -> list[list[float]]:
     leaves = [state.keys.double(), state.named["x"]]
     for part in state.parts:
         leaves += [part.values[:, 0], part.values[:, 1], part.store.dense()[:, 0, 0], part.store.take(index)[:, 0, 1]]
+        leaves.append(part.slots.values[:, 0])
     return torch.stack([leaf.double() for leaf in leaves], 1).tolist()
 
 
 def told(*numbers: float) -> list[list[float]]:
-    return [[n] * 10 for n in numbers]
+    return [[n] * 12 for n in numbers]
 
 
 def copies(state: Outer) -> dict[str, Any]:
@@ -145,8 +147,8 @@ def test_resetting_lanes_again_and_again_does_not_pile_up_stores(fresh_rows: int
 
 
 def test_where_keeps_the_larger_mark_and_refuses_other_differences() -> None:
-    assert tree.where(MASK, make(4, used=2), make(4, used=5)).parts[0].used == 5
-    assert tree.where(MASK, make(4, used=7), make(4, used=5)).parts[0].used == 7
+    assert tree.where(MASK, make(4, used=2), make(4, used=5)).parts[0].used.count == 5
+    assert tree.where(MASK, make(4, used=7), make(4, used=5)).parts[0].used.count == 7
     other = tree.like(make(4), {**tree.leaves(make(4)), "label": "b"})
     with pytest.raises(ValueError, match="'a'"):
         tree.where(MASK, other, make(4))
@@ -154,11 +156,57 @@ def test_where_keeps_the_larger_mark_and_refuses_other_differences() -> None:
         tree.where(MASK, (torch.ones(4),), (torch.ones(4), torch.ones(4)))
 
 
+def test_plain_numbers_must_agree() -> None:
+    assert tree.where(MASK, {"size": 3, "x": torch.ones(4)}, {"size": 3, "x": torch.zeros(4)})["size"] == 3
+    with pytest.raises(ValueError, match="3 and 4"):
+        tree.where(MASK, {"size": 3}, {"size": 4})
+    with pytest.raises(ValueError, match="3 and 4"):
+        tree.concat([{"size": 3}, {"size": 4}])
+
+
+@pytest.mark.parametrize(("new", "old"), [(2, 5), (5, 2), (3, 3)])
+def test_slots_of_different_numbers_are_padded_to_the_larger(new: int, old: int) -> None:
+    mixed = tree.where(MASK, make(4, 10, slots=new), make(4, 20, slots=old)).parts[0].slots
+    assert mixed.fill == -1 and mixed.values.shape == (4, max(new, old))
+    for row, (start, count) in enumerate([(10, new), (21, old), (12, new), (23, old)]):
+        assert mixed.values[row].tolist() == [start + (row if start in (10, 20) else 0)] * count + [-1] * (max(new, old) - count)
+    joined = tree.concat([make(1, 1, slots=new), make(1, 2, slots=old)]).parts[1].slots
+    assert joined.values.sum() == new + 2 * old - abs(new - old)
+
+
+def test_lanes_that_see_more_rows_than_others_are_padded_too() -> None:
+    old, new = Shared(torch.arange(4.0), torch.tensor([[0, 1], [2, 3]])), Shared(torch.arange(10.0, 14), torch.tensor([[3, 2, 1], [1, 2, 3]]))
+    mixed = tree.where(torch.tensor([False, True]), new, old)
+    assert mixed.dense()[0, :2].tolist() == [0, 1] and mixed.dense()[1].tolist() == [11, 12, 13]
+    joined = tree.concat([old, new])
+    assert joined.dense()[1, :2].tolist() == [2, 3] and joined.dense()[2].tolist() == [13, 12, 11]
+
+
+def test_what_is_shared_may_be_a_tree() -> None:
+    """Latents and actions of the same frames, say: rows of all its tensors move together."""
+
+    def stored(start: int, rows: list[int]) -> Shared:
+        return Shared({"a": torch.arange(start, start + 3), "b": (torch.arange(3.0)[:, None] + start,)}, torch.tensor(rows))
+
+    def read(shared: Shared) -> list[int]:
+        seen = shared.dense()
+        assert seen["b"][0][:, 0].tolist() == seen["a"].tolist()
+        return seen["a"].tolist()
+
+    old = stored(0, [0, 1, 2])
+    assert read(tree.select(old, torch.tensor([2, 0]))) == [2, 0] and len(old) == 3
+    mixed = tree.where(torch.tensor([True, False, True]), stored(10, [2, 2, 1]), old)
+    assert read(mixed) == [12, 1, 11] and len(mixed) == 3, "rows that nobody sees are gone"
+    assert read(tree.concat([old, stored(20, [1])])) == [0, 1, 2, 21]
+    again = tree.where(torch.tensor([True, False, False]), tree.select(old, torch.tensor([2, 2, 2])), old)
+    assert again.data["a"] is old.data["a"] and read(again) == [2, 1, 2]
+
+
 def test_concat_is_undone_by_select() -> None:
     a, b = make(2, used=1), tree.repeat(make(1, 7, used=4), 2)
     joined = tree.concat([a, b])
     assert rows_of(joined) == told(0, 1, 7, 7)
-    assert joined.parts[0].used == 4
+    assert joined.parts[0].used.count == 4
     assert rows_of(tree.select(joined, torch.tensor([2, 3]))) == rows_of(b)
     assert len(joined.parts[0].store.data) == 3
 
@@ -167,16 +215,16 @@ def test_to_moves_every_tensor() -> None:
     moved = tree.to(make(2), "meta")
     devices = {v.device.type for v in tree.leaves(moved).values() if isinstance(v, Tensor)}
     assert devices == {"meta"}
-    assert (moved.parts[0].used, moved.label, moved.nothing) == (3, "a", None)
+    assert (moved.parts[0].used.count, moved.label, moved.nothing) == (3, "a", None)
 
 
 def test_leaves_and_like_are_inverses() -> None:
     state = tree.repeat(make(2, 5), 2)
     values = tree.leaves(state)
-    assert "parts.1.store.rows" in values and "named.x" in values and values["parts.0.used"] == 3 and values["nothing"] is None
+    assert "parts.1.store.rows" in values and "named.x" in values and values["parts.0.used.count"] == 3 and values["nothing"] is None
     back = tree.like(make(1), values)
     assert rows_of(back) == rows_of(state)
-    assert isinstance(back.parts[0].store, Shared) and back.parts[0].used == 3
+    assert isinstance(back.parts[0].store, Shared) and back.parts[0].used.count == 3
     lacking = {k: v for k, v in values.items() if k != "parts.1.values"}
     with pytest.raises(ValueError, match=r"parts\.1\.values"):
         tree.like(make(1), lacking)

@@ -193,6 +193,20 @@ def test_a_reset_that_fails_changes_nothing(envs: Any, keywords: dict[str, Any],
     assert all(np.array_equal(a["backend"]["body"], b["backend"]["body"]) for a, b in zip(after["lanes"], before["lanes"]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_that_no_lane_can_have_changes_nothing(kind: str, truth: Truth) -> None:
+    envs, untouched = (KINDS[kind](truth)(LANES, size=SIZE, horizon=1, task="free") for _ in range(2))
+    for each in (envs, untouched):
+        each.reset(seed=0)
+    with pytest.raises(gym.error.Error, match="-1"):
+        envs.reset(seed=[4, -1, 5])
+    assert envs.np_random_seed == (0, 1, 2)
+    for actions in truth.actions[:3]:  # also over a reset: the generators are as they were
+        assert same(envs.step(actions)[0], untouched.step(actions)[0])
+    for each in (envs, untouched):
+        each.close()
+
+
 @pytest.mark.parametrize("actions", [[0, 0], [0, 0, 10], [0, 0, -1], [0.0, 0.0, 0.0], 1])
 def test_wrong_actions_are_named(envs: Any, actions: Any) -> None:
     envs.reset(seed=0)

@@ -129,7 +129,7 @@ def test_eval_twin_writes_its_report_and_goes_on_where_it_was(tmp_path: Path, ca
     tiny_checkpoint(tmp_path, seed=1)  # other weights at the same path: cells of the old ones are not theirs
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert f"{out} holds results with weights=" in said and "use another folder" in said
+    assert f"{out} was begun with weights=" in said and "use another folder" in said
 
 
 def test_a_ground_truth_has_no_twin_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

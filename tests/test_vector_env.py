@@ -99,7 +99,7 @@ def test_it_says_all_that_gymnasiums_own_vector_env_says(mode: AutoresetMode, ta
     assert vec.action_space == theirs.action_space
     assert_same(vec.reset(seed=SEED), theirs.reset(seed=SEED))
     goals = np.array([[3.0, 0], [0.0, 3], [-3.0, 0]])  # so that lanes end at different times
-    per_lane = [{"goal": goals[lane], "context": clip(1)} for lane in range(LANES)]
+    per_lane = [{"goal": goals[lane], "opening": clip(1)} for lane in range(LANES)]
     vec.reset(seed=SEED, options=per_lane)
     for lane, env in enumerate(theirs.envs):
         env.reset(seed=SEED + lane, options=per_lane[lane])
@@ -147,7 +147,7 @@ def test_a_lane_does_not_know_its_neighbours() -> None:
     """Other seeds, other actions, other openings and another number of lanes beside it: the same lane."""
     one, many = vector(1), vector(4)
     one.reset(seed=[8])
-    many.reset(seed=[3, 8, 99, 0], options=[{"context": clip(7)}, {}, {"context": clip(40, x=2)}, {"goal": [1, 2]}])
+    many.reset(seed=[3, 8, 99, 0], options=[{"opening": clip(7)}, {}, {"opening": clip(40, x=2)}, {"goal": [1, 2]}])
     for actions in np.random.default_rng(1).integers(10, size=(8, 4)):
         alone = one.step(actions[1:2])
         among = many.step(actions)
@@ -180,9 +180,9 @@ def test_torch_observations_hold_the_same_and_are_the_callers_own() -> None:
     a, _ = arrays.reset(seed=3)
     b, _ = tensors.reset(seed=3)
     assert b["pov"].dtype == torch.uint8
-    frames = tensors.save_state().moment.frames.clone()
+    frames = tensors.save_state().state.frames.clone()
     b["pov"].zero_()
-    assert_same(tensors.save_state().moment.frames, frames)
+    assert_same(tensors.save_state().state.frames, frames)
     for actions in plans()[:, :2]:
         a, *_ = arrays.step(actions)
         b, *_ = tensors.step(torch.from_numpy(actions))
@@ -206,10 +206,10 @@ def test_arrays_given_out_are_never_written_again() -> None:
 def test_options_can_differ_by_lane_in_a_dict_too() -> None:
     vec = vector(2, task="free")
     contexts = [clip(2), clip(5, x=1)]
-    seen, info = vec.reset(options={"context": contexts, "goal": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    seen, info = vec.reset(options={"opening": contexts, "goal": np.array([[1.0, 2.0], [3.0, 4.0]])})
     assert_same(seen, np.stack([context["frames"][-1] for context in contexts]))
     assert_same(info["goal"][:, :2], [[1, 2], [3, 4]])
-    assert_same(info["memory"]["frames"], [2, 5])
+    assert_same(info["memory_frames"], [2, 5])
     assert_same(info["goal_distance"][0], np.float64(np.float32(np.hypot(0.5, 2))))
 
 
@@ -221,20 +221,64 @@ def test_options_can_differ_by_lane_in_a_dict_too() -> None:
         {"reset_mask": np.array([1, 0])},
         {"reset_mask": np.array([False, False])},
         {"nonsense": 1},
-        {"context": [clip()]},
+        {"opening": [clip()]},
+        {"opening": clip(), "context": clip()},
         {"goal": np.zeros((3, 2))},
         [{}],
+        [{}, {"goal": "home"}],
+        [{}, {"goal": clip()["frames"][0]}],  # the task needs a pose
         "context",
     ],
     ids=str,
 )
 def test_bad_options_raise_and_change_nothing(options: Any) -> None:
-    vec, untouched = vector(2), vector(2)
+    vec, untouched = vector(2, horizon=1), vector(2, horizon=1)
     vec.reset(seed=0)
     untouched.reset(seed=0)
     with pytest.raises(ValueError):
         vec.reset(options=options)
-    assert_same(vec.step([1, 1])[0], untouched.step([1, 1])[0])
+    for _ in range(3):  # also over a reset: the generators are as they were
+        assert_same(vec.step([1, 1])[0], untouched.step([1, 1])[0])
+
+
+def test_the_old_name_of_the_option_means_the_same() -> None:
+    new, old = vector(2, task="free"), vector(2, task="free")
+    clips = [clip(2), clip(5, x=1)]
+    assert_same(new.reset(seed=0, options={"opening": clips}), old.reset(seed=0, options={"context": clips}))
+    assert_same(new.reset(seed=0, options={"opening": clip(4)}), old.reset(seed=0, options=[{"context": clip(4)}] * 2))
+
+
+def test_a_seed_that_no_lane_can_have_changes_nothing() -> None:
+    vec, untouched = vector(2, horizon=1), vector(2, horizon=1)
+    vec.reset(seed=0)
+    untouched.reset(seed=0)
+    with pytest.raises(gym.error.Error, match="-3"):
+        vec.reset(seed=[4, -3])
+    assert vec.np_random_seed == (0, 1)
+    for _ in range(3):
+        assert_same(vec.step([1, 1])[0], untouched.step([1, 1])[0])
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_a_step_whose_reset_fails_changes_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step can be taken again when the truth opens again."""
+    vec, untouched = (vector(2, horizon=2, autoreset_mode=mode) for _ in range(2))
+    for env in (vec, untouched):
+        env.reset(seed=0)
+        for _ in range(2 if mode == "next_step" else 1):
+            env.step([1, 2])
+
+    def fail(plan: Any) -> Any:
+        raise RuntimeError("no truth today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vec.shell.openings, "show", fail)
+        before = vec.save_state().state
+        with pytest.raises(RuntimeError, match="no truth"):
+            vec.step([3, 4])
+        assert vec.save_state().state is before
+    for actions in plans()[:6, :2]:
+        assert_same(vec.step(actions), untouched.step(actions))
 
 
 def test_a_mask_or_a_step_before_the_first_reset_is_refused() -> None:
@@ -259,7 +303,7 @@ def test_gymnasiums_vector_wrappers_accept_it(wrapper: str) -> None:
     vec.reset(seed=0)
     for _ in range(6):
         *_, info = vec.step(vec.action_space.sample())
-    assert standins.SLOTS >= info["memory"]["frames"].max() > 25
+    assert standins.SLOTS >= info["memory_frames"].max() > 25
 
 
 def test_a_world_that_ends_by_itself_ends_its_lane_and_pays() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from standins import TRUTH, StandInWorld, assert_same
+from standins import TRUTH, StandInWorld, assert_same, clip
+from tiny import tiny_checkpoint
 
 import wmgym
 from wmgym.systems import worldpack
@@ -41,8 +43,8 @@ def test_lanes_dream_what_single_envs_dream_across_resets(world: WorldModel) -> 
             alone, alone_info = env.reset() if over[lane] else env.step(actions[lane])[::4]
             assert np.abs(seen["pov"][lane].astype(int) - alone["pov"]).max() <= 1
             np.testing.assert_allclose(info["pose"][lane], alone_info["pose"], atol=1e-4)
-            np.testing.assert_array_equal(info["memory"]["retrieved"][lane], alone_info["memory"]["retrieved"])
-            np.testing.assert_array_equal(info["memory"]["bytes"][lane], alone_info["memory"]["bytes"])
+            np.testing.assert_array_equal(info["memory_retrieved"][lane], alone_info["memory_retrieved"])
+            np.testing.assert_array_equal(info["memory_bytes"][lane], alone_info["memory_bytes"])
         over = terminated | truncated
     assert truncated.shape == (2,)
 
@@ -63,10 +65,38 @@ def test_a_state_from_disk_and_a_branch_go_on_as_the_env_does(world: WorldModel,
         assert np.abs(futures[0]["pov"][lane].astype(int) - expected[0]["pov"]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"memory": "none"}, "memory is 'none' there and 'worldpack' here"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16' there and 'float32' here"),
+        ({"memory_budget": 100}, "settings is .*budget=100.* there and .*budget=512.* here"),
+        ({"denoise_steps": 2}, "settings is .*denoise_steps=2.* there and .*denoise_steps=1.* here"),
+        ({"checkpoint": "other"}, "weights is '[0-9a-f]{64}' there and '[0-9a-f]{64}' here"),
+    ],
+)
+def test_a_state_of_other_weights_memory_or_numbers_is_refused(there: dict[str, Any], message: str, tmp_path: Path) -> None:
+    files = {}
+    for seed, name in enumerate(("own", "other")):
+        (tmp_path / name).mkdir()
+        files[name] = tiny_checkpoint(tmp_path / name, seed=seed)
+
+    def opened(checkpoint: str = "own", **keywords: Any) -> Any:
+        given = {"memory": "worldpack", "dtype": "float32", "device": "cpu", "opening": clip(), **keywords}
+        env = gym.make("WorldPack-Minecraft-v0", checkpoint=files[checkpoint], **given).unwrapped
+        env.reset(seed=1)
+        return env
+
+    theirs, ours, same = opened(**there), opened(), opened()
+    with pytest.raises(ValueError, match=message):
+        ours.load_state(theirs.save_state())
+    ours.load_state(same.save_state())
+
+
 @pytest.mark.parametrize(("task", "earned"), [("targets", 10.0), ("free", 0.0)])
 def test_what_the_world_itself_gives_counts_only_where_the_task_says_so(task: str, earned: float) -> None:
     """A maze's task "free" pays nothing in its truth, so its dream must not pay what a reward head sees."""
-    env: Any = wmgym.make_env(StandInWorld(size=64, ends_at=65), setting="memory_maze", task=task, context="bundled")
+    env: Any = wmgym.make_env(StandInWorld(size=64, ends_at=65), setting="memory_maze", task=task, opening="bundled")
     env.reset(seed=0)
     outcomes = [env.step(0) for _ in range(2)]
     assert [outcome[1] for outcome in outcomes] == [0.0, earned] and outcomes[-1][2] == bool(earned)

@@ -1,7 +1,7 @@
 """A running world is a value: it begins, sees and dreams the same whichever way it came there; and it can learn."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -10,27 +10,30 @@ from kv_standin import SlidingWindow
 from torch import Tensor
 
 from wmgym import rng, tree
-from wmgym.core import Clip, ContextFrames, WorldState
+from wmgym.core import Clip, Context, ContextFrames, Footprint, FramePayload, Query, Seen, WorldState
 from wmgym.data.latents import Latents
 from wmgym.geometry import compose
-from wmgym.kinematics import MINECRAFT, WALK
 from wmgym.memory.bank import recorded
 from wmgym.memory.packing import LAYOUTS
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_float, to_uint8
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.settings import minecraft
+from wmgym.settings.minecraft import WALK
 from wmgym.systems.worldpack import WorldPackConfig, build, preset
-from wmgym.train.fit import draw_batch
 from wmgym.train.loop import draw
-from wmgym.tree import Shared
-from wmgym.world_model import Batch, SamplerConfig, WorldModel, hide_recent
+from wmgym.train.worldpack import draw_batch
+from wmgym.train.worldpack_loss import Batch, hide_recent, losses
+from wmgym.tree import Shared, Slots
+from wmgym.world_model import SamplerConfig, WorldModel
 
 SIDE = 8
 BUDGET = 24
 MODES = tuple(LAYOUTS)
 KV = "keys and values"
 FORWARD, LEFT, RIGHT = 1, 6, 7
+MOVES = minecraft.SETTING.kinematics
 
 
 def make(memory: str = "worldpack", *, chunk: int = 1, awake: bool = True, pose_source: str = "learned", depth: int = 2) -> WorldModel:
@@ -44,7 +47,7 @@ def make(memory: str = "worldpack", *, chunk: int = 1, awake: bool = True, pose_
     )
     model = build(config)
     if memory == KV:
-        model.memories = (SlidingWindow(BUDGET, depth, 4, 2, 16),)
+        model = model.with_settings(memories=(SlidingWindow(BUDGET, depth, 4, 2, 16),))
     if awake:
         with torch.no_grad():
             for parameter in (*model.net.parameters(), *model.motion_head.parameters()):
@@ -58,7 +61,7 @@ def clip(rows: int, frames: int, seed: int = 0) -> Clip:
     actions = torch.randint(10, (rows, frames), generator=generator)
     pose, poses = torch.zeros(rows, 5), []
     for t in range(frames):
-        pose = compose(pose, MINECRAFT.motion(actions[:, t]))
+        pose = compose(pose, MOVES.motion(actions[:, t]))
         poses.append(pose)
     pixels = torch.randint(0, 256, (rows, frames, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     return Clip(pixels, actions, torch.stack(poses, 1), torch.ones(rows, frames, dtype=torch.bool))
@@ -81,6 +84,12 @@ def walk(model: WorldModel, state: WorldState, steps: int, seed: int = 5) -> lis
     return out
 
 
+def held(value: Any, row: int) -> list[int]:
+    """Times that a row of a memory holds, sorted."""
+    times = value.times.values if isinstance(value.times, Slots) else value.times
+    return sorted(t for t in times[row].tolist() if t >= 0)
+
+
 def copies(value: Any) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in tree.leaves(value).items()}
 
@@ -96,7 +105,7 @@ def assert_same_dream(a: list[tuple[WorldState, Any]], b: list[tuple[WorldState,
         assert torch.allclose(one.latents.float(), other.latents[rows].float(), atol=2e-4, rtol=1e-4)
         assert (seen.pixels.int() - shown.pixels[rows].int()).abs().max() <= 1
         assert torch.allclose(seen.poses, shown.poses[rows], atol=1e-4)
-        assert torch.equal(one.recall.indices, other.recall.indices[rows]) and torch.equal(one.times, other.times[rows])
+        assert torch.equal(one.retrieval.indices, other.retrieval.indices[rows]) and torch.equal(one.times, other.times[rows])
         assert torch.equal(one.keys, other.keys[rows])
         assert torch.equal(one.footprint.frames, other.footprint.frames[rows])
 
@@ -230,14 +239,13 @@ def test_a_chunk_of_frames_and_their_keys_go_all_the_way(frames: int) -> None:
     """Chunks of two with a memory of keys and values: every frame seen or dreamed is in it, whatever the context's length."""
     model = make(KV, chunk=2)
     state = model.start(clip(2, frames), keys(1, 2))
-    assert sorted(t for t in state.memories[0].times[0].tolist() if t >= 0) == list(range(frames))
+    assert held(state.memories[0], 0) == list(range(frames))
     for n in (1, 2):
         state, shown = model.step(state, torch.full((2, 2), FORWARD))
         assert shown.pixels.shape == (2, 2, SIDE, SIDE, 3) and shown.poses.shape == (2, 2, 5)
         assert state.times.tolist() == [frames - 1 + 2 * n] * 2
         assert state.latents.shape[1] == 2 and torch.isfinite(state.latents).all()
-        held = state.memories[0].times[0]
-        assert sorted(t for t in held.tolist() if t >= 0) == list(range(frames + 2 * n))
+        assert held(state.memories[0], 0) == list(range(frames + 2 * n))
     assert state.footprint.frames.tolist() == [frames + 4] * 2
 
 
@@ -250,12 +258,68 @@ def test_what_the_keys_tell_of_the_past_reaches_the_dream() -> None:
 
 def test_two_memories_of_one_world_are_both_written() -> None:
     model = make("worldpack", chunk=2)
-    model.memories = (*model.memories, SlidingWindow(BUDGET, 2, 4, 2, 16))
+    model = model.with_settings(memories=(*model.settings.memories, SlidingWindow(BUDGET, 2, 4, 2, 16)))
     state, _ = walk(model, model.start(clip(2, 30), keys(1, 2)), 2)[-1]
     for value in state.memories:
-        assert sorted(t for t in value.times[1].tolist() if t >= 0) == list(range(34 - BUDGET, 34))
-    each = [memory.footprint(value) for memory, value in zip(model.memories, state.memories)]
+        assert held(value, 1) == list(range(34 - BUDGET, 34))
+    each = [memory.footprint(value) for memory, value in zip(model.settings.memories, state.memories)]
     assert torch.equal(state.footprint.bytes, each[0].bytes + each[1].bytes) and state.footprint.frames.tolist() == [BUDGET] * 2
+
+
+@dataclass
+class Diary:
+    """A memory that shows nothing and notes what it is told."""
+
+    needs: frozenset[str]
+    num_retrieved: int = 0
+    notes: list[Seen] = field(default_factory=list)
+
+    def init(self, batch: int, keys: Tensor) -> Tensor:
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def read(self, memory: Tensor, query: Query) -> Context:
+        return Context()
+
+    def write(self, memory: Tensor, seen: Seen) -> Tensor:
+        self.notes.append(seen)
+        return memory + seen.valid.sum(1)
+
+    def footprint(self, memory: Tensor) -> Footprint:
+        return Footprint(memory, memory)
+
+
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"kv"})])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_memories_are_told_the_motion_that_led_to_each_frame_and_whether_it_was_real(chunk: int, needs: frozenset[str]) -> None:
+    diary, seen = Diary(needs), clip(2, 6)
+    seen = replace(seen, valid=torch.tensor([[True] * 6, [False, False, True, True, True, True]]))
+    model = make("none", chunk=chunk).with_settings(memories=(diary,))
+    state = model.start(seen, keys(1, 2))
+    for _ in range(2):
+        state, _ = model.step(state, torch.full((2, chunk), FORWARD))
+    state = model.observe(state, part(clip(2, 2, seed=3), 0))
+    assert torch.equal(state.origin, seen.poses[:, -1])
+    assert all((now.trace is not None and len(now.trace.kv) == 2) == bool(needs) for now in diary.notes)
+    for row, real in ((0, 6), (1, 4)):
+        parts = [tree.select(now, torch.tensor([row])) for now in diary.notes]
+        there = torch.cat([now.valid for now in parts], 1)[0]
+        told = {name: torch.cat([getattr(now, name) for now in parts], 1)[0, there] for name in ("poses", "times", "egomotion", "observed")}
+        assert told["times"].tolist() == list(range(real + 2 * chunk + 2))
+        assert told["observed"].tolist() == [True] * real + [False] * 2 * chunk + [True] * 2
+        assert torch.equal(told["poses"][:real], seen.poses[row, -real:]) and not told["egomotion"][0].any()
+        arrived = compose(told["poses"][:-1], told["egomotion"][1:])
+        assert torch.allclose(arrived[:, :3], told["poses"][1:, :3], atol=1e-4)
+        assert torch.allclose(arrived[:, 3:].cos(), told["poses"][1:, 3:].cos(), atol=1e-4)
+
+
+def test_a_view_with_other_settings_shares_the_weights_and_leaves_the_world_as_it_was() -> None:
+    model = make("worldpack")
+    before, memories = model.settings, make("none").settings.memories
+    view = model.with_settings(memories=memories, sampler=SamplerConfig("heun", 3))
+    assert model.settings is before and view.settings.memories is memories and view.settings.pose_source == before.pose_source
+    assert view.net is model.net and view.autoencoder is model.autoencoder and view.motion_head is model.motion_head
+    state = view.start(clip(1, 30), keys(1))
+    assert len(view.read(state.memories, view.query(state.poses, torch.zeros(1, 1, 5), state.times))[0].frames) == 1
 
 
 # -- pose, reward and pixels ----------------------------------------------------------------------------------------------------------
@@ -270,7 +334,7 @@ def test_poses_from_actions_are_the_kinematics_exactly(chunk: int) -> None:
     for t in range(5):
         state, frames = model.step(state, actions[:, t])
         for f in range(chunk):
-            pose = compose(pose, MINECRAFT.motion(actions[:, t, f]))
+            pose = compose(pose, MOVES.motion(actions[:, t, f]))
             assert torch.equal(frames.poses[:, f], pose)
         assert torch.equal(state.poses, pose)
 
@@ -379,8 +443,8 @@ def test_wrong_settings_are_named() -> None:
 def test_network_evaluations_are_told() -> None:
     model = make("none")
     for name, steps, spent in (("euler", 3, 3), ("heun", 3, 5)):
-        model.sampler = SamplerConfig(name, steps)
-        _, frames = model.step(model.start(clip(1, 2), keys(1)), torch.zeros(1, 1, dtype=torch.int64))
+        world = model.with_settings(sampler=SamplerConfig(name, steps))
+        _, frames = world.step(world.start(clip(1, 2), keys(1)), torch.zeros(1, 1, dtype=torch.int64))
         assert frames.perf["network_evaluations"] == spent
 
 
@@ -392,7 +456,9 @@ def batch(rows: int, blocked: bool = False) -> Batch:
     shape = (3 * 16, 2, 2)
     step = torch.zeros(rows, 1, 5)
     step[..., 0] = 0 if blocked else WALK
-    memory = recorded(Shared.own(torch.randn(rows, 5, *shape)), torch.zeros(rows, 5, 5), torch.arange(5).repeat(rows, 1))
+    stood, there = torch.zeros(rows, 5, 5), torch.ones(rows, 5, dtype=torch.bool)
+    past = FramePayload(torch.randn(rows, 5, *shape), torch.zeros(rows, 5, dtype=torch.int64), stood, there)
+    memory = recorded(Shared.own(past), stood, torch.arange(5).repeat(rows, 1))
     actions, times = torch.full((rows, 1), FORWARD), torch.full((rows, 1), 5)
     return Batch((memory,), torch.randn(rows, *shape), torch.zeros(rows, 5), actions, torch.randn(rows, 1, *shape), step, times)
 
@@ -400,16 +466,16 @@ def batch(rows: int, blocked: bool = False) -> Batch:
 def test_the_losses_of_a_network_that_says_nothing() -> None:
     """No velocity: the mean of (noise - data)^2, 2 for unit data. No correction: Huber's loss of a whole blocked step."""
     model = make("none", awake=False)
-    losses = model.loss(batch(512), torch.Generator().manual_seed(0))
-    assert float(losses["flow"]) == pytest.approx(2, abs=5 * math.sqrt(8 / (512 * 192)))
-    assert float(losses["motion"]) == pytest.approx(0, abs=1e-9)
-    blocked = model.loss(batch(64, blocked=True), torch.Generator().manual_seed(0))
+    parts = losses(model, batch(512), torch.Generator().manual_seed(0))
+    assert float(parts["flow"]) == pytest.approx(2, abs=5 * math.sqrt(8 / (512 * 192)))
+    assert float(parts["motion"]) == pytest.approx(0, abs=1e-9)
+    blocked = losses(model, batch(64, blocked=True), torch.Generator().manual_seed(0))
     assert float(blocked["motion"]) == pytest.approx(0.5 * (WALK - 0.25) / 5, rel=1e-5)
 
 
 def test_the_loss_depends_on_its_generator_alone() -> None:
     model, examples = make("worldpack"), batch(4)
-    first, second, other = (model.loss(examples, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, second, other = (losses(model, examples, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first["flow"], second["flow"]) and not torch.equal(first["flow"], other["flow"])
 
 
@@ -418,7 +484,7 @@ def test_a_motion_head_learns_what_stops_one() -> None:
     torch.manual_seed(0)
     head = MotionHead(HeadConfig((2, 4, 4), width=8))
     optimiser = torch.optim.Adam(head.parameters(), 1e-2)
-    mask = MINECRAFT.mask()
+    mask = MOVES.mask()
     for _ in range(60):
         wall = (torch.rand(64) < 0.5).float()
         before = 0.1 * torch.randn(64, 2, 4, 4)
@@ -451,12 +517,12 @@ def test_a_small_world_learns_to_look_back() -> None:
     optimiser, steps, flow = torch.optim.Adam(model.parameters()), 150, []
     for step in range(steps):
         randomness = draw(0, step, "cpu")
-        losses = model.loss(draw_batch(data, randomness, 32), randomness.torch, context_noise=0.0)
+        parts = losses(model, draw_batch(data, randomness, 32), randomness.torch, context_noise=0.0)
         optimiser.param_groups[0]["lr"] = 5e-3 * min(1, (step + 1) / 20, (steps - step) / 60)
         optimiser.zero_grad()
-        (losses["flow"] + losses["motion"]).backward()
+        (parts["flow"] + parts["motion"]).backward()
         optimiser.step()
-        flow.append(float(losses["flow"].detach()))
+        flow.append(float(parts["flow"].detach()))
     assert flow[0] > 1 and sum(flow[-20:]) / 20 < 0.2
 
     new = episodes(32, seed=99)  # colours never seen
@@ -471,8 +537,8 @@ def test_a_small_world_learns_to_look_back() -> None:
 def test_hiding_recent_frames_leaves_the_last_group_and_rows_that_have_nothing_else() -> None:
     def group(frames: int, there: Tensor) -> ContextFrames:
         rows = len(there)
-        valid = there[:, None].expand(rows, frames)
-        return ContextFrames(torch.zeros(rows, frames, 1, 1, 1), torch.ones(rows, frames), torch.zeros(rows, frames, 5), valid)
+        valid, age, still = there[:, None].expand(rows, frames), torch.ones(rows, frames), torch.zeros(rows, frames, 5)
+        return ContextFrames(torch.zeros(rows, frames, 1, 1, 1), age, still, valid, age, still, still, age)
 
     rows = 8000
     full = torch.ones(rows, dtype=torch.bool)

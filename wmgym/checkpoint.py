@@ -1,17 +1,19 @@
 """Checkpoints: a model and its config <-> safetensors, bit for bit. Names of worlds -> bundled file, path or hub name.
 
-A checkpoint is one `NAME.safetensors`, or several `NAME-00001-of-00002.safetensors` where one would be larger than allowed. The
-config is JSON in the header of each, so a file says by itself what it is. Nothing is unpickled.
+A checkpoint is one `NAME.safetensors`, or several `NAME-00001-of-00002.safetensors` where one would be larger than allowed. The header
+of each holds the config as JSON and a checksum of its tensors, so a file says by itself what it is and whether it is whole. A delta
+holds only what a system adds to a base, and names that base by the SHA-256 of its weights. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass, replace
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wmgym.memory.packing import layout
-from wmgym.systems import nwm, worldpack
-from wmgym.world_model import WorldModel
+from wmgym import hub, systems
+from wmgym.files import replacing
+from wmgym.systems import System
+from wmgym.world_model import Provenance, WorldModel
 
-FORMAT = "wmgym-1"
+FORMAT = "wmgym-2"
+UNCHECKED = "wmgym-1"  # of 0.1.0, without a checksum
 BUNDLED = Path(__file__).parent / "weights"
-SYSTEMS = {"worldpack": (worldpack.WorldPackConfig, worldpack.build)}
 
 
 # -- config <-> JSON ------------------------------------------------------------------------------------------------------------------
@@ -38,9 +41,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_dict(kind: Any, data: dict[str, Any]) -> Any:
-    """Plain data as a frozen dataclass of type `kind`; an unknown field raises `ValueError`, a missing one has its default."""
+def from_dict(kind: Any, data: Mapping[str, Any], renamed: Mapping[str, str] | None = None) -> Any:
+    """Plain data as a frozen dataclass of type `kind`. An unknown field raises `ValueError`, a missing one has its default.
+
+    renamed: names that fields had in older versions -> their names today.
+    """
     hints = get_type_hints(kind)
+    data = {(renamed or {}).get(name, name): value for name, value in data.items()}
     unknown = set(data) - set(hints)
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
@@ -60,6 +67,30 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+# -- checksums ------------------------------------------------------------------------------------------------------------------------
+
+
+def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor: of its dtype, shape and bytes."""
+    found = {}
+    for name, tensor in tensors.items():
+        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """SHA-256 of named tensors, in whatever order and however many files they lie."""
+    return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in sorted(digests.items())).encode()).hexdigest()
+
+
+def checksum(digests: Mapping[str, str], header: Mapping[str, str]) -> str:
+    """SHA-256 of a file: of its tensors and of all that its header says beside this."""
+    said = {f"header {key}": hashlib.sha256(value.encode()).hexdigest() for key, value in header.items() if key != "checksum"}
+    return combined({**digests, **said})
+
+
 # -- writing --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -71,39 +102,47 @@ def save(
     dtype: torch.dtype | None = None,
     max_bytes: int | None = None,
     notes: dict[str, Any] | None = None,
+    base: str | None = None,
 ) -> list[Path]:
-    """Write a model to `path` (ends in .safetensors), in several files where one would exceed `max_bytes`. Returns the files."""
+    """Write a model to `path` (ends in .safetensors), in several files where one would exceed `max_bytes`. Returns the files.
+
+    base: name of the checkpoint that this one is a delta on. Tensors that equal the base's are left out.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a checkpoint's name ends in .safetensors, got {path.name!r}")
-    kept = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
-    tensors = {k: v.detach().to("cpu", kept[k]).contiguous() for k, v in model.state_dict().items()}
-    header = {"format": FORMAT, "config": json.dumps(to_dict(config)), "notes": json.dumps(notes or {})}
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    header = {"config": json.dumps(to_dict(config)), "notes": json.dumps(notes or {})}
+    if base is not None:
+        below = read(resolve(base, beside=path.parent))
+        system = systems.get(config.system)
+        own = below.config["system"] == config.system
+        known = {name if own else system.base_name(name): tensor for name, tensor in below.tensors.items()}
+        tensors = {k: t for k, t in tensors.items() if not (k in known and known[k].shape == t.shape and torch.equal(known[k].to(t), t))}
+        header["base"] = json.dumps({"name": base, "sha256": below.sha256})
+    header["sha256"] = combined(digests_of(tensors))  # of all parts together: those of another save do not fit
     shards = _shards(tensors, max_bytes)
     count = len(shards)
     names = [path] if count == 1 else [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     for name, shard in zip(names, shards, strict=True):
-        write_atomically(name, shard, header)
+        write_tensors(name, shard, header)
     for old in {path, *_siblings(path)} - set(names):  # of a save in more or fewer files: now they would be read instead
         old.unlink(missing_ok=True)
     return names
 
 
-def write_atomically(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """A safetensors file that is there whole or not at all; what stood there before survives a full disk or a kill."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """A file of ours, with its checksum, that appears whole or not at all."""
+    named = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    said = {**(header or {}), "format": FORMAT}
     try:
-        save_file(tensors, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as temporary:
+            save_file(named, temporary, metadata={**said, "checksum": checksum(digests_of(named), said)})
+    except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _shards(tensors: dict[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
@@ -123,40 +162,159 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int | None) -> list[dict[str,
 # -- reading --------------------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | str) -> tuple[WorldModel, Any, dict[str, Any]]:
-    """A model from its file or files -> (model on the CPU in float32, config, notes). Any defect is one `ValueError`."""
+@dataclass(frozen=True)
+class Stored:
+    """What the files of one checkpoint hold."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, str]  # of any of its parts
+    sha256: str  # of all tensors
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads(self.header["config"])
+
+    @property
+    def base(self) -> dict[str, str] | None:
+        """Name and SHA-256 of the checkpoint that this one is a delta on."""
+        return json.loads(self.header["base"]) if "base" in self.header else None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model from its files: on the CPU, in float32."""
+
+    model: WorldModel
+    config: Any
+    notes: dict[str, Any]
+
+
+def load(path: Path | str, *, system: str | None = None, deltas: tuple[str, ...] = ()) -> Loaded:
+    """A model from its files. Any defect is one `ValueError`.
+
+    system, deltas: run a base's weights as another system that adds these deltas, found beside the file or bundled.
+    """
     path = Path(path)
+    stored = read(path)
+    with _naming(path):
+        found, notes = stored.config["system"], json.loads(stored.header.get("notes", "{}"))
+        chosen = systems.get(system or found)
+        below = stored.base and (stored.base["name"], stored.base["sha256"])
+    parts = [_base_of(path, *below), stored] if below else [stored]
+    if chosen.name != found or deltas:
+        base, config = parts[0], _config_on(chosen, path, parts[0], deltas)
+        parts = [base, *(_delta(chosen, delta, config, path, base) for delta in deltas)]
+    else:
+        config = _config(chosen, path, stored)
+    if chosen.build is None:
+        raise ValueError(f"{path}: system {chosen.name!r} has no checkpoints of this format")
+    with _naming(path):
+        model = chosen.build(config)
     tensors: dict[str, Tensor] = {}
-    header: dict[str, str] = {}
-    for part in _parts(path):
-        found, told = read_file(part)
-        if header and told != header:
-            raise ValueError(f"{part}: belongs to another save than the other parts of {path.name}")
-        tensors.update(found)
-        header = told
-    try:
-        config_data = json.loads(header["config"])
-        kind, build = SYSTEMS[config_data["system"]]
-        config = from_dict(kind, config_data)
-        notes = json.loads(header.get("notes", "{}"))
-        model = build(config)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a wmgym checkpoint that this version can read ({error!r})") from error
+    for part in parts:
+        own = part.config["system"] == chosen.name
+        tensors |= {name if own else chosen.base_name(name): tensor for name, tensor in part.tensors.items()}
     _check_same(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), config, notes
+    sha256 = stored.sha256 if len(parts) == 1 else hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
+    model.provenance = Provenance(chosen.name, config.setting, config.memory, sha256)
+    return Loaded(model.eval().requires_grad_(False), config, notes)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever a file's header leads to is one `ValueError` that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a wmgym checkpoint that this version can read ({error!r})") from error
+
+
+def _config(system: System, path: Path, stored: Stored) -> Any:
+    with _naming(path):
+        return from_dict(system.config, stored.config, system.renamed)
+
+
+def _config_on(system: System, path: Path, base: Stored, deltas: tuple[str, ...]) -> Any:
+    """The config of a system that runs on a base of another system."""
+    found = base.config["system"]
+    if system.base != found or system.on_base is None:
+        wanted = f"weights of its own or of system {system.base!r}" if system.base else "weights of its own"
+        raise ValueError(f"{path}: holds weights of system {found!r}; system {system.name!r} needs {wanted}")
+    return system.on_base(_config(systems.get(found), path, base), deltas)
+
+
+def _base_of(path: Path, name: str, sha256: str) -> Stored:
+    """The checkpoint that a delta stands on; another one than the delta was made for is refused."""
+    base = read(resolve(name, beside=path.parent))
+    if base.sha256 != sha256:
+        raise ValueError(f"{path}: is a delta on {name!r} with SHA-256 {sha256[:16]}, the {name!r} here has {base.sha256[:16]}")
+    return base
+
+
+def _delta(system: System, delta: str, config: Any, path: Path, base: Stored) -> Stored:
+    """A delta of a system by name, beside a checkpoint or bundled."""
+    name = delta_name(system.name, delta, config.setting)
+    if name not in {*_names(path.parent), *bundled()}:
+        there = sorted(n for n in {*_names(path.parent), *bundled()} if n.startswith(f"{system.name}-"))
+        train = system.train_delta.format(delta=delta, setting=config.setting)
+        raise ValueError(f"{name}: no such delta; there are: {', '.join(there) or 'none'}. This trains it: {train}")
+    stored = read(resolve(name, beside=path.parent))
+    if stored.base is None or stored.base["sha256"] != base.sha256:
+        wanted = stored.base["sha256"][:16] if stored.base else "no base at all"
+        raise ValueError(f"{name}: is a delta on weights with SHA-256 {wanted}, {path} has {base.sha256[:16]}")
+    return stored
+
+
+def delta_name(system: str, delta: str, setting: str) -> str:
+    """The name of a delta's checkpoint: "come-stm-memory-maze"."""
+    return f"{system}-{delta}-{setting}".replace("_", "-")
+
+
+def read(path: Path | str) -> Stored:
+    """All tensors of a checkpoint's file or files, checked."""
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    digests: dict[str, str] = {}
+    header: dict[str, str] = {}
+    for part in _parts(path):
+        found, own, checked = _read_checked(part)
+        own.pop("checksum", None)
+        if header and own != header:
+            raise ValueError(f"{part}: belongs to another save than the other parts of {path.name}")
+        tensors |= found
+        digests |= checked
+        header = own
+    if "config" not in header:
+        raise ValueError(f"{path}: holds no config, so it is not a checkpoint of a world")
+    sha256 = combined(digests)
+    if header.get("sha256", sha256) != sha256:
+        raise ValueError(f"{path}: lacks parts of its save, or holds some of another one")
+    return Stored(tensors, header, sha256)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of one of our files."""
+    """Tensors and header of one of our files; damaged ones raise `ValueError`."""
+    tensors, header, _ = _read_checked(path)
+    return tensors, header
+
+
+def _read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Also the SHA-256 of each tensor."""
     try:
         with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path}: format is {header.get('format')!r}, this version reads {FORMAT!r}")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            header = dict(file.metadata() or {})
+            if header.get("format") not in (FORMAT, UNCHECKED):
+                raise ValueError(f"{path}: format is {header.get('format')!r}, this version reads {FORMAT!r} and {UNCHECKED!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    digests = digests_of(tensors)
+    if header["format"] == UNCHECKED:
+        warnings.warn(f"{path} was written by wmgym 0.1 without a checksum: damage in it goes unnoticed", stacklevel=4)
+    elif header.get("checksum") != checksum(digests, header):
+        raise ValueError(f"{path}: damaged, it does not have the checksum in its header; copy or download it again")
+    return tensors, header, digests
 
 
 def _parts(path: Path) -> list[Path]:
@@ -181,7 +339,7 @@ def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
     if missing := sorted(set(wanted) - set(found)):
         raise ValueError(f"{path}: lacks {len(missing)} tensors, {missing[0]!r} among them")
     if extra := sorted(set(found) - set(wanted)):
-        raise ValueError(f"{path}: holds {len(extra)} tensors that the model has not, {extra[0]!r} among them")
+        raise ValueError(f"{path}: holds {len(extra)} tensors that the model does not have, {extra[0]!r} among them")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
             raise ValueError(f"{path}: {name} has shape {tuple(found[name].shape)}, the config asks for {tuple(tensor.shape)}")
@@ -190,17 +348,26 @@ def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
 # -- worlds by name -------------------------------------------------------------------------------------------------------------------
 
 
+def _names(folder: Path) -> Iterable[str]:
+    """Names of the checkpoints in a folder."""
+    return sorted({re.sub(r"-\d{5}-of-\d{5}$", "", p.stem) for p in folder.glob("*.safetensors")})
+
+
 def bundled() -> list[str]:
     """Names of the checkpoints that come with the package."""
-    return sorted({re.sub(r"-\d{5}-of-\d{5}$", "", p.stem) for p in BUNDLED.glob("*.safetensors")})
+    return list(_names(BUNDLED))
 
 
-def resolve(checkpoint: str) -> Path:
-    """A bundled name, a path or a hub name ("hub:OWNER/NAME") -> a path. Only a hub name may touch the network."""
-    if checkpoint in bundled():
-        return BUNDLED / f"{checkpoint}.safetensors"
-    if checkpoint.startswith("hub:"):
-        return _from_hub(checkpoint.removeprefix("hub:"))
+def resolve(checkpoint: str, *, beside: Path | None = None) -> Path:
+    """A bundled name, a path or a hub name ("hub:OWNER/NAME") -> a path. Only a hub name may touch the network.
+
+    beside: a folder in which a name is looked for first.
+    """
+    for folder in (beside, BUNDLED):
+        if folder is not None and checkpoint in _names(folder):
+            return folder / f"{checkpoint}.safetensors"
+    if checkpoint.startswith(hub.PREFIX):
+        return hub.fetch(checkpoint, ["*.safetensors"]) / "model.safetensors"
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         path = path / "model.safetensors"
@@ -212,82 +379,89 @@ def resolve(checkpoint: str) -> Path:
     raise ValueError(f"checkpoint must be {allowed}, got {checkpoint!r}")
 
 
-def _from_hub(name: str) -> Path:
-    return _fetched(name, ["*.safetensors"]) / "model.safetensors"
-
-
-def _fetched(name: str, patterns: list[str]) -> Path:
-    """The folder of a hub's repository."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError("checkpoints from a hub need huggingface_hub: pip install 'wmgym[hub]'") from error
-    return Path(snapshot_download(name, allow_patterns=patterns))
-
-
 def load_world(
     checkpoint: str,
     *,
+    system: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     memory: str | None = None,
     memory_budget: int | None = None,
     denoise_steps: int | None = None,
     pose_source: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> WorldModel:
-    """A world ready to run. Weights live once per (checkpoint, device, dtype) in a process; settings are light views of them."""
+    """A world ready to run. Weights live once per (checkpoint, device, dtype) in a process; settings are light views of them.
+
+    system: by default the checkpoint's own. options: the system's own keywords; an unknown one raises `TypeError`.
+    """
+    device, dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
+    published = systems.loader_of(checkpoint)
+    path = resolve(checkpoint) if published is None else Path()
+    chosen = published[0] if published is not None else systems.get(system) if system else _system_in(path)
+    own = chosen.read_options(options or {})  # and the memory's name: before anything is loaded
+    deltas = chosen.choice(memory).deltas if memory is not None else ()
+    if published is not None:
+        model, config = _published(checkpoint, published[1].stamp(checkpoint), device, dtype)
+    else:
+        model, config = _weights(str(path), _stamp(path), chosen.name, deltas, device, dtype)
+    config = replace(
+        config,
+        memory=chosen.memory_name(memory if memory is not None else config.memory),
+        memory_budget=memory_budget if memory_budget is not None else config.memory_budget,
+        pose_source=pose_source if pose_source is not None else config.pose_source,
+        sampler=replace(config.sampler, denoise_steps=denoise_steps if denoise_steps is not None else config.sampler.denoise_steps),
+    )
+    settings = chosen.settings_of(model, config, own)
+    view = model.with_settings(**{f.name: getattr(settings, f.name) for f in fields(settings)})
+    view.provenance = replace(model.provenance, memory=config.memory)
+    return view
+
+
+def choose_device(device: str) -> str:
+    """"auto" is a GPU where there is one; a device that this machine lacks raises `ValueError`."""
     device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be 'auto' or one that this machine has, got {device!r}") from error
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """"auto" is bfloat16 on a GPU, else float32."""
     dtype = dtype if dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-    if checkpoint.startswith(nwm.PREFIX):
-        stamp = nwm.parse(checkpoint).weights.stat().st_mtime_ns
-        model, config = _published(checkpoint, stamp, device, dtype)
-        memory_of: Callable[..., Any] = nwm.memory_of
-    else:
-        path = resolve(checkpoint)
-        stamp = max(part.stat().st_mtime_ns for part in _parts(path))
-        model, config = _weights(str(path), stamp, device, dtype)
-        memory_of = worldpack.memory_of
-    config = replace(
-        config,
-        memory=memory if memory is not None else config.memory,
-        memory_budget=memory_budget if memory_budget is not None else config.memory_budget,
-        pose_source=pose_source if pose_source is not None else config.pose_source,
-        sampler=replace(config.sampler, denoise_steps=denoise_steps if denoise_steps is not None else config.sampler.denoise_steps),
-    )
-    layout(config.memory)
-    view = WorldModel(
-        model.autoencoder,
-        model.net,
-        model.motion_head,
-        model.kinematics,
-        (memory_of(config, device=device),),
-        config.sampler,
-        reward_head=model.reward_head,
-        pose_source=config.pose_source,
-        through_pixels=model.through_pixels,
-    )
-    return view.eval()
+    return dtype
+
+
+def _system_in(path: Path) -> System:
+    """The system that a checkpoint's header names."""
+    first = _parts(path)[0]
+    try:
+        with _naming(path), safe_open(str(first), "pt") as file:
+            return systems.get(json.loads((file.metadata() or {})["config"])["system"])
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _stamp(path: Path) -> int:
+    """Changes when the files of a checkpoint do, or those beside it that it may stand on."""
+    return max(part.stat().st_mtime_ns for part in [*_parts(path), *path.parent.glob("*.safetensors")])
 
 
 @lru_cache(maxsize=8)
-def _weights(path: str, stamp: int, device: str, dtype: str) -> tuple[WorldModel, Any]:
-    model, config, _ = load(path)
-    return model.to(device, getattr(torch, dtype)), config
+def _weights(path: str, stamp: int, system: str, deltas: tuple[str, ...], device: str, dtype: str) -> tuple[WorldModel, Any]:
+    loaded = load(path, system=system, deltas=deltas)
+    return loaded.model.to(device, getattr(torch, dtype)), loaded.config
 
 
 @lru_cache(maxsize=2)
-def _published(checkpoint: str, stamp: int, device: str, dtype: str) -> tuple[WorldModel, Any]:
-    source = nwm.parse(checkpoint)
-    name = source.autoencoder
-    folder = _fetched(name.removeprefix("hub:"), ["config.json", "*.safetensors"]) if name.startswith("hub:") else Path(name).expanduser()
-    if not folder.exists():
-        get = "download stabilityai/sd-vae-ft-ema there, or say 'nwm:PATH,vae=PATH' or 'nwm:PATH,vae=hub:stabilityai/sd-vae-ft-ema'"
-        raise ValueError(f"{source.weights} needs Stable Diffusion's autoencoder, which is not at {folder}: {get}")
-    model, config = nwm.load_published(source, folder)
+def _published(checkpoint: str, stamp: Any, device: str, dtype: str) -> tuple[WorldModel, Any]:
+    published = systems.loader_of(checkpoint)
+    assert published is not None
+    system, loader = published
+    model, config, sha256 = loader.load(checkpoint)
+    model.provenance = Provenance(system.name, config.setting, config.memory, sha256)
     return model.to(device, getattr(torch, dtype)), config

@@ -21,11 +21,12 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
+from wmgym.registration import SYSTEMS
 from wmgym.version import __version__
 
 
 class Command(NamedTuple):
-    """What is typed after `wmgym`, and where it is: "module:Options:function"."""
+    """What is typed after `wmgym`, and where it is: "module:Options:function", or "system NAME" for the training of a system."""
 
     words: str
     target: str
@@ -38,7 +39,7 @@ COMMANDS = (
     Command("doctor", "wmgym.doctor:DoctorArgs:examine", "what is installed, what works, and how to get what does not"),
     Command("collect", "wmgym.agents.collect:CollectArgs:collect", "walk a ground truth and store the episodes"),
     Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "the published Memory Maze dataset as episodes"),
-    Command("train worldpack", "wmgym.train.fit:TrainArgs:train", "fit a WorldPack world model on stored episodes"),
+    *(Command(f"train {name}", f"system {name}", row.trains) for name, row in SYSTEMS.items() if row.trains),
     Command("train reward", "wmgym.train.dreamed_rewards:RewardArgs:train", "fit a checkpoint's reward head to its own dreams"),
     Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "learn to act in a dream, and judge it in the truth"),
     Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
@@ -93,7 +94,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(command: Command, arguments: list[str]) -> int:
-    module, options, function = command.target.split(":")
+    module, options, function = _target(command.target).split(":")
     home = importlib.import_module(module)
     as_json = command.reports and "--json" in arguments
     args = _parse(getattr(home, options), command, [word for word in arguments if not (as_json and word == "--json")])
@@ -101,6 +102,15 @@ def _call(command: Command, arguments: list[str]) -> int:
     if command.reports and report is not None:
         print(json.dumps(plain(report), indent=2) if as_json else as_text(plain(report)))
     return 0
+
+
+def _target(target: str) -> str:
+    """ "module:Options:function"; a system says its own when it is first needed."""
+    if not target.startswith("system "):
+        return target
+    from wmgym import systems  # here, since this loads torch
+
+    return systems.get(target.removeprefix("system ")).train or ""
 
 
 def _parse(options: type, command: Command, arguments: list[str]) -> Any:

@@ -42,6 +42,7 @@ PACKAGES = (
     Package("numba", "numba", "the Minecraft voxel renderer"),
     Package("tyro", "tyro", "the command line"),
     Package("tqdm", "tqdm", "progress bars"),
+    Package("filelock", "filelock", "one run per folder"),
     Package("tensorboard", "torch.utils.tensorboard", "training curves", "train"),
     Package("moviepy", "moviepy", "RecordVideo", "video"),
     Package("matplotlib", "matplotlib", "plots", "eval"),

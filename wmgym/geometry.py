@@ -41,6 +41,13 @@ def relative_pose(pose: Tensor, origin: Tensor) -> Tensor:
     return torch.cat([xy, torch.stack([z, turn, tilt], -1)], -1)
 
 
+def step_back(pose: Tensor, egomotion: Tensor) -> Tensor:
+    """The pose that `egomotion` led from: the inverse of `compose` in its first argument, where pitch was not clamped."""
+    yaw = wrap_angle(pose[..., 3] - egomotion[..., 3])
+    xy = pose[..., :2] - _rotate(egomotion[..., :2], yaw)
+    return torch.cat([xy, torch.stack([pose[..., 2] - egomotion[..., 2], yaw, pose[..., 4] - egomotion[..., 4]], -1)], -1)
+
+
 def view_direction(pose: Tensor) -> Tensor:
     """Unit vector of the view: [..., 5] -> [..., 3] (WorldPack, section 4.2)."""
     yaw, pitch = pose[..., 3], pose[..., 4]

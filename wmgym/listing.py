@@ -1,8 +1,10 @@
-"""`wmgym list`: what can be made, told from the table of ids and the files beside it, without loading torch."""
+"""`wmgym list`: what can be made, from the table of ids and the files beside it, without loading torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gymnasium import spaces
 
 from wmgym.registration import TABLE
 
@@ -19,23 +21,32 @@ class ListArgs:
 
 def list_environments(args: ListArgs) -> dict[str, Any]:
     """One row per id; `weights` says whether its checkpoint came with the package."""
-    rows = [row for row in TABLE if args.variants or not row.kwargs.get("variant")]
+    rows = [row for row in TABLE if args.variants or row.truth is None or not row.truth.is_variant]
     left_out = len(TABLE) - len(rows)
     return {
         "environments": [
             {
                 "id": row.id,
                 "imagines": row.twin,
-                "tasks": list(row.world.tasks),
-                "observation": row.world.observation,
-                "action": row.world.action,
+                "tasks": list(row.setting.tasks),
+                "observation": describe(row.observation_space),
+                "action": describe(row.setting.frame_actions),
                 "memory": row.kwargs.get("memory"),
-                "weights": weights_of(row.kwargs.get("checkpoint")) if "memory" in row.kwargs else None,
+                "weights": weights_of(row.kwargs["checkpoint"]) if row.is_dream else None,
             }
             for row in rows
         ],
         **({"left_out": f"{left_out} variants of Memory Maze; --variants lists them"} if left_out else {}),
     }
+
+
+def describe(space: spaces.Space) -> str:
+    """A space in words: "compass 2 float32, pov 64x64x3 uint8"."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{name} {describe(part)}" for name, part in sorted(space.items()))
+    if isinstance(space, spaces.Box):
+        return f"{'x'.join(map(str, space.shape))} {space.dtype}"
+    return str(space)
 
 
 def weights_of(checkpoint: str | None) -> str:

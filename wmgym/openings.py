@@ -1,7 +1,8 @@
 """What an episode opens with: the frames that a dream has seen before its first step, and where they come from.
 
-`LiveOpenings` walks the ground truth; `ClipOpenings` draws from clips that are at hand. Both give the same opening for the
-same seed, and a ground truth can walk either, so that a twin begins where its dream begins (`twins.py`).
+`LiveOpenings` walks the ground truth; `ClipOpenings` draws from clips that are at hand; `DriveOpenings` from recorded drives. All that
+is random about an opening is drawn by `plan_opening`, by dream, twin and evaluation alike, so that after a common seed they open
+alike. What is shown then follows from the plan.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import gymnasium as gym
 import numpy as np
 
 from wmgym.data import recon
-from wmgym.data.episode import write_atomically
+from wmgym.episode import noise_seed
+from wmgym.files import write_atomically
 
-CONTEXT_KEYS = ("frames", "actions", "poses")
+OPENING_KEYS = ("frames", "actions", "poses")
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,35 @@ class Opening:
     seed: int | None = None  # with which the ground truth begins there, if it is known
 
 
+@dataclass(frozen=True)
+class OpeningPlan:
+    """Which opening an episode has, before anything is shown."""
+
+    seed: int | None  # of the ground truth's world; None: there is no truth that could open there
+    actions: Sequence[Any]  # that the ground truth takes after its reset
+    choice: Any = None  # which clip or drive
+
+
 class Openings(Protocol):
     """Where openings come from when `reset` is given none."""
 
-    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
-        """One opening; `seed` is what `reset` was given, if it was."""
+    def plan(self, rng: np.random.Generator, seed: int | None) -> OpeningPlan:
+        """Draw one; `seed` is what `reset` was given, if it was."""
         ...
 
-    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
-        """What the ground truth must do to open as `draw` does: its seed, and the actions after its reset."""
+    def show(self, plan: OpeningPlan) -> Opening:
+        """The opening of a plan; draws nothing."""
         ...
 
     def close(self) -> None:
         """Give back what is held."""
         ...
+
+
+def plan_opening(openings: Openings | None, rng: np.random.Generator, seed: int | None) -> tuple[int, OpeningPlan | None]:
+    """All that an episode draws from its `np_random` to open, in the one order that everybody keeps: the seed of its noise, then its
+    opening (None without `openings`: the caller brings its own)."""
+    return noise_seed(rng), openings.plan(rng, seed) if openings is not None else None
 
 
 def frame_of(observation: Any) -> np.ndarray:
@@ -55,17 +72,19 @@ def frame_of(observation: Any) -> np.ndarray:
 
 
 def walk(
-    env: gym.Env, actions: Sequence[Any], *, seed: int | None, options: dict[str, Any] | None = None
+    env: gym.Env, plan: OpeningPlan, options: dict[str, Any] | None = None
 ) -> tuple[Opening, Any, dict[str, Any]]:
-    """Reset a ground truth and take `actions` in it: what was seen, and the last observation and info."""
-    observation, info = env.reset(seed=seed, options=options)
+    """Reset a ground truth and carry out a plan in it: what was seen, and the last observation and info."""
+    if plan.seed is None:
+        raise ValueError("this opening does not say with which seed the ground truth begins there")
+    observation, info = env.reset(seed=plan.seed, options=options)
     frames, poses = [frame_of(observation)], [info["pose"]]
-    for action in actions:
+    for action in plan.actions:
         observation, _, _, _, info = env.step(action)
         frames.append(frame_of(observation))
         poses.append(info["pose"])
-    taken = np.stack([np.zeros_like(actions[0]), *actions]) if len(actions) else np.zeros(1, np.int64)
-    return Opening(np.stack(frames), taken, np.stack(poses), info.get("goal"), seed), observation, info
+    taken = np.stack([np.zeros_like(plan.actions[0]), *plan.actions]) if len(plan.actions) else np.zeros(1, np.int64)
+    return Opening(np.stack(frames), taken, np.stack(poses), info.get("goal"), plan.seed), observation, info
 
 
 class LiveOpenings:
@@ -76,14 +95,13 @@ class LiveOpenings:
         self._actions = [np.int64(a) for a in actions]
         self._env: gym.Env | None = None
 
-    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
-        seed, actions = self.plan(rng, seed)
+    def plan(self, rng: np.random.Generator, seed: int | None) -> OpeningPlan:
+        return OpeningPlan(int(rng.integers(2**31)) if seed is None else seed, self._actions)
+
+    def show(self, plan: OpeningPlan) -> Opening:
         if self._env is None:
             self._env = gym.make(self._twin, disable_env_checker=True, **self._kwargs)
-        return walk(self._env, actions, seed=seed)[0]
-
-    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
-        return int(rng.integers(2**31)) if seed is None else seed, self._actions
+        return walk(self._env, plan)[0]
 
     def close(self) -> None:
         if self._env is not None:
@@ -99,14 +117,13 @@ class ClipOpenings:
             raise ValueError("no opening clips were given")
         self._clips = list(clips)
 
-    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
-        return self._clips[int(rng.integers(len(self._clips)))]
+    def plan(self, rng: np.random.Generator, seed: int | None) -> OpeningPlan:
+        number = int(rng.integers(len(self._clips)))
+        clip = self._clips[number]
+        return OpeningPlan(clip.seed, list(clip.actions[1:]), number)
 
-    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
-        clip = self.draw(rng, seed)
-        if clip.seed is None:
-            raise ValueError("this opening does not say with which seed the ground truth begins there")
-        return clip.seed, list(clip.actions[1:])
+    def show(self, plan: OpeningPlan) -> Opening:
+        return self._clips[plan.choice]
 
     def close(self) -> None:
         pass
@@ -115,27 +132,27 @@ class ClipOpenings:
 class DriveOpenings:
     """A stretch of one of several recorded drives; the goal is the pose a little further on."""
 
-    CONTEXT, AHEAD = 32, 8  # frames before the episode, at most; frames to the goal
+    SEEN, AHEAD = 32, 8  # frames before the episode, at most; frames to the goal
 
     def __init__(self, folder: Path, size: int) -> None:
         self.dataset = recon.read_dataset(folder)
         self._paths, self._size = recon.list_trajectories(folder), size
 
-    def draw(self, rng: np.random.Generator, seed: int | None) -> Opening:
+    def plan(self, rng: np.random.Generator, seed: int | None) -> OpeningPlan:
         for _ in range(64):
-            drive = recon.read_trajectory(self._paths[int(rng.integers(len(self._paths)))])
-            if len(drive) > self.AHEAD + 1:
-                break
-        else:
-            raise ValueError(f"{self._paths[0].parent} holds hardly a drive of more than {self.AHEAD + 1} frames")
-        now = int(rng.integers(len(drive) - self.AHEAD))
-        seen = slice(max(0, now + 1 - self.CONTEXT), now + 1)
+            path = self._paths[int(rng.integers(len(self._paths)))]
+            frames = len(recon.read_trajectory(path))
+            if frames > self.AHEAD + 1:
+                return OpeningPlan(None, (), (path, int(rng.integers(frames - self.AHEAD))))
+        raise ValueError(f"{self._paths[0].parent} holds hardly a drive of more than {self.AHEAD + 1} frames")
+
+    def show(self, plan: OpeningPlan) -> Opening:
+        path, now = plan.choice
+        drive = recon.read_trajectory(path)
+        seen = slice(max(0, now + 1 - self.SEEN), now + 1)
         actions = recon.to_actions(drive, self.dataset.displacement)[seen]
         frames = drive.frames(range(seen.start, seen.stop), self._size)
         return Opening(frames, actions, drive.poses[seen], drive.poses[now + self.AHEAD])
-
-    def plan(self, rng: np.random.Generator, seed: int | None) -> tuple[int, Sequence[Any]]:
-        raise ValueError("recorded drives have no ground truth that could open there")
 
     def close(self) -> None:
         pass
@@ -147,20 +164,20 @@ def read_clips(path: Path) -> ClipOpenings:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:
-        raise ValueError(f"context='bundled' needs the opening clips {path}, which are not there; give context='live' or options") from None
+        raise ValueError(f"opening='bundled' needs the opening clips {path}, which are not there; give opening='live' or options") from None
     except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} is not a file of opening clips: {error}") from None
-    missing = [key for key in (*CONTEXT_KEYS, "seeds") if key not in arrays]
+    missing = [key for key in (*OPENING_KEYS, "seeds") if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     goals = arrays.get("goals", [None] * len(arrays["seeds"]))
-    rows = zip(*(arrays[key] for key in CONTEXT_KEYS), goals, arrays["seeds"], strict=True)
+    rows = zip(*(arrays[key] for key in OPENING_KEYS), goals, arrays["seeds"], strict=True)
     return ClipOpenings([Opening(frames, actions, poses, goal, int(seed)) for frames, actions, poses, goal, seed in rows])
 
 
 def write_clips(path: Path, clips: Sequence[Opening]) -> None:
     """Openings of one length, each with its seed, as `read_clips` takes them; frames are packed without loss."""
-    columns = {key: np.stack([getattr(clip, key) for clip in clips]) for key in CONTEXT_KEYS}
+    columns = {key: np.stack([getattr(clip, key) for clip in clips]) for key in OPENING_KEYS}
     columns["seeds"] = np.array([clip.seed for clip in clips], np.int64)
     if all(clip.goal is not None for clip in clips):
         columns["goals"] = np.stack([clip.goal for clip in clips if clip.goal is not None])
@@ -169,13 +186,13 @@ def write_clips(path: Path, clips: Sequence[Opening]) -> None:
     write_atomically(path, content.getvalue())
 
 
-def check_context(context: Any, frame_shape: tuple[int, ...], action_space: gym.Space, name: str = "context") -> Opening:
+def check_opening(opening: Any, frame_shape: tuple[int, ...], action_space: gym.Space, name: str = "opening") -> Opening:
     """An opening from what a user gave; `action_space` is that of one frame. Whatever is wrong raises `ValueError`."""
-    if not isinstance(context, Mapping) or not all(key in context for key in CONTEXT_KEYS):
-        has = sorted(context) if isinstance(context, Mapping) else type(context).__name__
+    if not isinstance(opening, Mapping) or not all(key in opening for key in OPENING_KEYS):
+        has = sorted(opening) if isinstance(opening, Mapping) else type(opening).__name__
         raise ValueError(f"{name} must be a dict with frames, actions and poses, got {has}")
-    frames = np.asarray(context["frames"])
-    actions, poses = np.asarray(context["actions"]), np.asarray(context["poses"])
+    frames = np.asarray(opening["frames"])
+    actions, poses = np.asarray(opening["actions"]), np.asarray(opening["poses"])
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != tuple(frame_shape):
         raise ValueError(f"{name} frames must be uint8 [T, {', '.join(map(str, frame_shape))}], got {frames.dtype} {list(frames.shape)}")
     if len(frames) == 0:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wmgym import tree
 
-FORMAT = "wmgym state 1"
+FORMAT = "wmgym state 2"
 PLAIN = (bool, int, float, str, type(None))
 
 

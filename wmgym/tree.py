@@ -1,7 +1,12 @@
 """Row operations on any dataclass, tuple or dict of batch-first tensors: how running worlds are branched, reset and moved.
 
-A leaf is a tensor whose axis 0 is the batch, or a `Shared` (a tensor whose rows many lanes may read without owning a copy), or
-a plain python value, which must be the same on both sides of a `where` (ints: the larger is kept, see `where`).
+A leaf is a tensor whose axis 0 is the batch, or one of
+
+    Shared      rows of stored tensors that many lanes may read without owning a copy
+    Slots       a tensor [B, S, ...] that grows along axis 1: two of different S are padded to the larger
+    HighWater   a count that covers all rows, of which the larger is kept
+
+or a plain python value, which must be the same in all trees that are put together.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
@@ -20,35 +26,74 @@ T = TypeVar("T")
 class Shared:
     """Rows of `data` that lanes read but never write: lane b sees `data[rows[b]]`, one row or several.
 
-    Repeating or selecting lanes moves indices only, so a thousand branches of one moment hold one copy of its past.
+    Repeating or selecting lanes moves indices only, so a thousand branches of one moment hold one copy of its past. Where lanes
+    see several rows, their number may grow: rows that another tree lacks are padded with 0, which it must not read.
     """
 
-    data: Tensor  # [P, ...]
+    data: Any  # a tensor [P, ...], or a tree of them
     rows: Tensor  # int64 [B] or [B, S], each in [0, P)
 
     @classmethod
-    def own(cls, data: Tensor) -> Shared:
+    def own(cls, data: Any) -> Shared:
         """Each lane its own row."""
-        return cls(data, torch.arange(len(data), device=data.device))
+        first = first_tensor(data)
+        return cls(data, torch.arange(len(first), device=first.device))
 
-    def take(self, index: Tensor) -> Tensor:
+    def __len__(self) -> int:
+        """P, the number of stored rows."""
+        return len(first_tensor(self.data))
+
+    def take(self, index: Tensor) -> Any:
         """Entries along axis 1 of each lane's one row: index int64 [B, n] -> [B, n, ...]."""
-        return self.data[self.rows[:, None], index]
+        rows = self.rows[:, None]
+        return map_tensors(lambda data: data[rows, index], self.data)
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Any:
         """A copy of what each lane sees: [B, ...]."""
-        return self.data[self.rows]
+        return map_tensors(lambda data: data[self.rows], self.data)
 
     def compact(self) -> Shared:
         """The same without the rows that no lane sees."""
         seen, rows = self.rows.unique(return_inverse=True)
-        return Shared(self.data[seen], rows)
+        return Shared(map_tensors(lambda data: data[seen], self.data), rows)
+
+    @property
+    def excessive(self) -> bool:
+        """Whether more rows are stored than there would be if nothing were shared."""
+        return len(self) > self.rows.numel()
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A tensor [B, S, ...] with a value for places that do not exist yet, so that states of different S can be mixed."""
+
+    values: Tensor  # [B, S, ...]
+    fill: float = 0
+
+    def padded(self, size: int) -> Tensor:
+        """The values with at least `size` places: [B, max(S, size), ...]."""
+        return _pad(self.values, size, self.fill)
+
+
+@dataclass(frozen=True)
+class HighWater:
+    """How much of a buffer is in use in any row."""
+
+    count: int
+
+
+LEAVES = (Tensor, Shared, Slots, HighWater)
+
+
+def _pad(values: Tensor, size: int, fill: float) -> Tensor:
+    missing = size - values.shape[1]
+    return values if missing <= 0 else F.pad(values, (*(0, 0) * (values.ndim - 2), 0, missing), value=fill)
 
 
 def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
     """Apply `function` to matching leaves of equal trees."""
     first = trees[0]
-    if isinstance(first, (Tensor, Shared)):
+    if isinstance(first, LEAVES):
         return function(*trees)
     if is_dataclass(first) and not isinstance(first, type):
         changed = {f.name: _map(function, [getattr(t, f.name) for t in trees]) for f in fields(first)}
@@ -62,74 +107,112 @@ def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
     return function(*trees)
 
 
-def _is_leaf(value: Any) -> bool:
-    return isinstance(value, (Tensor, Shared))
+def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """The first tree with each tensor replaced by `function` of it and its counterparts in the other trees. Other leaves stay."""
+    return _map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], trees)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors among a tree's leaves, in order."""
+    return [leaf for leaf in leaves(tree).values() if isinstance(leaf, Tensor)]
+
+
+def first_tensor(tree: Any) -> Tensor:
+    """The first of them, such as to learn a batch size or device."""
+    found = tensors(tree)
+    if not found:
+        raise ValueError(f"{type(tree).__name__} holds no tensor")
+    return found[0]
 
 
 def select(tree: T, index: Tensor) -> T:
     """Rows `index` (int64 [n]) of a batch, in that order; rows may repeat."""
-
-    def pick(leaf: Any) -> Any:
-        if isinstance(leaf, Shared):
-            return Shared(leaf.data, leaf.rows[index])
-        return leaf[index] if isinstance(leaf, Tensor) else leaf
-
-    return _map(pick, [tree])
+    return _rows(tree, lambda tensor: tensor[index])
 
 
 def repeat(tree: T, n: int) -> T:
     """Each row n times, next to each other: B rows -> B * n rows. Shared leaves stay shared."""
+    return _rows(tree, lambda tensor: tensor.repeat_interleave(n, 0))
 
-    def copy(leaf: Any) -> Any:
+
+def _rows(tree: T, pick: Callable[[Tensor], Tensor]) -> T:
+    def apply(leaf: Any) -> Any:
         if isinstance(leaf, Shared):
-            return Shared(leaf.data, leaf.rows.repeat_interleave(n, 0))
-        return leaf.repeat_interleave(n, 0) if isinstance(leaf, Tensor) else leaf
+            return Shared(leaf.data, pick(leaf.rows))
+        if isinstance(leaf, Slots):
+            return Slots(pick(leaf.values), leaf.fill)
+        return pick(leaf) if isinstance(leaf, Tensor) else leaf
 
-    return _map(copy, [tree])
+    return _map(apply, [tree])
 
 
 def where(mask: Tensor, new: T, old: T) -> T:
-    """Rows of `new` where `mask` (bool [B]) is set, rows of `old` elsewhere.
+    """Rows of `new` where `mask` (bool [B]) is set, rows of `old` elsewhere."""
 
-    Python ints are high-water marks (how much of a buffer is in use): the larger one is kept. Other plain values must agree.
-    """
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
 
     def choose(a: Any, b: Any) -> Any:
         if isinstance(a, Shared):
-            return _where_shared(mask, a, b)
+            return _where_shared(mix, a, b)
+        if isinstance(a, Slots):
+            size = max(a.values.shape[1], b.values.shape[1])
+            return Slots(mix(a.padded(size), b.padded(size)), _agreed(a.fill, b.fill))
         if isinstance(a, Tensor):
-            return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
-        if isinstance(a, int) and isinstance(b, int):
-            return max(a, b)
-        if a != b:
-            raise ValueError(f"trees differ: {a!r} and {b!r}")
-        return a
+            return mix(a, b)
+        return _plain(a, b)
 
     return _map(choose, [new, old])
 
 
-def _where_shared(mask: Tensor, new: Shared, old: Shared) -> Shared:
-    chosen = mask.view(-1, *[1] * (old.rows.ndim - 1))
-    if new.data is old.data:
-        return Shared(old.data, torch.where(chosen, new.rows, old.rows))
-    joined = Shared(torch.cat([old.data, new.data]), torch.where(chosen, new.rows + len(old.data), old.rows))
-    return joined.compact() if len(joined.data) > joined.rows.numel() else joined  # larger than if nothing were shared
+def _where_shared(mix: Callable[[Tensor, Tensor], Tensor], new: Shared, old: Shared) -> Shared:
+    new_rows, old_rows = _same_size([new.rows, old.rows])
+    if _same_data(new.data, old.data):
+        return Shared(old.data, mix(new_rows, old_rows))
+    data = map_tensors(lambda a, b: torch.cat([a, b]), old.data, new.data)
+    joined = Shared(data, mix(new_rows + len(old), old_rows))
+    return joined.compact() if joined.excessive else joined
+
+
+def _same_size(rows: Sequence[Tensor]) -> list[Tensor]:
+    if rows[0].ndim == 1:
+        return list(rows)
+    size = max(r.shape[1] for r in rows)
+    return [_pad(r, size, 0) for r in rows]
+
+
+def _same_data(a: Any, b: Any) -> bool:
+    return all(x is y for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def _agreed(a: Any, b: Any) -> Any:
+    if a != b:
+        raise ValueError(f"trees differ: {a!r} and {b!r}")
+    return a
+
+
+def _plain(*leaves: Any) -> Any:
+    """What is not a tensor: the highest mark, or the value that all trees have."""
+    if isinstance(leaves[0], HighWater):
+        return max(leaves, key=lambda mark: mark.count)
+    for leaf in leaves[1:]:
+        _agreed(leaves[0], leaf)
+    return leaves[0]
 
 
 def concat(trees: Sequence[T]) -> T:
     """Batches one after the other."""
 
     def join(*leaves: Any) -> Any:
-        if isinstance(leaves[0], Shared):
-            starts, total = [], 0
-            for leaf in leaves:
-                starts.append(total)
-                total += len(leaf.data)
-            rows = torch.cat([leaf.rows + start for leaf, start in zip(leaves, starts, strict=True)])
-            return Shared(torch.cat([leaf.data for leaf in leaves]), rows)
-        if isinstance(leaves[0], Tensor):
-            return torch.cat(leaves)
-        return max(leaves) if isinstance(leaves[0], int) else leaves[0]
+        first = leaves[0]
+        if isinstance(first, Shared):
+            starts = [sum(len(leaf) for leaf in leaves[:i]) for i in range(len(leaves))]
+            rows = [rows + start for rows, start in zip(_same_size([leaf.rows for leaf in leaves]), starts, strict=True)]
+            return Shared(map_tensors(lambda *parts: torch.cat(parts), *(leaf.data for leaf in leaves)), torch.cat(rows))
+        if isinstance(first, Slots):
+            size = max(leaf.values.shape[1] for leaf in leaves)
+            return Slots(torch.cat([leaf.padded(size) for leaf in leaves]), _plain(*(leaf.fill for leaf in leaves)))
+        return torch.cat(leaves) if isinstance(first, Tensor) else _plain(*leaves)
 
     return _map(join, list(trees))
 
@@ -139,14 +222,16 @@ def to(tree: T, device: torch.device | str) -> T:
 
     def move(leaf: Any) -> Any:
         if isinstance(leaf, Shared):
-            return Shared(leaf.data.to(device), leaf.rows.to(device))
+            return Shared(to(leaf.data, device), leaf.rows.to(device))
+        if isinstance(leaf, Slots):
+            return Slots(leaf.values.to(device), leaf.fill)
         return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
     return _map(move, [tree])
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Path -> tensor or plain value, with Shared split into its two tensors: what a state file holds."""
+    """Path -> tensor or plain value, with compound leaves split into their parts: what a state file holds."""
     out: dict[str, Any] = {}
 
     def visit(path: str, value: Any) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from wmgym.env import WorldModelEnv
-from wmgym.openings import Openings, frame_of, walk
-from wmgym.shell import chunk_space, lane_key
+from wmgym.openings import Openings, frame_of, plan_opening, walk
+from wmgym.shell import chunk_space
 
 TRUTH_ONLY = ("backend", "render_size")
 
@@ -44,7 +44,7 @@ def twin(id: str, **keywords: Any) -> tuple[gym.Env, gym.Env]:
         raise ValueError(f"{id} has nothing to open with, so its truth cannot either")
     render_mode = dream.render_mode and "rgb_array"
     truth: gym.Env = gym.make(truth_id, render_mode=render_mode, **shell.truth_keywords(), **for_truth)
-    truth = Opened(truth, shell.openings, shell.horizon)
+    truth = StartsAtOpening(truth, shell.openings, shell.horizon)
     if shell.chunk > 1:
         truth = Chunked(truth, shell.chunk, hold_action=shell.hold_action, render_mode=dream.render_mode)
     for kind in ("observation_space", "action_space"):
@@ -53,7 +53,7 @@ def twin(id: str, **keywords: Any) -> tuple[gym.Env, gym.Env]:
     return imagined, truth
 
 
-class Opened(gym.Wrapper):
+class StartsAtOpening(gym.Wrapper):
     """A ground truth that walks its dream's opening after each reset. The opening costs no steps.
 
     It draws what the dream draws, so that the two open alike after a common seed, and after each reset that follows.
@@ -67,10 +67,10 @@ class Opened(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self._generator, _ = seeding.np_random(seed)
-        lane_key(self._generator)  # the dream's noise: drawn first there, so here too
-        truth_seed, actions = self._openings.plan(self._generator, seed)
-        self.unwrapped.horizon = self._horizon + len(actions)  # type: ignore[attr-defined]  # part of every truth's state
-        _, observation, info = walk(self.env, actions, seed=truth_seed, options=options)
+        _, plan = plan_opening(self._openings, self._generator, seed)
+        assert plan is not None
+        self.unwrapped.horizon = self._horizon + len(plan.actions)  # type: ignore[attr-defined]  # part of every truth's state
+        _, observation, info = walk(self.env, plan, options)
         return observation, info
 
 

@@ -1,38 +1,39 @@
 """Many dreams at once: one forward pass of the network for all lanes.
 
-Lane i of an env that was reset with seed s is the single env that was reset with seed s + i, across autoresets too.
+Lane i of an env that was reset with seed s draws the noise and takes the memory decisions of the single env that was reset with seed
+s + i, across autoresets too; frames agree up to the rounding of batched matrix products (float32: within one grey level).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.logger import warn
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
-from torch import Tensor
 
-from wmgym import shell as lanes
-from wmgym import tree
+from wmgym import episode, tree
 from wmgym.core import World
+from wmgym.episode import EnvState, Identity, SavedState, check_identity
+from wmgym.make import make_shell
 from wmgym.openings import Opening
-from wmgym.shell import Moment, SavedState, Shell
-from wmgym.tasks import Task
+from wmgym.shell import ResetOptions, Shell, to_numpy
 from wmgym.vectors import (
     AUTORESET,
-    OBS_TYPES,
     LanesEnv,
-    autoreset_name,
-    lane_options,
+    Mask,
+    VectorConfig,
+    check_count,
+    info_batch,
     lane_seeds,
     load_generator,
     new_generators,
-    reset_mask,
+    save_generators,
 )
 
 
@@ -41,7 +42,8 @@ class WorldModelVectorEnv(LanesEnv):
 
     autoreset_mode  "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset)
     obs_type        "numpy", or "torch": observations are tensors that stay on the device
-    The rest is as in `WorldModelEnv`.
+    The other keywords are those of `WorldModelEnv`. `reset(options=...)`: `opening` may be a list, and `goal` an array, with an entry
+    per lane.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"]}  # noqa: RUF012  # Gymnasium's own form
@@ -51,125 +53,85 @@ class WorldModelVectorEnv(LanesEnv):
         checkpoint: str | World | None = None,
         num_envs: int = 1,
         *,
-        setting: str | None = None,
-        num_actions: int | None = None,
-        action_space: gym.Space | None = None,
-        task: str | Task | None = None,
-        memory: str | None = None,
-        memory_budget: int | None = None,
-        denoise_steps: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        hold_action: bool = False,
         horizon: int | None = None,
         max_episode_steps: int | None = None,
-        context: Any = None,
-        data: str | None = None,
-        twin: str | None = None,
-        twin_kwargs: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = "next_step",
         obs_type: str = "numpy",
+        **keywords: Any,
     ) -> None:
-        if horizon is not None and max_episode_steps is not None:
-            raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
-        lanes.check_positive(num_envs=num_envs, max_episode_steps=max_episode_steps)
-        mode, kind = autoreset_name(autoreset_mode), _one_of("obs_type", obs_type, OBS_TYPES)
-        shell = lanes.make_shell(
-            checkpoint,
-            setting=setting,
-            num_actions=num_actions,
-            action_space=action_space,
-            task=task,
-            memory=memory,
-            memory_budget=memory_budget,
-            denoise_steps=denoise_steps,
-            device=device,
-            dtype=dtype,
-            hold_action=hold_action,
-            horizon=max_episode_steps if horizon is None else horizon,
-            context=context,
-            data=data,
-            twin=twin,
-            twin_kwargs=twin_kwargs,
-        )
-        self._set_up(shell, num_envs, mode, kind, render_mode, owns_shell=True)
+        config = VectorConfig.read(num_envs, autoreset_mode, obs_type, horizon, max_episode_steps)
+        self._set_up(make_shell({"checkpoint": checkpoint, "horizon": config.horizon, **keywords}), config, render_mode, owns_shell=True)
 
-    def _set_up(self, shell: Shell, num_envs: int, mode: str, obs_type: str, render_mode: str | None, *, owns_shell: bool) -> None:
-        self.num_envs = int(num_envs)
-        self.autoreset_mode, self.obs_type, self.render_mode = AUTORESET[mode], obs_type, render_mode
-        self.metadata = render_metadata(shell, render_mode) | {"autoreset_mode": self.autoreset_mode}
-        self.single_observation_space, self.single_action_space = shell.observation_space, shell.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.shell, self._owns_shell = shell, owns_shell
-        self.horizon = shell.horizon  # frames after which an episode is cut off
-        self._moment: Moment | None = None
-        self._generators, self._seeds = None, []
+    def _set_up(self, shell: Shell, config: VectorConfig, render_mode: str | None, *, owns_shell: bool) -> None:
+        self._prepare(config, (shell.observation_space, shell.action_space), render_metadata(shell, render_mode), render_mode)
+        self.shell, self._owns_shell, self._id = shell, owns_shell, ""
+        self._state: EnvState | None = None
 
     @classmethod
-    def branching(
-        cls,
-        shell: Shell,
-        moment: Moment,
-        generators: Sequence[np.random.Generator],
-        seeds: Sequence[int | None],
-        *,
-        obs_type: str,
-        render_mode: str | None,
-    ) -> WorldModelVectorEnv:
-        """Lanes that go on from `moment` and never reset by themselves. They share the shell that made the moment."""
+    def going_on(cls, shell: Shell, saved: SavedState, *, obs_type: str, render_mode: str | None) -> WorldModelVectorEnv:
+        """Lanes that go on from a state and never reset by themselves. They share the shell that made it."""
         env = cls.__new__(cls)
-        env._set_up(shell, moment.num_lanes, "disabled", obs_type, render_mode, owns_shell=False)
-        env._moment, env._generators, env._seeds = moment, list(generators), list(seeds)
-        env.horizon = int(moment.ledger.horizons[0])
+        env._set_up(shell, VectorConfig(saved.state.num_lanes, AUTORESET["disabled"], obs_type, None), render_mode, owns_shell=False)
+        env._id = saved.belongs_to.id
+        env.load_state(saved)
         return env
 
-    # ---- Gymnasium ----
+    # ---- lanes ----
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes in all lanes, or in those of `options["reset_mask"]`.
+    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[ResetOptions]) -> None:
+        generators, used = list(self.np_random), list(self.np_random_seed)
+        chosen = np.flatnonzero(mask).tolist()
+        for lane in chosen:
+            if seeds[lane] is not None:
+                (generators[lane],), (used[lane],) = new_generators([seeds[lane]])
+            else:
+                generators[lane] = deepcopy(generators[lane])  # the old one stays as it is if a lane cannot be opened
+        fresh = self.shell.open([generators[i] for i in chosen], [seeds[i] for i in chosen], [wishes[i] for i in chosen])
+        self._state = fresh if mask.all() else episode.where(mask, episode.scatter(fresh, mask), self._running())
+        self._generators, self._seeds = generators, used
 
-        `options` is a dict for all lanes (in which `context` may be a list, and `goal` an array, with one entry per lane), or
-        a list of dicts, one per lane.
-        """
-        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
-        per_lane = [check_options(each) for each in lane_options(options, self.num_envs, is_per_lane)]
-        if self._moment is None and not mask.all():
-            raise ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
-        moment, generators, used = self._opened(mask, seeds, per_lane)
-        self._moment, self._generators, self._seeds = moment, generators, used
-        return self._observation(moment), lanes.info_batch(self.shell.info(moment), mask)
-
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One step in every lane, from one forward pass."""
+    def _advance(self, actions: Any, moving: Mask) -> np.ndarray:
         before = self._running()
-        over = before.over
-        moment, rewards = self.shell.step(before, self.shell.decode(actions, self.num_envs))
-        every = np.ones(self.num_envs, bool)
-        final: dict[str, Any] = {}
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            terminated, truncated = _flags(moment)
-            over = moment.over
-            if over.any():
-                final = self._final(moment, over)
-                moment = self._reopened(moment, over)
-        else:
-            if over.any():
-                rewards = np.where(over, 0.0, rewards)
-                rest = self.autoreset_mode is AutoresetMode.DISABLED
-                moment = lanes.where(over, before, moment) if rest else self._reopened(moment, over)
-            terminated, truncated = _flags(moment)
-        self._moment = moment
-        info = final | lanes.info_batch(self.shell.info(moment), every)
-        return self._observation(moment), rewards, terminated, truncated, info
+        state, rewards = self.shell.step(before, self.shell.decode(actions, self.num_envs))
+        if not moving.all():
+            rewards = np.where(moving, rewards, 0.0)
+            if self.autoreset_mode is AutoresetMode.DISABLED:  # otherwise the others are opened anew in a moment
+                state = episode.where(moving, state, before)
+        self._state = state
+        return rewards
+
+    def _flags(self) -> tuple[Mask, Mask]:
+        status = self._running().status
+        return status.terminated.numpy().copy(), status.truncated.numpy().copy()
+
+    def _observe(self) -> Any:
+        return self.shell.observation(self._running(), tensors=self.obs_type == "torch")
+
+    def _info(self, lanes: Mask) -> dict[str, Any]:
+        return info_batch(self.shell.info(self._running()), lanes)
+
+    def _read_options(self, options: Any) -> ResetOptions:
+        return self.shell.read_options(options)
+
+    def _is_per_lane(self, key: str, value: Any) -> bool:
+        return isinstance(value, (list, tuple)) if key in ("opening", "context") else key == "goal" and np.ndim(value) in (2, 4)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, Mask, Mask, dict[str, Any]]:
+        """One step in every lane, from one forward pass. If it fails, no lane has moved."""
+        before = self._state, self._generators
+        try:
+            return super().step(actions)
+        except BaseException:
+            self._state, self._generators = before
+            raise
 
     def render(self) -> tuple[Any, ...] | None:
         """One frame per lane, or one list of the chunk's frames per lane."""
         if self.render_mode is None:
             warn("render() shows nothing: no render_mode was given when the env was made")
             return None
-        return tuple(rendered(row, self.render_mode) for row in lanes.to_numpy(self._running().frames))
+        return tuple(rendered(row, self.render_mode) for row in to_numpy(self._running().frames))
 
     def close_extras(self, **kwargs: Any) -> None:
         if self._owns_shell:
@@ -182,104 +144,74 @@ class WorldModelVectorEnv(LanesEnv):
         """Times and counts of the newest step and reset, for all lanes together."""
         return dict(self.shell.perf)
 
+    @property
+    def horizon(self) -> int:
+        """Frames after which an episode is cut off."""
+        return self.shell.horizon
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights; "" for a world of your own."""
+        return self.shell.identity.weights
+
+    @property
+    def identity(self) -> Identity:
+        """What names this env in its saved states."""
+        return replace(self.shell.identity, id=self.spec.id if self.spec is not None else self._id)
+
     def save_state(self) -> SavedState:
         """All that the future depends on, as a value."""
-        return SavedState(self._running(), lanes.save_generators(self.np_random), self.np_random_seed)
+        return SavedState(self.identity, self._running(), save_generators(self.np_random), self.np_random_seed)
 
     def load_state(self, state: SavedState) -> None:
-        """Go on, bit for bit, from a saved state of an env like this one."""
-        self._moment = checked(state, self.shell, self.num_envs, self._moment)
-        self.horizon = int(self._moment.ledger.horizons[0])
+        """Go on, bit for bit, from a saved state of an env like this one; that of another env raises `ValueError`."""
+        self._state = checked_state(state, self.shell, self.identity, self.num_envs)
         self._generators = [load_generator(generator) for generator in state.generators]
-        self._seeds = list(state.seeds)
+        self._seeds, self._is_running = list(state.seeds), True
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> WorldModelVectorEnv:
-        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched."""
+        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched.
+
+        Frames agree with this env's up to the rounding of batched matrix products.
+        """
         return branched(self.shell, self.save_state(), n, seeds, obs_type=self.obs_type, render_mode=self.render_mode)
 
     def select(self, index: Sequence[int]) -> WorldModelVectorEnv:
         """Some lanes of this moment, in that order, as a vector env that never resets by itself; this env is untouched."""
-        state, chosen = self.save_state(), [int(lane) for lane in index]
+        saved, chosen = self.save_state(), [int(lane) for lane in index]
         if not chosen or not all(0 <= lane < self.num_envs for lane in chosen):
             raise ValueError(f"lanes must be some from 0 to {self.num_envs - 1}, got {chosen}")
-        moment = lanes.select(state.moment, torch.tensor(chosen))
-        generators = [load_generator(state.generators[lane]) for lane in chosen]
-        used = [state.seeds[lane] for lane in chosen]
-        return self.branching(self.shell, moment, generators, used, obs_type=self.obs_type, render_mode=self.render_mode)
+        some = replace(
+            saved,
+            state=episode.select(saved.state, torch.tensor(chosen)),
+            generators=tuple(saved.generators[lane] for lane in chosen),
+            seeds=tuple(saved.seeds[lane] for lane in chosen),
+        )
+        return self.going_on(self.shell, some, obs_type=self.obs_type, render_mode=self.render_mode)
 
     def observe(self, frames: Any, actions: Any, poses: Any) -> tuple[Any, dict[str, Any]]:
         """Show real frames to every lane: `[N, T, ...]` each, or a list with one clip per lane. Costs no steps."""
         for name, value in (("frames", frames), ("actions", actions), ("poses", poses)):
             if len(value) != self.num_envs:
                 raise ValueError(f"{name} must have one entry for each of {self.num_envs} lanes, got {len(value)}")
-        seen = [
-            self.shell.check_context({"frames": f, "actions": a, "poses": p}, f"lane {i}:")
+        seen: list[Opening] = [
+            self.shell.check_opening({"frames": f, "actions": a, "poses": p}, f"lane {i}:")
             for i, (f, a, p) in enumerate(zip(frames, actions, poses, strict=True))
         ]
-        return self._observed(seen)
+        self._state = self.shell.observe(self._running(), seen)
+        return self._observe(), self._info(np.ones(self.num_envs, bool))
 
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words."""
         return list(self.shell.setting.actions)
 
-    # ---- parts ----
-
-    def _running(self) -> Moment:
-        if self._moment is None:
-            raise ResetNeeded("call reset() first")
-        return self._moment
-
-    def _observation(self, moment: Moment) -> Any:
-        kind = self.shell.world.device if self.obs_type == "torch" else None
-        return observation(self.shell, moment, kind)
-
-    def _observed(self, seen: Sequence[Opening]) -> tuple[Any, dict[str, Any]]:
-        self._moment = self.shell.observe(self._running(), seen)
-        return self._observation(self._moment), lanes.info_batch(self.shell.info(self._moment), np.ones(self.num_envs, bool))
-
-    def _opened(
-        self, mask: np.ndarray, seeds: Sequence[int | None], options: Sequence[Mapping[str, Any]]
-    ) -> tuple[Moment, list[np.random.Generator], list[int | None]]:
-        """The lanes in `mask` opened anew, and every lane's generator and seed after that. Nothing changes if it fails."""
-        generators, used = list(self.np_random), list(self.np_random_seed)
-        chosen = np.flatnonzero(mask).tolist()
-        for lane in chosen:
-            if seeds[lane] is not None:
-                (generators[lane],), (used[lane],) = new_generators([seeds[lane]])
-        fresh = self.shell.open([generators[i] for i in chosen], [seeds[i] for i in chosen], [options[i] for i in chosen], self.horizon)
-        if mask.all():
-            return fresh, generators, used
-        return lanes.where(mask, lanes.spread(fresh, mask), self._running()), generators, used
-
-    def _reopened(self, moment: Moment, over: np.ndarray) -> Moment:
-        """The same moment with the lanes in `over` opened anew by their own generators."""
-        chosen = np.flatnonzero(over).tolist()
-        fresh = self.shell.open([self.np_random[i] for i in chosen], [None] * len(chosen), [{}] * len(chosen), self.horizon)
-        return lanes.where(over, lanes.spread(fresh, over), moment)
-
-    def _final(self, moment: Moment, over: np.ndarray) -> dict[str, Any]:
-        """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
-        last = np.full(self.num_envs, None, object)
-        batch = self._observation(moment)
-        for lane in np.flatnonzero(over):
-            last[lane] = {key: value[lane] for key, value in batch.items()} if isinstance(batch, dict) else batch[lane]
-        info = lanes.info_batch(self.shell.info(moment), over)
-        return {"final_obs": last, "_final_obs": over.copy(), "final_info": info, "_final_info": over.copy()}
+    def _running(self) -> EnvState:
+        if self._state is None:
+            raise ResetNeeded("reset() must be called first")
+        return self._state
 
 
 # ---- what the single env uses too ----
-
-
-def observation(shell: Shell, moment: Moment, device: Any) -> Any:
-    """A batched observation: tensors on `device`, or numpy where it is None."""
-
-    def convert(value: Any) -> Any:
-        if device is None:
-            return value.cpu().numpy() if isinstance(value, Tensor) else value
-        return value if isinstance(value, Tensor) else torch.from_numpy(value).to(device)
-
-    given = shell.observation(moment)
-    return {key: convert(value) for key, value in given.items()} if isinstance(given, dict) else convert(given)
 
 
 def rendered(frames: np.ndarray, render_mode: str) -> Any:
@@ -295,61 +227,33 @@ def render_metadata(shell: Shell, render_mode: str | None) -> dict[str, Any]:
     return {"render_modes": modes, "render_fps": shell.setting.fps}
 
 
-def is_per_lane(key: str, value: Any) -> bool:
-    """Whether an option given for all lanes holds an entry for each: a list of contexts, an array of goals."""
-    return isinstance(value, (list, tuple)) if key == "context" else key == "goal" and np.ndim(value) in (2, 4)
-
-
-def check_options(options: Any) -> Mapping[str, Any]:
-    """One lane's options; an unknown one raises `ValueError`."""
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options must be a dict, got {type(options).__name__}")
-    unknown = sorted(set(options) - set(lanes.OPTIONS))
-    if unknown:
-        raise ValueError(f"a dream's reset knows the options {', '.join(lanes.OPTIONS)}, got {', '.join(map(str, unknown))}")
-    return options
-
-
-def checked(state: Any, shell: Shell, num_envs: int, current: Moment | None) -> Moment:
-    """The moment of a saved state, on this world's device. A state of another kind of env raises `ValueError`."""
-    if not isinstance(state, SavedState):
-        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
-    moment = state.moment
-    if moment.num_lanes != num_envs:
-        raise ValueError(f"the saved state has {moment.num_lanes} lanes, this env has {num_envs}")
+def checked_state(saved: Any, shell: Shell, own: Identity, num_envs: int) -> EnvState:
+    """The state that was saved, on this world's device. A state of another env raises `ValueError`."""
+    if not isinstance(saved, SavedState):
+        raise ValueError(f"load_state takes what save_state gave, got {type(saved).__name__}")
+    check_identity(saved.belongs_to, own)
+    state = saved.state
+    if state.num_lanes != num_envs:
+        raise ValueError(f"the saved state has {state.num_lanes} lanes, this env has {num_envs}")
     shape = (num_envs, shell.chunk, *shell.world.frame_shape)
-    if tuple(moment.frames.shape) != shape:
-        raise ValueError(f"the saved state has frames {list(moment.frames.shape)}, this env {list(shape)}")
-    if current is not None:
-        ours, theirs = tree.leaves(current.world).keys(), tree.leaves(moment.world).keys()
-        if ours != theirs:
-            raise ValueError(f"the saved state is of another kind of memory: they differ in {sorted(ours ^ theirs)}")
+    if tuple(state.frames.shape) != shape:  # possible between worlds of the user's own, whose weights have no checksum
+        raise ValueError(f"the saved state has frames {list(state.frames.shape)}, this env {list(shape)}")
     device = shell.world.device
-    return Moment(tree.to(moment.world, device), moment.frames.to(device), tree.to(moment.ledger, "cpu"))
+    return EnvState(tree.to(state.world, device), state.frames.to(device), tree.to(state.status, "cpu"))
 
 
 def branched(
-    shell: Shell, state: SavedState, n: int, seeds: int | Sequence[int] | None, *, obs_type: str, render_mode: str | None
+    shell: Shell, saved: SavedState, n: int, seeds: int | Sequence[int] | None, *, obs_type: str, render_mode: str | None
 ) -> WorldModelVectorEnv:
     """n futures of each lane of a state."""
-    lanes.check_positive(n=n)
-    moment = lanes.repeat(state.moment, n)
-    generators = [load_generator(generator) for generator in state.generators for _ in range(n)]
-    used = [seed for seed in state.seeds for _ in range(n)]
+    state = episode.repeat(saved.state, check_count("n", n))
+    generators = tuple(generator for generator in saved.generators for _ in range(n))
+    used = tuple(seed for seed in saved.seeds for _ in range(n))
     if seeds is not None:
-        given = [int(seeds) + i for i in range(moment.num_lanes)] if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
-        if len(given) != moment.num_lanes:
-            raise ValueError(f"{len(given)} seeds were given for {moment.num_lanes} branches")
-        generators, used = new_generators(given)
-        moment = lanes.reseed(moment, generators)
-    return WorldModelVectorEnv.branching(shell, moment, generators, used, obs_type=obs_type, render_mode=render_mode)
-
-
-def _flags(moment: Moment) -> tuple[np.ndarray, np.ndarray]:
-    return moment.ledger.terminated.numpy().copy(), moment.ledger.truncated.numpy().copy()
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
-    return value
+        if not isinstance(seeds, (int, np.integer)) and len(seeds) != state.num_lanes:
+            raise ValueError(f"{len(seeds)} seeds were given for {state.num_lanes} branches")
+        fresh, given = new_generators(lane_seeds(seeds, state.num_lanes))
+        state = episode.reseed(state, fresh)
+        generators, used = save_generators(fresh), tuple(given)
+    many = replace(saved, state=state, generators=generators, seeds=used)
+    return WorldModelVectorEnv.going_on(shell, many, obs_type=obs_type, render_mode=render_mode)

@@ -2,11 +2,11 @@
 
 One imagined chunk:
 
-    pose' = motion(pose, action) -> context = merge(read each memory at pose') -> velocity = net bound to it
-    -> latent = sampler(velocity, noise(keys), levels) -> one clean pass if a memory wants keys and values
-    -> the motion head corrects pose' -> write each memory -> new WorldState
+    pose' = motion(pose, action) -> contexts = each memory read at pose' -> velocity = net bound to them
+    -> latent = sampler(velocity, noise(keys), levels) -> the motion head corrects pose'
+    -> trace = one clean pass at the corrected poses, if a memory wants it -> write each memory -> new WorldState
 
-Training, Gymnasium, planners and benchmarks all go through here.
+Gymnasium, planners and benchmarks all go through here. Training objectives belong to the systems (`train/`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,31 @@ import torch
 from torch import Tensor, nn
 
 from wmgym import rng
-from wmgym.core import Clip, Context, ContextFrames, Footprint, Frames, Memory, Query, Recall, Seen, WorldState
+from wmgym.core import (
+    Bound,
+    Clip,
+    Condition,
+    Context,
+    Footprint,
+    Frames,
+    Memory,
+    Network,
+    Query,
+    Retrieval,
+    Seen,
+    Trace,
+    WorldState,
+)
 from wmgym.diffusion.ddpm import ANCESTRAL, respaced
-from wmgym.diffusion.flow import corrupt, levels, logit_normal, target_velocity
+from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS, evaluations
-from wmgym.geometry import compose, relative_pose
-from wmgym.kinematics import Displacement, Kinematics
-from wmgym.memory.merge import merge
-from wmgym.nets.autoencoder import Autoencoder, to_uint8
-from wmgym.nets.cdit import CDiT, Condition
+from wmgym.geometry import compose, relative_pose, step_back
+from wmgym.kinematics import Kinematics
+from wmgym.nets.autoencoder import FrameCoder, to_uint8
 from wmgym.nets.heads import MotionHead, RewardHead
-from wmgym.nets.kl_autoencoder import KLAutoencoder
-from wmgym.nets.nwm import NWMNet
 
 _ENCODE_AT_ONCE = 256  # frames
+POSE_SOURCES = ("learned", "actions")
 
 
 @dataclass(frozen=True)
@@ -49,83 +60,116 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Training examples: memories of what came before, and the chunk that did come."""
+class Settings:
+    """How the weights of a world are run: everything that may differ between two worlds of the same weights."""
 
-    memories: tuple[Any, ...]
-    before: Tensor  # [B, C, h, w]: the newest latent before the chunk
-    pose: Tensor  # float32 [B, 5]: its pose
-    actions: Tensor  # int64 [B, F] or float32 [B, F, A]
-    latents: Tensor  # [B, F, C, h, w]
-    poses: Tensor  # float32 [B, F, 5]: where the chunk really was
-    times: Tensor  # int64 [B, F]
+    memories: tuple[Memory[Any], ...]
+    sampler: SamplerConfig
+    pose_source: str = "learned"  # "actions": the kinematics alone; "learned": corrected by the motion head
+    through_pixels: bool = False  # write decoded-then-re-encoded latents to memory, as for observed frames
+    options: Any = None  # the system's own dataclass (`systems.System.options`)
+
+    def __post_init__(self) -> None:
+        if self.pose_source not in POSE_SOURCES:
+            raise ValueError(f"pose_source must be one of {list(POSE_SOURCES)}, got {self.pose_source!r}")
+
+    @property
+    def trace_needs(self) -> frozenset[str]:
+        """The parts of a `Trace` that some memory wants."""
+        return frozenset().union(*(memory.needs for memory in self.memories))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a world's weights come from: what names it in saved states and results."""
+
+    system: str = "own"
+    setting: str = ""
+    memory: str = ""
+    weights: str = ""  # SHA-256
+
+
+Arrival = tuple[Tensor, Tensor | None, Tensor | None]  # poses float32 [B, F, 5]; rewards float32 [B, F] and ends bool [B, F]
 
 
 class WorldModel(nn.Module):
-    """`core.World` over a CDiT. Memories, sampler and pose source are settings.
-
-    Weights are `autoencoder`, `net`, `motion_head`, `reward_head`.
-    """
+    """`core.World` over a network. Weights are `autoencoder`, `net`, `motion_head` and `reward_head`; `settings` says how to run them."""
 
     def __init__(
         self,
-        autoencoder: Autoencoder | KLAutoencoder,
-        net: CDiT | NWMNet,
-        motion_head: MotionHead | None,
-        kinematics: Kinematics | Displacement,
-        memories: tuple[Memory[Any], ...],
-        sampler: SamplerConfig,
+        autoencoder: FrameCoder,
+        net: Network,
+        kinematics: Kinematics,
+        settings: Settings,
         *,
+        motion_head: MotionHead | None = None,
         reward_head: RewardHead | None = None,
-        pose_source: str = "learned",
-        through_pixels: bool = False,
     ) -> None:
         super().__init__()
-        if (net.predicts == "noise") != (sampler.name in ANCESTRAL):
-            raise ValueError(f"the network predicts {net.predicts}, sampler {sampler.name!r} does not remove it")
-        if pose_source not in ("learned", "actions"):
-            raise ValueError(f"pose_source must be 'learned' or 'actions', got {pose_source!r}")
-        self.autoencoder, self.net, self.motion_head, self.reward_head = autoencoder, net, motion_head, reward_head
-        self.kinematics, self.memories, self.sampler, self.pose_source = kinematics, memories, sampler, pose_source
-        self.through_pixels = through_pixels  # remember what was dreamed as frames would be seen: decoded and encoded again
-        self.chunk = net.config.chunk
-        size = autoencoder.config.frame_size
+        if (net.predicts == "noise") != (settings.sampler.name in ANCESTRAL):
+            raise ValueError(f"the network predicts {net.predicts}, sampler {settings.sampler.name!r} does not remove it")
+        self.autoencoder: Any = autoencoder  # parts that are protocols here are modules all the same
+        self.net: Any = net
+        self.motion_head, self.reward_head = motion_head, reward_head
+        self.kinematics, self.settings, self.provenance = kinematics, settings, Provenance()
+        self.chunk = net.chunk
+        size = autoencoder.frame_size
         self.frame_shape = (size, size, 3)
 
     @property
     def device(self) -> torch.device:
-        return next(self.net.parameters()).device
+        return next(self.parameters()).device
+
+    @property
+    def dtype_name(self) -> str:
+        """The precision that it runs in, as the keyword `dtype` names it."""
+        return str(next(self.parameters()).dtype).removeprefix("torch.")
+
+    def with_settings(self, **changes: Any) -> WorldModel:
+        """A view of the same weights that runs with other settings (fields of `Settings`). This one stays as it is."""
+        view = WorldModel(
+            self.autoencoder,
+            self.net,
+            self.kinematics,
+            replace(self.settings, **changes),
+            motion_head=self.motion_head,
+            reward_head=self.reward_head,
+        )
+        view.provenance = self.provenance
+        view.training = self.training  # the parts are shared: `train` would change them too
+        return view
 
     # -- core.World -------------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def start(self, context: Clip, keys: Tensor) -> WorldState:
-        """A world that remembers `context` and stands at its last frame."""
-        b, t = context.valid.shape
-        latents = self.encode(context.frames)
-        times = context.valid.cumsum(1) - 1
-        seen = Seen(latents, context.poses, times, context.actions, context.valid)
+    @torch.no_grad()
+    def start(self, opening: Clip, keys: Tensor) -> WorldState:
+        """A world that remembers `opening` and stands at its last frame."""
+        b, t = opening.valid.shape
+        latents = self.encode(opening.frames)
+        times = opening.valid.cumsum(1) - 1
         state = WorldState(
             latents[:, -self.chunk :] if t >= self.chunk else latents[:, -1:].expand(-1, self.chunk, -1, -1, -1).contiguous(),
-            context.poses[:, -1],
+            opening.poses[:, -1],
             times[:, -1],
             keys,
-            tuple(memory.init(b) for memory in self.memories),
-            self._no_recall(b),
+            opening.poses[:, -1],
+            tuple(memory.init(b, rng.fold(keys, i)) for i, memory in enumerate(self.settings.memories)),
+            self._nothing_retrieved(b),
             Footprint(times.new_zeros(b), times.new_zeros(b)),
         )
-        return self._remember(state, seen)
+        return self._remember(state, self._observed(opening, latents, times, opening.poses[:, 0]))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def observe(self, state: WorldState, seen: Clip) -> WorldState:
         """Real frames during an episode: remembered as they are, with the poses given."""
         latents = self.encode(seen.frames)
         times = state.times[:, None] + seen.valid.cumsum(1)
+        chunk = self._observed(seen, latents, times, state.poses)
         newest = torch.cat([state.latents, latents], 1)[:, -self.chunk :]
         state = replace(state, latents=newest, poses=seen.poses[:, -1], times=times[:, -1])
-        return self._remember(state, Seen(latents, seen.poses, times, seen.actions, seen.valid))
+        return self._remember(state, chunk)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
         """One chunk; actions int64 [B, F] or float32 [B, F, A]. An action may lead `stride` frames ahead at once."""
         size = self.kinematics.action_size
@@ -134,42 +178,42 @@ class WorldModel(nn.Module):
             raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
         state, (poses, rewards, ends), pixels = self._imagine(state, actions, stride)
         pixels = pixels if pixels is not None else to_uint8(self.autoencoder.decode(state.latents))
-        spent = evaluations(self.sampler.name, self.sampler.denoise_steps)
-        return state, Frames(pixels, poses, rewards, ends, {"network_evaluations": spent})
+        sampler = self.settings.sampler
+        return state, Frames(pixels, poses, rewards, ends, {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)})
 
     # -- the parts --------------------------------------------------------------------------------------------------------------
 
-    def imagine(
-        self, state: WorldState, actions: Tensor, stride: int = 1
-    ) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None]]:
+    def imagine(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Arrival]:
         """A step that stays in latent space: the new state, and the chunk's poses, rewards and ends."""
         return self._imagine(state, actions, stride)[:2]
 
-    def _imagine(
-        self, state: WorldState, actions: Tensor, stride: int
-    ) -> tuple[WorldState, tuple[Tensor, Tensor | None, Tensor | None], Tensor | None]:
+    def _imagine(self, state: WorldState, actions: Tensor, stride: int) -> tuple[WorldState, Arrival, Tensor | None]:
         """Also its frames, if they had to be decoded to be remembered."""
         egomotion = self.kinematics.motion(actions)
         query = self.query(state.poses, egomotion, state.times + (stride - 1))
-        context = self.recall(state.memories, query)
-        bound = self.net.bind(condition(query, actions, egomotion), context)
+        contexts = self.read(state.memories, query)
+        bound = self.net.bind(Condition(actions, egomotion, query.poses, query.times, state.poses, state.origin), contexts)
         latents = self._sample(bound, state.keys, tuple(state.latents.shape[1:]))
-        poses, rewards, ends = self._arrive(state, latents, actions, egomotion)
-        valid = torch.ones_like(query.times, dtype=torch.bool)
-        kv = bound.keys_values(latents) if self._needs_kv else None
-        recall = context.recall or self._no_recall(len(actions))
-        state = replace(state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), recall=recall)
-        pixels = to_uint8(self.autoencoder.decode(latents)) if self.through_pixels else None
+        arrival = self._arrive(state, latents, actions, egomotion)
+        poses = arrival[0]
+        pixels = to_uint8(self.autoencoder.decode(latents)) if self.settings.through_pixels else None
         kept = latents if pixels is None else self.encode(pixels)
-        return self._write(state, Seen(kept, poses, query.times, actions, valid, kv)), (poses, rewards, ends), pixels
+        there = torch.ones_like(query.times, dtype=torch.bool)
+        motion = relative_pose(poses, torch.cat([state.poses[:, None], poses[:, :-1]], 1))
+        seen = Seen(kept, poses, query.times, actions, motion, there, ~there, self._trace(bound, kept, poses))
+        retrieval = next((c.retrieval for c in contexts if c.retrieval is not None), None) or self._nothing_retrieved(len(actions))
+        state = replace(
+            state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), retrieval=retrieval
+        )
+        return self._write(state, seen), arrival, pixels
 
-    def _sample(self, bound: Any, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _sample(self, bound: Bound, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Latents [B, *shape] from noise, by the sampler of the settings."""
-        settings, start = self.sampler, rng.noise(keys, shape)
-        if settings.name in SAMPLERS:
-            return SAMPLERS[settings.name](bound, start, levels(settings.denoise_steps, settings.shift))
-        schedule = respaced(settings.denoise_steps)
-        return ANCESTRAL[settings.name](bound, start, schedule, lambda i: rng.noise(rng.fold(keys, i), shape))
+        sampler, start = self.settings.sampler, rng.noise(keys, shape)
+        if sampler.name in SAMPLERS:
+            return SAMPLERS[sampler.name](bound, start, levels(sampler.denoise_steps, sampler.shift))
+        schedule = respaced(sampler.denoise_steps)
+        return ANCESTRAL[sampler.name](bound, start, schedule, lambda i: rng.noise(rng.fold(keys, i), shape))
 
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> latents [B, T, C, h, w], a bounded number at once."""
@@ -185,17 +229,15 @@ class WorldModel(nn.Module):
             expected.append(poses)
         return Query(torch.stack(expected, 1), times[:, None] + torch.arange(1, egomotion.shape[1] + 1, device=times.device))
 
-    def recall(self, memories: tuple[Any, ...], query: Query) -> Context:
-        """What all memories show the network."""
-        return merge([memory.read(value, query) for memory, value in zip(self.memories, memories, strict=True)])
+    def read(self, memories: tuple[Any, ...], query: Query) -> tuple[Context, ...]:
+        """What each memory shows the network."""
+        return tuple(memory.read(value, query) for memory, value in zip(self.settings.memories, memories, strict=True))
 
-    def _arrive(
-        self, state: WorldState, latents: Tensor, actions: Tensor, egomotion: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Poses of the chunk's frames [B, F, 5], corrected by what the frames show, and rewards and ends where a head reads them."""
+    def _arrive(self, state: WorldState, latents: Tensor, actions: Tensor, egomotion: Tensor) -> Arrival:
+        """The chunk's poses, corrected by what the frames show, and rewards and ends where a head reads them."""
         before = torch.cat([state.latents[:, -1:], latents[:, :-1]], 1).flatten(0, 1)
         after, flat = latents.flatten(0, 1), actions.flatten(0, 1)
-        if self.pose_source == "learned" and self.motion_head is not None:
+        if self.settings.pose_source == "learned" and self.motion_head is not None:
             correction = self.motion_head(before, after, flat) * self.kinematics.mask(latents.device)
             egomotion = egomotion + correction.view_as(egomotion)
         poses = self.query(state.poses, egomotion, state.times).poses
@@ -204,75 +246,46 @@ class WorldModel(nn.Module):
         rewards, ends = self.reward_head(before, after, flat)
         return poses, rewards.view(actions.shape[:2]), ends.view(actions.shape[:2])
 
+    def _trace(self, bound: Bound, latents: Tensor, poses: Tensor) -> Trace | None:
+        return bound.trace(latents, poses) if self.settings.trace_needs else None
+
     def _write(self, state: WorldState, seen: Seen) -> WorldState:
-        memories = tuple(memory.write(value, seen) for memory, value in zip(self.memories, state.memories, strict=True))
-        held = [memory.footprint(value) for memory, value in zip(self.memories, memories, strict=True)]
+        pairs = list(zip(self.settings.memories, state.memories, strict=True))
+        memories = tuple(memory.write(value, seen) for memory, value in pairs)
+        held = [memory.footprint(value) for (memory, _), value in zip(pairs, memories, strict=True)]
         total = Footprint(torch.stack([h.frames for h in held]).amax(0), torch.stack([h.bytes for h in held]).sum(0))
         return replace(state, memories=memories, footprint=total)
 
+    def _observed(self, clip: Clip, latents: Tensor, times: Tensor, start: Tensor) -> Seen:
+        """Real frames as a chunk, seen from the pose `start` [B, 5] on. No motion led to the first frame of an opening."""
+        known = torch.cat([clip.valid.new_zeros(len(start), 1), clip.valid[:, :-1]], 1)
+        before = torch.where(known[..., None], clip.poses.roll(1, 1), start[:, None])
+        motion = relative_pose(clip.poses, before)
+        motion = torch.where((times > 0)[..., None], motion, torch.zeros_like(motion))
+        return Seen(latents, clip.poses, times, clip.actions, motion, clip.valid, clip.valid)
+
     def _remember(self, state: WorldState, seen: Seen) -> WorldState:
-        """Write observed frames. A memory of keys and values wants them as the network computes them, one chunk after the other."""
-        if not self._needs_kv:
+        """Write observed frames. A memory that wants traces gets them as the network computes them, one chunk after the other."""
+        if not self.settings.trace_needs:
             return self._write(state, seen)
         seen = _whole_chunks(seen, self.chunk)
         for first in range(0, seen.times.shape[1], self.chunk):
             part = slice(first, first + self.chunk)
-            query = Query(seen.poses[:, part], seen.times[:, part])
-            actions = seen.actions[:, part]
-            bound = self.net.bind(condition(query, actions, self.kinematics.motion(actions)), self.recall(state.memories, query))
-            latents = seen.latents[:, part]
-            now = Seen(latents, query.poses, query.times, actions, seen.valid[:, part], bound.keys_values(latents))
-            state = self._write(state, now)
+            now = Seen(*(getattr(seen, name)[:, part] for name in _FRAME_FIELDS))
+            query = Query(now.poses, now.times)
+            start = step_back(now.poses[:, 0], now.egomotion[:, 0])
+            condition = Condition(now.actions, now.egomotion, now.poses, now.times, start, state.origin)
+            bound = self.net.bind(condition, self.read(state.memories, query))
+            state = self._write(state, replace(now, trace=self._trace(bound, now.latents, now.poses)))
         return state
 
-    @property
-    def _needs_kv(self) -> bool:
-        return any(memory.needs_kv for memory in self.memories)
+    def _nothing_retrieved(self, batch: int) -> Retrieval:
+        count = max((memory.num_retrieved for memory in self.settings.memories), default=0)
+        empty = torch.full((batch, count), -1, dtype=torch.int64, device=self.device)
+        return Retrieval(empty, torch.full((batch, count), -torch.inf, device=self.device))
 
-    def _no_recall(self, batch: int) -> Recall:
-        slots = max((memory.slots for memory in self.memories), default=0)
-        empty = torch.full((batch, slots), -1, dtype=torch.int64, device=self.device)
-        return Recall(empty, torch.full((batch, slots), -torch.inf, device=self.device))
 
-    # -- training ---------------------------------------------------------------------------------------------------------------
-
-    def loss(
-        self, batch: Batch, generator: torch.Generator, context_noise: float = 0.1, context_drop: float = 0.0
-    ) -> dict[str, Tensor]:
-        """Flow-matching loss of the net and regression loss of the motion head.
-
-        The target is conditioned on where the kinematics expect it, as in a dream; what stood in the way must be seen in the context.
-        Context latents carry a little noise, so that the dream bears its own small errors. In a share `context_drop` of the rows the
-        recent frames are hidden, wholly or in part, and the last group of the context (what is retrieved, or oldest) must do: recent
-        frames explain so much of the next one that a network otherwise learns late to look at anything else.
-        """
-
-        def normal(shape: torch.Size | tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, generator=generator, device=generator.device)
-
-        egomotion = self.kinematics.motion(batch.actions)
-        query = self.query(batch.pose, egomotion, batch.times[:, 0] - 1)
-        context = self.recall(batch.memories, query)
-        shown = hide_recent(context.frames, generator, context_drop) if context_drop > 0 else context.frames
-        noisy = tuple(replace(g, latents=g.latents.float() + context_noise * normal(g.latents.shape)) for g in shown)
-        data = batch.latents.float()
-        level = logit_normal(normal((len(data),)))
-        noise = normal(data.shape)
-        bound = self.net.bind(condition(query, batch.actions, egomotion), replace(context, frames=noisy))
-        velocity = bound(corrupt(data, noise, level), level).float()
-        flow = (velocity - target_velocity(data, noise)).square().mean()
-        if self.motion_head is None:
-            return {"flow": flow}
-        pairs = torch.cat([batch.before[:, None].float(), batch.latents.float()], 1)
-        return {"flow": flow, "motion": self._motion_loss(batch, egomotion, pairs + context_noise * normal(pairs.shape))}
-
-    def _motion_loss(self, batch: Batch, egomotion: Tensor, pairs: Tensor) -> Tensor:
-        stood = torch.cat([batch.pose[:, None], batch.poses], 1)
-        correction = relative_pose(stood[:, 1:], stood[:, :-1]) - egomotion
-        before, after = pairs[:, :-1].flatten(0, 1), pairs[:, 1:].flatten(0, 1)
-        mask = self.kinematics.mask(pairs.device)
-        assert self.motion_head is not None
-        return self.motion_head.loss(before, after, batch.actions.flatten(), correction.flatten(0, 1), mask)
+_FRAME_FIELDS = ("latents", "poses", "times", "actions", "egomotion", "valid", "observed")  # of `Seen`
 
 
 def _whole_chunks(seen: Seen, chunk: int) -> Seen:
@@ -281,25 +294,6 @@ def _whole_chunks(seen: Seen, chunk: int) -> Seen:
     at = torch.arange(-(-frames % chunk), frames, device=seen.valid.device)
     index = torch.maximum(at, seen.valid.int().argmax(1, keepdim=True))  # [B, T]
     row = torch.arange(rows, device=at.device)[:, None]
-    latents, poses, times, actions, valid = (x[row, index] for x in (seen.latents, seen.poses, seen.times, seen.actions, seen.valid))
-    return Seen(latents, poses, times - (index - at), actions, valid & (index == at))
-
-
-def hide_recent(groups: tuple[ContextFrames, ...], generator: torch.Generator, share: float) -> tuple[ContextFrames, ...]:
-    """Context groups with all but the last hidden in about half of `share` of the rows, and each hidden at random in the other half.
-
-    Rows whose last group holds nothing keep all they have.
-    """
-    device = groups[0].valid.device
-    rows = len(groups[0].valid)
-    fate = torch.rand(rows, generator=generator, device=device)
-    odds = torch.where(fate < share / 2, 1.0, torch.where(fate < share, 0.5, 0.0)) * groups[-1].valid.any(1)
-    hidden = torch.rand(len(groups) - 1, rows, generator=generator, device=device) < odds
-    kept = [replace(g, valid=g.valid & ~gone[:, None]) for g, gone in zip(groups[:-1], hidden, strict=True)]
-    return (*kept, groups[-1])
-
-
-def condition(query: Query, actions: Tensor, egomotion: Tensor) -> Condition:
-    """A query as the network's condition: target poses are told relative to the chunk's first."""
-    reference = query.poses[:, 0]
-    return Condition(actions, egomotion, relative_pose(query.poses, reference[:, None]), reference[:, 4])
+    taken = Seen(*(getattr(seen, name)[row, index] for name in _FRAME_FIELDS))
+    own = index == at
+    return replace(taken, times=taken.times - (index - at), valid=taken.valid & own, observed=taken.observed & own)

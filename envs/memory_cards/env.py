@@ -27,10 +27,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym import tasks
 from wmgym.envs.checks import check_reset_options
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import CELLS, COVERS, DECKS, SIDE, Table
+from wmgym.settings import memory_cards as setting
 from wmgym.vectors import load_generator
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Rules:
     cursor: bool = True
     size: int = 48
     render_size: int | None = None
-    horizon: int = tasks.CARDS_HORIZON
+    horizon: int = setting.HORIZON
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
@@ -101,11 +101,11 @@ class MemoryCardsEnv(gym.Env):
         horizon: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        horizon = tasks.CARDS_HORIZON if horizon is None else horizon
+        horizon = setting.HORIZON if horizon is None else horizon
         self.rules = Rules(task, deck, cover, cursor, size, render_size, horizon, render_mode)
         self.horizon, self.render_mode = int(horizon), render_mode
         self.observation_space: spaces.Box = self.rules.observation_space
-        self.action_space = spaces.Discrete(len(tasks.CARDS_ACTIONS))
+        self.action_space = spaces.Discrete(len(setting.ACTIONS))
         self._table: Table | None = None
         self._elapsed = 0
 
@@ -119,7 +119,7 @@ class MemoryCardsEnv(gym.Env):
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before = self._running()
         if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {len(tasks.CARDS_ACTIONS) - 1}, got {action!r}")
+            raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
         self._table = cards.move(before, np.array([action]))
         self._elapsed += 1
         frame, info = self._seen(self._table)
@@ -153,10 +153,10 @@ class MemoryCardsEnv(gym.Env):
         return branched(self.rules, [self.save_state()], np.array([self._elapsed >= self.horizon]), n, seeds, "numpy")
 
     def get_action_meanings(self) -> list[str]:
-        return list(tasks.CARDS_ACTIONS)
+        return list(setting.ACTIONS)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        return dict(tasks.CARDS_KEYS)
+        return dict(setting.SETTING.keys)
 
     def _running(self) -> Table:
         if self._table is None:

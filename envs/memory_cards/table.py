@@ -12,15 +12,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.tasks import CARDS_ACTIONS
+from wmgym.settings.memory_cards import ACTIONS
 
 SIDE = 4  # cards in a row
 CELLS = SIDE * SIDE
 OBJECTS = 8
 BLANK, BACK = OBJECTS, OBJECTS + 1  # what else a tile may show
 KINDS = OBJECTS + 2
-TOGGLE = CARDS_ACTIONS.index("toggle")
-REST = len(CARDS_ACTIONS)  # told to a table whose episode is over
+TOGGLE = ACTIONS.index("toggle")
+REST = len(ACTIONS)  # told to a table whose episode is over
 DECKS = ("pairs", "blanks")
 COVERS = ("all", "none", "random")
 
@@ -54,7 +54,7 @@ def _next_cells() -> NDArray[np.int64]:
     table = np.tile(np.arange(CELLS), (REST + 1, 1))
     for action, (down, right) in {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}.items():
         there = (rows + down).clip(0, SIDE - 1) * SIDE + (columns + right).clip(0, SIDE - 1)
-        table[CARDS_ACTIONS.index(action)] = there
+        table[ACTIONS.index(action)] = there
     return table
 
 

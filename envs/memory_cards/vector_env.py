@@ -8,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from wmgym import tasks
 from wmgym.envs.memory_cards import env as single
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.env import Rules
 from wmgym.envs.memory_cards.table import CELLS, Table
-from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
-
-Mask = NDArray[np.bool_]  # [N], one per lane
+from wmgym.settings import memory_cards as setting
+from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_count, info_batch, lane_seeds, load_generator
 
 
 class MemoryCardsVectorEnv(LanesEnv):
@@ -50,62 +46,47 @@ class MemoryCardsVectorEnv(LanesEnv):
         autoreset_mode: str | AutoresetMode = "next_step",
         obs_type: str = "numpy",
     ) -> None:
-        if horizon is not None and max_episode_steps is not None:
-            raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
-        if obs_type not in OBS_TYPES:
-            raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
-        horizon = next((h for h in (horizon, max_episode_steps) if h is not None), tasks.CARDS_HORIZON)
-        self.num_envs = _count("num_envs", num_envs)
-        self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
+        config = VectorConfig.read(num_envs, autoreset_mode, obs_type, horizon, max_episode_steps)
+        horizon = setting.HORIZON if config.horizon is None else config.horizon
         self.rules = Rules(task, deck, cover, cursor, size, render_size, horizon, render_mode)
-        self.horizon, self.render_mode = int(horizon), render_mode
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = self.rules.observation_space
-        self.single_action_space = spaces.Discrete(len(tasks.CARDS_ACTIONS))
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.horizon = int(horizon)
+        self._prepare(config, (self.rules.observation_space, spaces.Discrete(len(setting.ACTIONS))), self.metadata, render_mode)
         empty = np.zeros((self.num_envs, CELLS), np.int64)
         self._table = Table(empty, empty > 0, empty[:, 0])
-        self._generators, self._seeds = None, []
-        self._is_running = False
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._truncated = np.zeros(self.num_envs, bool)  # nothing here terminates an episode
 
-    # ---- Gymnasium ----
+    # ---- lanes ----
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes in all lanes, or in those of `options["reset_mask"]`.
+    def _read_options(self, options: Any) -> int | None:
+        return single.check_options(options)
 
-        `options` is a dict for all lanes, in which `start` may have a row per lane, or a list of dicts, one per lane.
-        """
-        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
-        per_lane = lane_options(options, self.num_envs, lambda key, value: key == "start" and np.ndim(value) == 2)
-        if not self._is_running and not mask.all():
-            raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
-        starts = [single.check_options(each) for each in per_lane]
+    def _is_per_lane(self, key: str, value: Any) -> bool:
+        return key == "start" and np.ndim(value) == 2
+
+    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[int | None]) -> None:
+        objects, is_open, cursor = self._table.objects.copy(), self._table.is_open.copy(), self._table.cursor.copy()
         for lane in np.flatnonzero(mask).tolist():
             self._seed(lane, seeds[lane])
-        self._open(mask, starts)
-        self._is_running = True
-        return self._observe(self.rules.draw(self._table)), self._info(mask)
+            objects[lane], is_open[lane], cursor[lane] = self.rules.open(self.np_random[lane], wishes[lane])
+        self._table = Table(objects, is_open, cursor)
+        self._elapsed, self._truncated = np.where(mask, 0, self._elapsed), self._truncated & ~mask
 
-    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """One step in every lane; a lane that has ended is reset, or rests."""
-        self._check_running()
-        told, over = self._check_actions(actions), self._truncated
-        self._table = cards.move(self._table, np.where(over, cards.REST, told))
-        self._elapsed = self._elapsed + ~over
+    def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
+        self._table = cards.move(self._table, np.where(moving, self._check_actions(actions), cards.REST))
+        self._elapsed = self._elapsed + moving
         self._truncated = self._elapsed >= self.horizon
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._open(over)
-        truncated, final = self._truncated.copy(), {}
+        return np.zeros(self.num_envs)
+
+    def _flags(self) -> tuple[Mask, Mask]:
+        return np.zeros(self.num_envs, bool), self._truncated.copy()
+
+    def _observe(self) -> Any:
         frames = self.rules.draw(self._table)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and truncated.any():
-            final = self._final(frames, truncated)
-            self._open(truncated)
-            frames = self.rules.draw(self._table)
-        terminated, everywhere = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
-        return self._observe(frames), np.zeros(self.num_envs), terminated, truncated, final | self._info(everywhere)
+        return as_tensors(frames) if self.obs_type == "torch" else frames
+
+    def _info(self, lanes: Mask) -> dict[str, Any]:
+        return info_batch({"pose": (cards.poses(self._table), np.ones(self.num_envs, bool))}, lanes)
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame per lane."""
@@ -150,48 +131,15 @@ class MemoryCardsVectorEnv(LanesEnv):
 
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words."""
-        return list(tasks.CARDS_ACTIONS)
+        return list(setting.ACTIONS)
 
     # ---- parts ----
-
-    def _check_running(self) -> None:
-        if not self._is_running:
-            raise gym.error.ResetNeeded("reset() must be called first")
-
-    def _open(self, mask: Mask, starts: Sequence[int | None] | None = None) -> None:
-        """Begin an episode in the lanes of a mask, as the single env's reset does."""
-        if not mask.any():
-            return
-        objects, is_open, cursor = self._table.objects.copy(), self._table.is_open.copy(), self._table.cursor.copy()
-        for lane in np.flatnonzero(mask).tolist():
-            start = None if starts is None else starts[lane]
-            objects[lane], is_open[lane], cursor[lane] = self.rules.open(self.np_random[lane], start)
-        self._table = Table(objects, is_open, cursor)
-        self._elapsed, self._truncated = np.where(mask, 0, self._elapsed), self._truncated & ~mask
-
-    def _observe(self, frames: NDArray[np.uint8]) -> Any:
-        if self.obs_type == "torch":
-            import torch  # here, so that a ground truth alone loads none
-
-            return torch.from_numpy(frames)
-        return frames
-
-    def _info(self, lanes: Mask) -> dict[str, Any]:
-        """Gymnasium's batched info: the poses beside a mask of the lanes that are told."""
-        return {"pose": cards.poses(self._table) * lanes[:, None], "_pose": lanes.copy()}
-
-    def _final(self, frames: NDArray[np.uint8], over: Mask) -> dict[str, Any]:
-        """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
-        batch, last = self._observe(frames), np.full(self.num_envs, None, object)
-        for lane in np.flatnonzero(over):
-            last[lane] = batch[lane]
-        return {"final_obs": last, "_final_obs": over.copy(), "final_info": self._info(over), "_final_info": over.copy()}
 
     def _check_actions(self, actions: Any) -> NDArray[np.int64]:
         told = np.asarray(actions)
         if told.shape != (self.num_envs,):
             raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(told.shape)}")
-        count = len(tasks.CARDS_ACTIONS)
+        count = len(setting.ACTIONS)
         if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
         return told.astype(np.int64)
@@ -201,7 +149,7 @@ def branched(
     rules: Rules, lanes: Sequence[Mapping[str, Any]], truncated: Mask, n: int, seeds: int | Sequence[int] | None, obs_type: str
 ) -> MemoryCardsVectorEnv:
     """n futures of each saved lane, next to each other."""
-    states = tuple(lane for lane in lanes for _ in range(_count("n", n)))
+    states = tuple(lane for lane in lanes for _ in range(check_count("n", n)))
     branches = MemoryCardsVectorEnv(
         len(states),
         deck=rules.deck,
@@ -217,9 +165,3 @@ def branched(
     for lane, seed in enumerate(lane_seeds(seeds, branches.num_envs)):
         branches._seed(lane, seed)
     return branches
-
-
-def _count(name: str, count: Any) -> int:
-    if not single.is_whole(count) or count < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    return int(count)

@@ -23,20 +23,20 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym import tasks
 from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
-from wmgym.envs.memory_maze.upstream import CELL, CELLS, TIME_LIMITS, Variant, load, variant
+from wmgym.envs.memory_maze.upstream import CELL, Variant, load, variant
 from wmgym.envs.process_vector import ProcessVectorEnv, branch_of
+from wmgym.settings import memory_maze as setting
+from wmgym.tasks import FREE_HORIZON
 from wmgym.vectors import load_generator
 
 if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
 
-TASKS = ("targets", "targets-near", "free")
+TASKS = tuple(setting.SETTING.tasks)
 NEAR = 2  # cells of the way to the first target of task "targets-near", at most
 ASIDE = np.pi / 4  # radians by which it may lie to the left or right
 RESET_OPTIONS = ("start", "goal")
-NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 MOST_SEEDS = 2**32  # upstream's generator takes no larger seed
 _MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  # those in use in this process
 
@@ -76,7 +76,7 @@ class MemoryMazeEnv(gym.Env):
         }  # fmt: skip
         self.metadata = {**self.metadata, "render_fps": round(self.kind.control_hz)}
         self.observation_space = observation_space(cells, self.kind, self.size)
-        self.action_space = spaces.Discrete(len(tasks.MEMORY_MAZE_ACTIONS))
+        self.action_space = spaces.Discrete(len(setting.ACTIONS))
         self._ball: Ball | None = None
         self._elapsed = 0
 
@@ -103,7 +103,7 @@ class MemoryMazeEnv(gym.Env):
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         ball = self._running()
         if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {len(tasks.MEMORY_MAZE_ACTIONS) - 1}, got {action!r}")
+            raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
         touched = ball.step(int(action))
         self._elapsed += 1
         reward = float(touched and self.task != "free")
@@ -149,10 +149,10 @@ class MemoryMazeEnv(gym.Env):
         return branch_of("wmgym.envs.memory_maze.env:MemoryMazeEnv", self._kwargs, here, n, seeds)
 
     def get_action_meanings(self) -> list[str]:
-        return list(tasks.MEMORY_MAZE_ACTIONS)
+        return list(setting.ACTIONS)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        return dict(tasks.MEMORY_MAZE_KEYS)
+        return dict(setting.SETTING.keys)
 
     @property
     def ball(self) -> Ball:
@@ -183,29 +183,9 @@ class MemoryMazeEnv(gym.Env):
 
 
 def observation_space(cells: int, kind: Variant, size: int) -> spaces.Space:
-    """The frame alone, or upstream's observations by upstream's names; positions and directions are in grid coordinates."""
-    image = spaces.Box(0, 255, (size, size, 3), np.uint8)
-    if not kind.extra:
-        return image
-    count = NUM_TARGETS[cells]
-
-    def inside(*shape: int) -> spaces.Box:
-        return spaces.Box(0, cells, shape, np.float64)
-
-    def apart(*shape: int) -> spaces.Box:
-        return spaces.Box(-2 * cells, 2 * cells, shape, np.float64)
-
-    return spaces.Dict(
-        image=image,
-        target_color=spaces.Box(0, 1, (3,), np.float64),
-        agent_pos=inside(2),
-        agent_dir=spaces.Box(-1, 1, (2,), np.float64),
-        targets_vec=apart(count, 2),
-        targets_pos=inside(count, 2),
-        target_vec=apart(2),
-        target_pos=inside(2),
-        maze_layout=spaces.Box(0, 2 if kind.oracle else 1, (cells, cells), np.uint8),  # 1 is free, 2 is on the oracle's way
-    )
+    """The frame alone, or upstream's observations by upstream's names."""
+    image, extra = spaces.Box(0, 255, (size, size, 3), np.uint8), setting.extra_observations(cells, kind.name)
+    return spaces.Dict({**extra, "image": image}) if extra else image
 
 
 def observe(ball: Ball, kind: Variant, size: int) -> Any:
@@ -299,8 +279,8 @@ def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
 
 
 def check_kind(cells: Any, name: Any, backend: Any) -> Variant:
-    if isinstance(cells, bool) or cells not in CELLS:
-        raise ValueError(f"cells must be one of {CELLS}, got {cells!r}")
+    if isinstance(cells, bool) or cells not in setting.TIME_LIMITS:
+        raise ValueError(f"cells must be one of {tuple(setting.TIME_LIMITS)}, got {cells!r}")
     if backend != "mujoco":
         raise ValueError(f"unknown backend {backend!r}; available: 'mujoco'")
     return variant(name)
@@ -316,8 +296,8 @@ def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
         raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
     if horizon is None:
         if task == "targets":
-            return round(TIME_LIMITS[cells] * kind.control_hz)
-        return tasks.NEAR_HORIZON if task == "targets-near" else tasks.FREE_HORIZON
+            return round(setting.TIME_LIMITS[cells] * kind.control_hz)
+        return setting.NEAR_HORIZON if task == "targets-near" else FREE_HORIZON
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
     return int(horizon)

@@ -18,14 +18,9 @@ from functools import cache
 from typing import Any
 
 from wmgym.envs.memory_maze import gl
+from wmgym.settings.memory_maze import VARIANTS, frame_size
 
-CELLS = (9, 11, 13, 15)  # a side, without the outer walls
 CELL = 2.0  # metres
-TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds
-SUFFIXES = (
-    "", "Vis", "HD", "Top", "ExtraObs", "ExtraObs-Vis", "ExtraObs-Top", "Oracle", "Oracle-Top", "Oracle-ExtraObs",
-    "HiFreq", "HiFreq-Vis", "HiFreq-HD", "6CL", "6CL-Top", "6CL-ExtraObs",
-)  # fmt: skip
 TEXTURE = re.compile(r"<texture\b[^>]*/>")
 
 
@@ -44,19 +39,18 @@ class Variant:
 
 
 def variant(name: str) -> Variant:
-    if name not in SUFFIXES:
-        raise ValueError(f"unknown variant {name!r}; available: {', '.join(map(repr, SUFFIXES))}")
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}; available: {', '.join(map(repr, VARIANTS))}")
     parts = name.split("-")
-    top = "Top" in parts
     return Variant(
         name,
         extra="ExtraObs" in parts,
         oracle="Oracle" in parts,
-        top=top,
+        top="Top" in parts,
         visible="Vis" in parts,
         six_colours="6CL" in parts,
         control_hz=40.0 if "HiFreq" in parts else 4.0,
-        frame_side=256 if top or "HD" in parts else 64,
+        frame_side=frame_size(name),
     )
 
 

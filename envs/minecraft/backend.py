@@ -1,7 +1,7 @@
 """The one interface behind `Minecraft-v0`, and the engines that satisfy it.
 
 An engine runs one world at a time. Poses are float32 [5] as everywhere (x, y, z of the feet in blocks, z up, yaw, pitch); boxes are
-in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions are numbered as wmgym.tasks.MINECRAFT_ACTIONS.
+in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions are numbered as wmgym.settings.minecraft.ACTIONS.
 """
 
 from __future__ import annotations

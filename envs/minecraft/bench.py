@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wmgym import tasks
 from wmgym.envs.minecraft.env import MinecraftEnv
 from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 from wmgym.envs.minecraft.voxel.engine import VoxelBackend
 from wmgym.envs.minecraft.voxel.world import generate
+from wmgym.settings.minecraft import ACTIONS
 
 SIZES = {"64": (64, 64), "128": (128, 128), "640x360": (360, 640)}  # height and width
 LANES = (8, 32)
@@ -52,7 +52,7 @@ _rng = np.random.default_rng(0)
 
 
 def _actions(count: int) -> np.ndarray:
-    return _rng.choice(len(tasks.MINECRAFT_ACTIONS), count, p=ACTION_SHARES)
+    return _rng.choice(len(ACTIONS), count, p=ACTION_SHARES)
 
 
 def _walk(seed: int, count: int) -> list[VoxelBackend]:

@@ -20,14 +20,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym import tasks
 from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
 from wmgym.envs.minecraft.backend import KEYS, Backend, Pose, TickBackend, check_action_mode, find_backend, make_backend
+from wmgym.settings.minecraft import ACTIONS, SETTING
+from wmgym.tasks import compass, horizontal_distance, navigate_arrived, navigate_reward
 
 if TYPE_CHECKING:
     from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 
-TASKS = tasks.SETTINGS["minecraft"].tasks
+TASKS = SETTING.tasks
 RESET_OPTIONS = ("goal", "start")
 TICKS = 4  # of 0.05 s in a step of mode "discrete"
 
@@ -81,14 +82,14 @@ class MinecraftEnv(gym.Env):
             pose = cast(TickBackend, self._engine).tick(*check_hands(action, self.action_space))
         else:
             if not self.action_space.contains(action):
-                raise ValueError(f"action must be an integer from 0 to {len(tasks.MINECRAFT_ACTIONS) - 1}, got {action!r}")
+                raise ValueError(f"action must be an integer from 0 to {len(ACTIONS) - 1}, got {action!r}")
             pose = self._engine.step(int(action))
         self._pose = pose
         self._elapsed += 1
         reward, arrived = 0.0, False
         if self._goal is not None:
-            reward = float(tasks.navigate_reward(before, pose, self._goal))
-            arrived = bool(tasks.navigate_arrived(pose, self._goal))
+            reward = float(navigate_reward(before, pose, self._goal))
+            arrived = bool(navigate_arrived(pose, self._goal))
         ending = self._engine.ending
         terminated, truncated = arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
         return self._observe(pose), reward, terminated, truncated, self._info(pose)
@@ -144,7 +145,7 @@ class MinecraftEnv(gym.Env):
         return action_meanings(self.action_mode)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], Any]:
-        return dict(tasks.MINECRAFT_KEYS) if self.action_mode == "discrete" else {keys: hands(*told) for keys, told in HAND_KEYS.items()}
+        return dict(SETTING.keys) if self.action_mode == "discrete" else {keys: hands(*told) for keys, told in HAND_KEYS.items()}
 
     def _running(self) -> Pose:
         if self._pose is None:
@@ -153,12 +154,12 @@ class MinecraftEnv(gym.Env):
 
     def _observe(self, pose: Pose) -> Any:
         frame = self._engine.render(self.size, self.size)
-        return frame if self._goal is None else {"pov": frame, "compass": tasks.compass(pose, self._goal)}
+        return frame if self._goal is None else {"pov": frame, "compass": compass(pose, self._goal)}
 
     def _info(self, pose: Pose) -> dict[str, Any]:
         info: dict[str, Any] = {"pose": pose.copy()}
         if self._goal is not None:
-            info |= {"goal": self._goal.copy(), "goal_distance": float(tasks.horizontal_distance(pose, self._goal))}
+            info |= {"goal": self._goal.copy(), "goal_distance": float(horizontal_distance(pose, self._goal))}
         return info
 
 
@@ -172,12 +173,12 @@ def observation_space(task: str, size: int) -> spaces.Space:
 
 def action_space(mode: str) -> spaces.Space:
     if mode == "discrete":
-        return spaces.Discrete(len(tasks.MINECRAFT_ACTIONS))
+        return spaces.Discrete(len(ACTIONS))
     return spaces.Dict({**{key: spaces.Discrete(2) for key in KEYS}, "camera": spaces.Box(-180, 180, (2,), np.float32)})
 
 
 def action_meanings(mode: str) -> list[str]:
-    return list(tasks.MINECRAFT_ACTIONS) if mode == "discrete" else [*KEYS, "camera"]
+    return list(ACTIONS) if mode == "discrete" else [*KEYS, "camera"]
 
 
 def hands(*pressed: str, camera: tuple[float, float] = (0, 0)) -> dict[str, Any]:

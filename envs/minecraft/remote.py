@@ -18,7 +18,7 @@ from wmgym.envs.checks import check_pose
 from wmgym.envs.minecraft.backend import Pose
 from wmgym.envs.minecraft.faults import BackendDied, BackendError
 from wmgym.envs.minecraft.process import Peer
-from wmgym.tasks import MINECRAFT_HANDS
+from wmgym.settings.minecraft import HANDS
 
 BOUND = 16_384  # blocks: float32 poses stay exact to a millimetre
 HEIGHT = 256
@@ -98,7 +98,7 @@ class RemoteBackend:
     # ---- in two halves, so that lanes can work side by side ----
 
     def send_step(self, action: int) -> None:
-        keys, left, up = MINECRAFT_HANDS[action]
+        keys, left, up = HANDS[action]
         self._send(op="step", ticks=TICKS, keys=dict.fromkeys(keys, 1), turn=left, look=up, size=self._size)
 
     def send_tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> None:

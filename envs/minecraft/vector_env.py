@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from wmgym import tasks
@@ -19,9 +17,8 @@ from wmgym.envs.checks import check_render_mode, check_render_size, check_size
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
-from wmgym.vectors import AUTORESET, OBS_TYPES, LanesEnv, autoreset_name, lane_options, lane_seeds, load_generator, reset_mask
-
-Mask = NDArray[np.bool_]  # [N], one per lane
+from wmgym.settings.minecraft import ACTIONS
+from wmgym.vectors import Info, LanesEnv, Mask, VectorConfig, as_tensors, check_count, info_batch, lane_seeds, load_generator
 
 
 class MinecraftVectorEnv(LanesEnv):
@@ -49,50 +46,38 @@ class MinecraftVectorEnv(LanesEnv):
         action_mode: str = "discrete",
         **engine: Any,
     ) -> None:
-        if horizon is not None and max_episode_steps is not None:
-            raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
-        if obs_type not in OBS_TYPES:
-            raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
-        self.num_envs = check_count("num_envs", num_envs)
-        self.autoreset_mode, self.obs_type = AUTORESET[autoreset_name(autoreset_mode)], obs_type
+        config = VectorConfig.read(num_envs, autoreset_mode, obs_type, horizon, max_episode_steps)
         self.action_mode = check_action_mode(backend, action_mode)
-        self.horizon = single.check_horizon(task, horizon if max_episode_steps is None else max_episode_steps, action_mode)
+        self.horizon = single.check_horizon(task, config.horizon, action_mode)
         self.task, self._has_goal = task, single.TASKS[task].needs_goal
         self.size, self.render_size = check_size(size), check_render_size(render_size, size)
-        self.render_mode = check_render_mode(render_mode)
         fps = 20 if action_mode == "minerl" else self.metadata["render_fps"]
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
-        self.single_observation_space = single.observation_space(task, self.size)
-        self.single_action_space = single.action_space(action_mode)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        spaces = single.observation_space(task, self.size), single.action_space(action_mode)
+        self._prepare(config, spaces, {**self.metadata, "render_fps": fps}, check_render_mode(render_mode))
         self.backend, self.engine_options = backend, engine
         self._lanes = make_lanes(backend, self.num_envs, **engine)
-        self._generators, self._seeds = None, []
-        self._is_running = False
         self._poses = np.zeros((self.num_envs, 5), np.float32)
         self._goals = np.zeros((self.num_envs, 5), np.float32)
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._terminated, self._truncated = np.zeros((2, self.num_envs), bool)
+        self._frames = np.zeros((self.num_envs, self.size, self.size, 3), np.uint8)
 
-    # ---- Gymnasium ----
+    # ---- lanes ----
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes in all lanes, or in those of `options["reset_mask"]`.
+    def _read_options(self, options: Any) -> tuple[Pose | None, Pose | None]:
+        return single.check_options(options, self.task, self._lanes.engines[0].bounds)
 
-        `options` is a dict for all lanes, in which `start` and `goal` may have a row per lane, or a list of dicts, one per lane.
-        If a lane cannot be reset as wished, no lane is.
-        """
-        seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
-        per_lane = lane_options(options, self.num_envs, lambda key, value: key in single.RESET_OPTIONS and np.ndim(value) == 2)
-        if not self._is_running and not mask.all():
-            raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
-        bounds = self._lanes.engines[0].bounds
-        wishes = [single.check_options(each, self.task, bounds) for each in per_lane]
-        before = self.save_state() if self._is_running and find_backend(self.backend).saves else None
+    def _is_per_lane(self, key: str, value: Any) -> bool:
+        return key in single.RESET_OPTIONS and np.ndim(value) == 2
+
+    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[tuple[Pose | None, Pose | None]]) -> None:
+        """If an engine's process fails, a `BackendError` is raised, and all lanes must be reset."""
+        asked = any(wish is not None for pair in wishes for wish in pair)
+        before = self.save_state() if asked and self._is_running and find_backend(self.backend).saves else None
         try:
             for lane in np.flatnonzero(mask).tolist():
-                self._open(lane, seeds[lane], *wishes[lane])
+                self._open_lane(lane, seeds[lane], *wishes[lane])
+            self._draw(mask)
         except BackendError:
             self._is_running = False  # a process is gone, and with it what it held
             raise
@@ -100,25 +85,22 @@ class MinecraftVectorEnv(LanesEnv):
             if before is not None:
                 self.load_state(before)
             raise
-        self._is_running = True
-        return self._observe(self._frames()), self._info(mask)
 
-    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """One step in every lane; a lane that has ended is reset, or rests.
+    def _open_lane(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
+        """Begin an episode in one lane, as the single env's reset does."""
+        self._seed(lane, seed)
+        pose, aim = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
+        self._poses[lane], self._goals[lane] = pose, 0 if aim is None else aim
+        self._elapsed[lane] = 0
+        self._terminated[lane] = self._truncated[lane] = False
 
-        If an engine's process fails, a `BackendError` is raised, and all lanes must be reset.
-        """
-        self._check_running()
+    def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
         try:
-            return self._step(actions)
+            before, self._poses = self._poses, self._move(actions, moving)
+            self._draw(moving)
         except BackendError:
             self._is_running = False
             raise
-
-    def _step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        before, over = self._poses, self._terminated | self._truncated
-        moving = ~over
-        self._poses = self._move(actions, moving)
         self._elapsed[moving] += 1
         rewards = np.zeros(self.num_envs)
         self._truncated[moving] = self._elapsed[moving] >= self.horizon
@@ -128,16 +110,28 @@ class MinecraftVectorEnv(LanesEnv):
         endings = np.array([engine.ending for engine in self._lanes.engines])
         self._terminated |= moving & (endings == "terminated")
         self._truncated |= moving & (endings == "truncated")
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._reopen(over)
-        terminated, truncated = self._terminated.copy(), self._truncated.copy()
-        frames, final = self._frames(), {}
-        over = terminated | truncated
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
-            final = self._final(frames, over)
-            self._reopen(over)
-            frames[over] = self._frames(np.flatnonzero(over))
-        return self._observe(frames), rewards, terminated, truncated, final | self._info(np.ones(self.num_envs, bool))
+        return rewards
+
+    def _flags(self) -> tuple[Mask, Mask]:
+        return self._terminated.copy(), self._truncated.copy()
+
+    def _draw(self, lanes: Mask) -> None:
+        """Look again in some lanes."""
+        if lanes.any():
+            self._frames[lanes] = self._lanes.render(self.size, self.size, None if lanes.all() else np.flatnonzero(lanes))
+
+    def _observe(self) -> Any:
+        frames = self._frames.copy()
+        seen = {"pov": frames, "compass": tasks.compass(self._poses, self._goals)} if self._has_goal else frames
+        return as_tensors(seen) if self.obs_type == "torch" else seen
+
+    def _info(self, lanes: Mask) -> dict[str, Any]:
+        every = np.ones(self.num_envs, bool)
+        info: Info = {"pose": (self._poses, every)}
+        if self._has_goal:
+            distance = tasks.horizontal_distance(self._poses, self._goals).astype(np.float64)
+            info |= {"goal": (self._goals, every), "goal_distance": (distance, every)}
+        return info_batch(info, lanes)
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One frame per lane."""
@@ -180,6 +174,7 @@ class MinecraftVectorEnv(LanesEnv):
             self._seeds.append(lane["seed"])
         self.horizon = int(state["lanes"][0]["horizon"])
         self._terminated, self._truncated = np.array(state["terminated"], bool), np.array(state["truncated"], bool)
+        self._draw(np.ones(self.num_envs, bool))
         self._is_running = True
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MinecraftVectorEnv:
@@ -214,51 +209,6 @@ class MinecraftVectorEnv(LanesEnv):
 
     # ---- parts ----
 
-    def _check_running(self) -> None:
-        if not self._is_running:
-            raise gym.error.ResetNeeded("reset() must be called first")
-
-    def _open(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
-        """Begin an episode in one lane, as the single env's reset does."""
-        self._seed(lane, seed)
-        pose, aim = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
-        self._poses[lane], self._goals[lane] = pose, 0 if aim is None else aim
-        self._elapsed[lane] = 0
-        self._terminated[lane] = self._truncated[lane] = False
-
-    def _reopen(self, over: Mask) -> None:
-        for lane in np.flatnonzero(over).tolist():
-            self._open(lane, None, None, None)
-
-    def _frames(self, lanes: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        return self._lanes.render(self.size, self.size, lanes)
-
-    def _observe(self, frames: NDArray[np.uint8]) -> Any:
-        compass = tasks.compass(self._poses, self._goals) if self._has_goal else None
-        if self.obs_type == "torch":
-            import torch  # here, so that a ground truth alone loads none
-
-            return torch.from_numpy(frames) if compass is None else {"pov": torch.from_numpy(frames), "compass": torch.from_numpy(compass)}
-        return frames if compass is None else {"pov": frames, "compass": compass}
-
-    def _info(self, lanes: Mask) -> dict[str, Any]:
-        """Gymnasium's batched info: each key beside a mask `_key` of the lanes that are told."""
-        values = {"pose": self._poses}
-        if self._has_goal:
-            values |= {"goal": self._goals, "goal_distance": tasks.horizontal_distance(self._poses, self._goals).astype(np.float64)}
-        info: dict[str, Any] = {}
-        for key, value in values.items():
-            info[key] = np.where(lanes.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
-            info[f"_{key}"] = lanes.copy()
-        return info
-
-    def _final(self, frames: NDArray[np.uint8], over: Mask) -> dict[str, Any]:
-        """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
-        batch, last = self._observe(frames.copy()), np.full(self.num_envs, None, object)
-        for lane in np.flatnonzero(over):
-            last[lane] = {key: value[lane] for key, value in batch.items()} if self._has_goal else batch[lane]
-        return {"final_obs": last, "_final_obs": over.copy(), "final_info": self._info(over), "_final_info": over.copy()}
-
     def _move(self, actions: Any, moving: Mask) -> Pose:
         if self.action_mode == "discrete":
             return self._lanes.step(np.where(moving, self._check_actions(actions), -1))
@@ -272,13 +222,7 @@ class MinecraftVectorEnv(LanesEnv):
         told = np.asarray(actions)
         if told.shape != (self.num_envs,):
             raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(told.shape)}")
-        count = len(tasks.MINECRAFT_ACTIONS)
+        count = len(ACTIONS)
         if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
         return told.astype(np.int64)
-
-
-def check_count(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    return int(count)

@@ -29,7 +29,8 @@ import numpy as np
 
 from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames, steps_made
 from wmgym.core import World
-from wmgym.data.episode import RETURN, Header, list_episodes, load_episode, read_header, write_atomically
+from wmgym.data.episode import RETURN, Header, list_episodes, load_episode, read_header
+from wmgym.files import write_atomically
 from wmgym.metrics import image
 
 TASKS = ("turn", "ABA", "ABCA")

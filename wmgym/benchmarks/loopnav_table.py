@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from wmgym.benchmarks.loopnav import BASELINES, VIEWS, Course
-from wmgym.data.episode import as_json
+from wmgym.files import as_json
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
+from wmgym.systems import System
+
+Cells = Mapping[str, Mapping[str, Any]]
 
 NEAR = (0, 1.5, 3, 6, 10, math.inf)  # blocks
-PAIRS = (("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing"))
 PREFACE = """\
 # LoopNav
 
@@ -24,7 +26,7 @@ pose at the end of the leg. Terminal frames are the last 21, 31, 61, 101 at the 
 """
 
 
-def summarise(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str]) -> dict[str, Any]:
+def summarise(cells: Cells, wanted: Sequence[Course], modes: Sequence[str], system: System) -> dict[str, Any]:
     """Tables: each cell, paired differences between modes, and the next frame from true history."""
     table, differences, single = [], [], []
     for course in wanted:
@@ -43,26 +45,27 @@ def summarise(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], 
                 line |= columns("drift", bootstrap_interval([row["steps"]["drift"][-1] for row in rows]))
             table.append(line)
             single += [{**where, "mode": mode, **found} for found in [_next_frame(rows, metrics)] if found]
-        for a, b in PAIRS:
+        for a, b in system.comparisons:
             if a in here and b in here:
                 line = {**where, "difference": f"{a} - {b}"}
                 for metric in metrics:
                     line |= columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
                 differences.append(line)
-    return {"cells": table, "differences": differences, "views": _by_view(cells, wanted, modes), "next_frame": single}
+    return {"cells": table, "differences": differences, "views": _by_view(cells, wanted, modes, system), "next_frame": single}
 
 
-def _by_view(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], modes: Sequence[str]) -> list[dict[str, Any]]:
+def _by_view(cells: Cells, wanted: Sequence[Course], modes: Sequence[str], system: System) -> list[dict[str, Any]]:
     """What memory gains on frames of the leg by how near such a view had been seen: means over the loops that have such frames."""
     lines: list[dict[str, Any]] = []
-    if not {"worldpack", "none"} <= set(modes):
+    pair = system.default_memory, system.reference
+    if not set(pair) <= set(modes):
         return lines
     for course in wanted:
         views = cells.get(f"{course.name} {VIEWS}")
         if views is None:
             continue
         nearest = [np.array(row["nearest"]) for row in views["loops"]]
-        with_it, without = ([np.array(row["steps"]["psnr"]) for row in cells[f"{course.name} {m}"]["loops"]] for m in ("worldpack", "none"))
+        with_it, without = ([np.array(row["steps"]["psnr"]) for row in cells[f"{course.name} {m}"]["loops"]] for m in pair)
         for low, high in pairwise(NEAR):
             masks = [(low <= n) & (n < high) for n in nearest]
             if not any(mask.any() for mask in masks):
@@ -71,7 +74,7 @@ def _by_view(cells: Mapping[str, Mapping[str, Any]], wanted: Sequence[Course], m
             a, b = ([float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without))
             words = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
             line = {"task": course.task, "range": course.range, "blocks_away": words, "share_of_frames": f"{share:.0%}"}
-            lines.append(line | {"loops": len(a)} | columns("worldpack_minus_none_psnr", paired_difference(a, b)))
+            lines.append(line | {"loops": len(a)} | columns(f"{pair[0]}_minus_{pair[1]}_psnr", paired_difference(a, b)))
     return lines
 
 

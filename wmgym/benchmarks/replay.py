@@ -29,6 +29,7 @@ from wmgym.benchmarks.rollout import Loop
 from wmgym.data.episode import load_episode, read_header
 from wmgym.metrics.statistics import bootstrap_interval
 from wmgym.metrics.tiles import RIGHT, tile_error, tile_recall
+from wmgym.systems import System
 
 CONTEXT, STEPS = 200, 17  # frames seen, frames dreamed
 
@@ -66,9 +67,9 @@ def tile_scores(shown: np.ndarray, window: Loop) -> dict[str, np.ndarray]:
     return {"recall": tile_recall(made, truth).numpy(), **{name: value.numpy() for name, value in counts.items()}}
 
 
-def tables(cells: Mapping[str, Mapping[str, Any]], wanted: Course, modes: Sequence[str]) -> dict[str, Any]:
+def tables(cells: Mapping[str, Mapping[str, Any]], wanted: Course, modes: Sequence[str], system: System) -> dict[str, Any]:
     """LoopNav's tables of these windows, and one of tile recall after the last step where it was measured."""
-    found = summarise(cells, [wanted], modes)
+    found = summarise(cells, [wanted], modes, system)
     named = {name: [_renamed(row) for row in rows] for name, rows in found.items()}
     recall = [
         _recall(mode, cells[f"{wanted.name} {mode}"]["loops"])

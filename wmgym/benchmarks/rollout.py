@@ -54,7 +54,7 @@ class Dream:
 
     frames: np.ndarray  # uint8 [L, H, W, 3]
     poses: np.ndarray  # float32 [L, 5]
-    recalled: np.ndarray  # int64 [L, R]: frames looked at again, by their index in the loop, padded with -1
+    retrieved: np.ndarray  # int64 [L, R]: frames looked at again, by their index in the loop, padded with -1
 
 
 def dream_legs(world: World, loops: Sequence[Loop], seeds: Sequence[int], lanes: int = 32, tick: Tick = lambda frames: None) -> list[Dream]:
@@ -67,13 +67,13 @@ def dream_legs(world: World, loops: Sequence[Loop], seeds: Sequence[int], lanes:
             state, alive = _keep(state, alive, sum(loops[row].leg > first for row in rows))
             state, shown = world.step(state, _actions(world, loops, rows[:alive], first))
             pixels, poses = shown.pixels.cpu().numpy(), shown.poses.cpu().numpy()
-            recalled = state.recall.indices.cpu().numpy()
+            retrieved = state.retrieval.indices.cpu().numpy()
             for lane, row in enumerate(rows[:alive]):
-                parts[row].append((pixels[lane], poses[lane], recalled[lane][None].repeat(world.chunk, 0)))
+                parts[row].append((pixels[lane], poses[lane], retrieved[lane][None].repeat(world.chunk, 0)))
             tick(alive * world.chunk)
         for row in rows:
-            frames, poses, recalled = (np.concatenate(part)[: loops[row].leg] for part in zip(*parts[row], strict=True))
-            dreams[row] = Dream(frames, poses, recalled)
+            frames, poses, retrieved = (np.concatenate(part)[: loops[row].leg] for part in zip(*parts[row], strict=True))
+            dreams[row] = Dream(frames, poses, retrieved)
     return [dreams[i] for i in range(len(loops))]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +18,11 @@ import numpy as np
 import torch
 
 from wmgym import rng
-from wmgym.core import Clip, Context, Query, Seen, WorldState
+from wmgym.core import Clip, Condition, Context, Query, Seen, WorldState
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS
 from wmgym.nets.autoencoder import to_uint8
-from wmgym.nets.cdit import Condition
-from wmgym.world_model import SamplerConfig, WorldModel, condition
+from wmgym.world_model import WorldModel
 
 FORWARD, TURN_LEFT = 1, 6  # of Minecraft's actions
 OPENING = 64  # frames remembered before a dreamed step is timed
@@ -84,30 +82,33 @@ def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> 
     return rows
 
 
-def bound_parts(world: WorldModel, state: WorldState) -> tuple[Query, Condition, Context]:
+def bound_parts(world: WorldModel, state: WorldState) -> tuple[Condition, tuple[Context, ...]]:
     """What a step forward from `state` binds the network to."""
     actions = forward(world, len(state.times))
     egomotion = world.kinematics.motion(actions)
     query = world.query(state.poses, egomotion, state.times)
-    return query, condition(query, actions, egomotion), world.recall(state.memories, query)
+    return Condition(actions, egomotion, query.poses, query.times, state.poses, state.origin), world.read(state.memories, query)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
     """Share of each part in a whole step; "rest" is the motion head, noise and bookkeeping."""
     state, actions = opened(world, lanes), forward(world, lanes)
-    query, told, context = bound_parts(world, state)
-    bound = world.net.bind(told, context)
+    condition, contexts = bound_parts(world, state)
+    bound, sampler, memories = world.net.bind(condition, contexts), world.settings.sampler, world.settings.memories
     noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
-    marks = levels(world.sampler.denoise_steps, world.sampler.shift)
-    seen = Seen(state.latents, query.poses, query.times, actions, torch.ones_like(query.times, dtype=torch.bool))
+    marks = levels(sampler.denoise_steps, sampler.shift)
+    query = Query(condition.poses, condition.times)
+    there = torch.ones_like(query.times, dtype=torch.bool)
+    trace = bound.trace(state.latents, query.poses) if world.settings.trace_needs else None
+    seen = Seen(state.latents, query.poses, query.times, actions, condition.egomotion, there, ~there, trace)
     found = take_turns(
         {
             "step": lambda: world.step(state, actions),
-            "memory read": lambda: world.recall(state.memories, query),
-            "context binding": lambda: world.net.bind(told, context),
-            "denoising": lambda: SAMPLERS[world.sampler.name](bound, noise, marks),
-            "memory write": lambda: [m.write(value, seen) for m, value in zip(world.memories, state.memories, strict=True)],
+            "memory read": lambda: world.read(state.memories, query),
+            "context binding": lambda: world.net.bind(condition, contexts),
+            "denoising": lambda: SAMPLERS[world.settings.sampler.name](bound, noise, marks),
+            "memory write": lambda: [m.write(value, seen) for m, value in zip(memories, state.memories, strict=True)],
             "decode": lambda: to_uint8(world.autoencoder.decode(state.latents)),
         },
         seconds,
@@ -118,47 +119,31 @@ def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
     return {**parts, "rest": max(0.0, 1 - sum(parts.values()))}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def caching(world: WorldModel, lanes: int, steps: Sequence[int], seconds: float) -> list[dict[str, Any]]:
     """What it saves to bind the context once per env step and not once per denoising step.
 
     The context is not modulated by the noise level, so both give the same latents.
     """
     state = opened(world, lanes)
-    _, told, context = bound_parts(world, state)
+    condition, contexts = bound_parts(world, state)
     noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
-    sample = SAMPLERS[world.sampler.name]
+    sample = SAMPLERS[world.settings.sampler.name]
 
     def cached(marks: Sequence[float]) -> torch.Tensor:
-        return sample(world.net.bind(told, context), noise, marks)
+        return sample(world.net.bind(condition, contexts), noise, marks)
 
     def recomputed(marks: Sequence[float]) -> torch.Tensor:
-        return sample(lambda x, level: world.net.bind(told, context)(x, level), noise, marks)
+        return sample(lambda x, level: world.net.bind(condition, contexts)(x, level), noise, marks)
 
     rows = []
     for count in steps:
-        marks = levels(count, world.sampler.shift)
+        marks = levels(count, world.settings.sampler.shift)
         calls = {"cached": partial(cached, marks), "recomputed": partial(recomputed, marks)}
         found = take_turns(calls, seconds, world.device)
         times = {f"{name}_ms": 1e3 * t for name, t in found.items()}
         rows.append({"lanes": lanes, "denoise_steps": count, **times, "ratio": found["recomputed"] / found["cached"]})
     return rows
-
-
-def with_steps(world: WorldModel, denoise_steps: int) -> WorldModel:
-    """The same weights and memories with another number of denoising steps."""
-    sampler: SamplerConfig = replace(world.sampler, denoise_steps=denoise_steps)
-    view = WorldModel(
-        world.autoencoder,
-        world.net,
-        world.motion_head,
-        world.kinematics,
-        world.memories,
-        sampler,
-        reward_head=world.reward_head,
-        pose_source=world.pose_source,
-    )
-    return view.eval()
 
 
 # -- truths -----------------------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,7 @@ Needs neither torch nor a decoder: NumPy and safetensors.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from wmgym.files import write_atomically
 from wmgym.version import __version__
 
 SCHEMA = 1
@@ -158,28 +154,6 @@ def save_episode(path: Path | str, episode: Episode) -> None:
     write_atomically(path, save(arrays, metadata={HEADER_KEY: episode.meta.to_json()}))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put bytes in a file that appears whole or not at all: a temporary file beside it, flushed to the disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp hides its files from other users
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            need = f"{len(content) / 1e6:.1f} MB"
-            raise OSError(error.errno, f"no space left to write {path} ({need}); earlier files are unharmed") from error
-        raise
-
-
 def read_header(path: Path | str) -> Header:
     """Metadata and length of an episode file; ValueError if it is not one."""
     path = Path(path)
@@ -288,8 +262,3 @@ def _header(path: Path, file: Any) -> Header:
     if len(shape) != 4:
         raise ValueError(f"{path} has frames of shape {shape}, expected [T, H, W, 3]")
     return Header(meta, shape[0], (shape[1], shape[2], shape[3]))
-
-
-def as_json(values: Mapping[str, Any]) -> bytes:
-    """JSON text for `args.json` and `result.json`."""
-    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

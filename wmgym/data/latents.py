@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wmgym.core import FramePayload
 from wmgym.data.episode import Episode, load_episode
+from wmgym.geometry import relative_pose
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,18 @@ class Latents:
         return torch.from_numpy(rows), torch.from_numpy(first)
 
     def to(self, device: torch.device | str) -> Latents:
-        rewards, ends = (None if x is None else x.to(device) for x in (self.rewards, self.ends))
-        return Latents(self.latents.to(device), self.poses.to(device), self.actions.to(device), self.lengths, rewards, ends)
+        return Latents(**{name: value if name == "lengths" else value.to(device) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    @cached_property
+    def frames(self) -> FramePayload:
+        """All that a memory keeps of each frame, [E, T, ...]."""
+        motion = relative_pose(self.poses[:, 1:], self.poses[:, :-1])
+        motion = torch.cat([torch.zeros_like(self.poses[:, :1]), motion], 1)
+        return FramePayload(self.latents, self.actions, motion, torch.ones_like(self.poses[..., 0], dtype=torch.bool))
 
 
 def encode(

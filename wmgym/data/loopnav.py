@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.data.episode import RETURN, Episode, Metadata, Segment, write_atomically
-from wmgym.tasks import MINECRAFT_HANDS
+from wmgym.data.episode import RETURN, Episode, Metadata, Segment
+from wmgym.files import write_atomically
+from wmgym.settings.minecraft import HANDS
 
 KEYS = ("forward", "back", "left", "right", "jump", "sprint", "sneak")
 HOME = 2.0  # blocks: goals within them of the start are the way back
@@ -195,7 +196,7 @@ def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
     actions = np.append(episode.actions[1:], 0)
     rows = []
     for i, ((x, y, z, _, pitch), yaw, action) in enumerate(zip(episode.poses.tolist(), yaws.tolist(), actions.tolist(), strict=True)):
-        keys, left, up = MINECRAFT_HANDS[action]
+        keys, left, up = HANDS[action]
         goal = next((s.goal for s in reversed(episode.meta.segments) if s.first <= i), None)
         rows.append(
             {
@@ -234,7 +235,7 @@ def write_film(path: Path, frames: np.ndarray) -> None:
 _MOTIONS = np.array(
     [
         [4 * WALK * (("forward" in k) - ("back" in k)), 4 * WALK * (("left" in k) - ("right" in k)), a * TURN, b * TURN]
-        for k, a, b in MINECRAFT_HANDS
+        for k, a, b in HANDS
     ]
 )
 _SCALE = np.array([1, 1, YAW_SCALE, YAW_SCALE])
@@ -253,7 +254,7 @@ def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
     """Which of the ten actions a row of our own is."""
     held = {key for key, on in zip(KEYS, keys, strict=True) if on}
     told = (held, round(camera[0] / TURN), round(camera[1] / TURN))
-    for number, (pressed, left, up) in enumerate(MINECRAFT_HANDS):
+    for number, (pressed, left, up) in enumerate(HANDS):
         if told == (set(pressed), left, up):
             return number
     raise ValueError(f"a row with keys {sorted(held)} and camera {camera.tolist()} is none of the ten actions")

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import torch
 
-from wmgym.data.episode import Episode, Metadata, as_json, save_episode, write_atomically
+from wmgym.data.episode import Episode, Metadata, save_episode
+from wmgym.files import as_json, write_atomically
 from wmgym.data.unpickle import load_plain
 from wmgym.geometry import relative_pose, wrap_angle
 from wmgym.kinematics import Displacement

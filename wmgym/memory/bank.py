@@ -1,110 +1,177 @@
-"""The bank: latents, poses and times of the frames a world has seen, on the device.
+"""The bank: what a world keeps of each frame it has seen, on the device, with its pose and time.
 
-What was seen long ago lies in an archive, a store of frames in which each lane knows its own by number: branches of one moment hold
-one copy of their past, however long they go on. What was seen since lies in a short tail of each lane's own. Only the tail is copied
-when a frame is written; when it is full, its frames join the store, and those that no lane remembers any more leave it. A lane
-remembers as many frames as it has archive slots, the newest. Slots are in no particular order: a slot is known by its time, -1 marks
-an empty one.
+What is kept is any tree of tensors ("payload"): latents and actions, or keys and values. Frames seen long ago lie in an archive, a
+store in which each lane knows its own frames by number, so that branches of one moment hold one copy of their past. The newest
+frames lie in a short tail that each lane has for itself. A write copies the tail only. When the tail is full its frames join the
+store, and those that no lane remembers any more leave it.
+
+A lane remembers its `capacity` newest frames. The archive grows by doubling, so memory and time per step follow what is held and
+not what may be held. Slots (tail first, then archive) are in no particular order: a slot is known by its time, and -1 marks an
+empty one.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wmgym.core import Footprint, Seen
-from wmgym.tree import Shared
+from wmgym.core import Footprint
+from wmgym.tree import HighWater, Shared, Slots, first_tensor, map_tensors, tensors
+
+ROOM = 64  # archive slots that a bank begins with
 
 
 @dataclass(frozen=True)
 class Bank:
-    archive: Shared  # latents [P, C, h, w], of which each lane has rows [B, S]
-    tail: Tensor  # latents [B, K, C, h, w]
-    poses: Tensor  # float32 [B, S + K, 5]: archive slots first
-    times: Tensor  # int64 [B, S + K]
-    used: int  # tail slots in use in any lane
+    archive: Shared  # payload [P, ...], of which each lane has rows [B, S]
+    tail: Any  # payload [B, K, ...]
+    poses: Slots  # float32 [B, K + S, 5]
+    times: Slots  # int64 [B, K + S]
+    used: HighWater  # tail slots in use
+    capacity: int
+
+    @property
+    def tail_len(self) -> int:
+        """K."""
+        return first_tensor(self.tail).shape[1]
 
 
-def empty(batch: int, capacity: int, tail: int, latent_shape: tuple[int, int, int], device: torch.device | str, dtype: torch.dtype) -> Bank:
-    """A bank of `capacity` archived frames and `tail` new ones per lane."""
-    slots = capacity + tail
-    blank = torch.zeros(1, *latent_shape, device=device, dtype=dtype)
+def empty(batch: int, capacity: int, tail: int, blank: Any) -> Bank:
+    """A bank without frames; `blank` is a payload of one frame [1, ...] that sets shapes, dtypes and device."""
+    device = first_tensor(blank).device
+    room = min(capacity, ROOM)
     return Bank(
-        Shared(blank, torch.zeros(batch, capacity, dtype=torch.int64, device=device)),
-        torch.zeros(batch, tail, *latent_shape, device=device, dtype=dtype),
-        torch.zeros(batch, slots, 5, device=device),
-        torch.full((batch, slots), -1, dtype=torch.int64, device=device),
-        0,
+        Shared(blank, torch.zeros(batch, room, dtype=torch.int64, device=device)),
+        map_tensors(lambda one: one.new_zeros(batch, tail, *one.shape[1:]), blank),
+        Slots(torch.zeros(batch, tail + room, 5, device=device)),
+        Slots(torch.full((batch, tail + room), -1, dtype=torch.int64, device=device), -1),
+        HighWater(0),
+        capacity,
     )
 
 
-def recorded(latents: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
-    """A bank over frames already stored [P, S, ...], a row for each lane: how training reads whole episodes without copying them.
+def recorded(episodes: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
+    """A bank over frames that are stored already: how training reads whole episodes without copying them.
 
-    `room` is how many frames can be written before the archive must be copied.
+    episodes: payload [E, T, ...] with one row per lane; poses [B, T, 5]; times int64 [B, T], -1 for what is not remembered. `room` is
+    how many frames can be written before the archive must be copied.
     """
-    lanes, s = len(poses), latents.data.shape[1]
-    tail = latents.data.new_zeros(lanes, room, *latents.data.shape[2:])
-    poses = torch.cat([poses, poses.new_zeros(lanes, room, 5)], 1)
-    frames = Shared(latents.data.flatten(0, 1), latents.rows[:, None] * s + torch.arange(s, device=latents.rows.device))
-    return Bank(frames, tail, poses, torch.cat([times, times.new_full((lanes, room), -1)], 1), 0)
+    lanes, length = times.shape
+    numbers = episodes.rows[:, None] * length + torch.arange(length, device=times.device)
+    tail = map_tensors(lambda data: data.new_zeros(lanes, room, *data.shape[2:]), episodes.data)
+    return Bank(
+        Shared(map_tensors(lambda data: data.flatten(0, 1), episodes.data), numbers),
+        tail,
+        Slots(torch.cat([poses.new_zeros(lanes, room, 5), poses], 1)),
+        Slots(torch.cat([times.new_full((lanes, room), -1), times], 1), -1),
+        HighWater(0),
+        length,
+    )
 
 
-def write(bank: Bank, seen: Seen) -> Bank:
-    """The bank with a chunk more. Frames that are not valid take a slot but are never found."""
-    frames, k = seen.times.shape[1], bank.tail.shape[1]
-    times = torch.where(seen.valid, seen.times, -1)
-    latents = seen.latents.to(bank.tail.dtype)
-    if bank.used + frames > k:
-        return _archive(bank, latents, seen.poses, times)
-    at = slice(bank.used, bank.used + frames)
-    s = bank.times.shape[1] - k
-    own = slice(s + at.start, s + at.stop)
-    tail, all_poses, all_times = bank.tail.clone(), bank.poses.clone(), bank.times.clone()
-    tail[:, at], all_poses[:, own], all_times[:, own] = latents, seen.poses, times
+def write(bank: Bank, payload: Any, poses: Tensor, times: Tensor, valid: Tensor) -> Bank:
+    """The bank with frames [B, n, ...] more. Those that are not valid take a slot but are never found."""
+    times = torch.where(valid, times, -1)
+    payload = map_tensors(lambda new, old: new.to(old.dtype), payload, bank.tail)
+    frames, first = times.shape[1], bank.used.count
+    if first + frames > bank.tail_len:
+        return _archive(bank, payload, poses, times)
+    own = slice(first, first + frames)
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        changed = old.clone()
+        changed[:, own] = new
+        return changed
+
+    all_times = put(bank.times.values, times)
     # forget what is beyond the capacity now, not when the archive is rewritten: that moment depends on the other lanes
-    all_times = torch.where(all_times > all_times.amax(1, keepdim=True) - s, all_times, -1)
-    return replace(bank, tail=tail, poses=all_poses, times=all_times, used=at.stop)
+    all_times = torch.where(all_times > all_times.amax(1, keepdim=True) - bank.capacity, all_times, -1)
+    return replace(
+        bank,
+        tail=map_tensors(put, bank.tail, payload),
+        poses=Slots(put(bank.poses.values, poses)),
+        times=Slots(all_times, -1),
+        used=HighWater(own.stop),
+    )
 
 
-def _archive(bank: Bank, latents: Tensor, poses: Tensor, times: Tensor) -> Bank:
-    """Archive the newest frames of archive, tail and chunk; what lanes shared they still share."""
-    (lanes, s), own = bank.archive.rows.shape, torch.cat([bank.tail, latents], 1)
-    kept, index = torch.cat([bank.times, times], 1).topk(s, dim=1)
-    numbers = len(bank.archive.data) + torch.arange(own[:, :, 0, 0, 0].numel(), device=times.device).view(lanes, -1)
-    numbers = torch.cat([bank.archive.rows, numbers], 1).gather(1, index)
-    store = Shared(torch.cat([bank.archive.data, own.flatten(0, 1)]), torch.where(kept >= 0, numbers, numbers[:, :1]))
-    fresh = empty(lanes, s, bank.tail.shape[1], tuple(latents.shape[2:]), times.device, bank.tail.dtype)  # type: ignore[arg-type]
-    new_poses, new_times = fresh.poses, fresh.times
-    new_poses[:, :s] = torch.cat([bank.poses, poses], 1)[torch.arange(lanes, device=times.device)[:, None], index]
-    new_times[:, :s] = kept
-    return Bank(store.compact(), fresh.tail, new_poses, new_times, 0)
+def _archive(bank: Bank, payload: Any, poses: Tensor, times: Tensor) -> Bank:
+    """Archive the newest frames of tail, chunk and archive. What lanes shared they still share."""
+    lanes, frames = times.shape
+    k, old = bank.tail_len, bank.archive
+    # candidates: the tail, the chunk, and the archive, in the order of their numbers in the joined store
+    own = map_tensors(lambda kept, new: torch.cat([kept, new], 1), bank.tail, payload)
+    numbers = len(old) + torch.arange(lanes * (k + frames), device=times.device).view(lanes, -1)
+    numbers = torch.cat([numbers, old.rows], 1)
+    all_times = torch.cat([bank.times.values[:, :k], times, bank.times.values[:, k:]], 1)
+    all_poses = torch.cat([bank.poses.values[:, :k], poses, bank.poses.values[:, k:]], 1)
+    most = int((all_times >= 0).sum(1).amax())  # that any lane holds; a GPU is waited for here, as it is below by `compact`
+    size = min(bank.capacity, max(ROOM, 1 << (most - 1).bit_length()))
+    kept, index = all_times.topk(min(size, all_times.shape[1]), dim=1)
+    store = map_tensors(lambda stored, new: torch.cat([stored, new.flatten(0, 1)]), old.data, own)
+    row, newest_row = torch.arange(lanes, device=times.device)[:, None], numbers.gather(1, index[:, :1])
+    kept, chosen_poses = Slots(kept, -1).padded(size), Slots(all_poses[row, index]).padded(size)
+    rows = torch.where(kept >= 0, Slots(numbers.gather(1, index)).padded(size), newest_row)
+    return Bank(
+        Shared(store, rows).compact(),
+        map_tensors(torch.zeros_like, bank.tail),
+        Slots(torch.cat([all_poses.new_zeros(lanes, k, 5), chosen_poses], 1)),
+        Slots(torch.cat([kept.new_full((lanes, k), -1), kept], 1), -1),
+        HighWater(0),
+        bank.capacity,
+    )
 
 
-def take(bank: Bank, slots: Tensor) -> Tensor:
-    """Latents in slots int64 [B, n] -> [B, n, C, h, w]."""
-    s, k = bank.archive.rows.shape[1], bank.tail.shape[1]
-    old = bank.archive.data[bank.archive.rows.gather(1, slots.clamp(max=s - 1))]
+def take(bank: Bank, slots: Tensor) -> Any:
+    """Payload in slots int64 [B, n] -> [B, n, ...]."""
+    k, archive = bank.tail_len, bank.archive
+    numbers = archive.rows.gather(1, (slots - k).clamp(min=0))
     if k == 0:
-        return old
-    rows = torch.arange(len(slots), device=slots.device)[:, None]
-    new = bank.tail[rows, (slots - s).clamp(min=0)]
-    return torch.where((slots < s)[..., None, None, None], old, new)
+        return map_tensors(lambda stored: stored[numbers], archive.data)
+    row, is_new = torch.arange(len(slots), device=slots.device)[:, None], slots < k
+    recent = slots.clamp(max=k - 1)
+
+    def pick(stored: Tensor, tail: Tensor) -> Tensor:
+        new = tail[row, recent]
+        return torch.where(is_new.view(*is_new.shape, *[1] * (new.ndim - 2)), new, stored[numbers])
+
+    return map_tensors(pick, archive.data, bank.tail)
 
 
 def newest(bank: Bank, n: int) -> tuple[Tensor, Tensor]:
     """Slots [B, n] of the newest frames, newest first, and which of them exist."""
-    n_there = min(n, bank.times.shape[1])
-    times, slots = bank.times.topk(n_there, dim=1)
-    if n_there < n:
-        pad = (len(slots), n - n_there)
-        slots, times = torch.cat([slots, slots.new_zeros(pad)], 1), torch.cat([times, times.new_full(pad, -1)], 1)
-    return slots, times >= 0
+    there = min(n, bank.times.values.shape[1])
+    times, slots = bank.times.values.topk(there, dim=1)
+    return Slots(slots).padded(n), Slots(times, -1).padded(n) >= 0
 
 
 def footprint(bank: Bank) -> Footprint:
-    frames = (bank.times >= 0).sum(1)
-    each = bank.tail[0, :0].element_size() * bank.tail.shape[2:].numel() + 4 * 5 + 8
-    return Footprint(frames, frames * each)
+    """Frames and bytes that each lane holds."""
+    frames = (bank.times.values >= 0).sum(1)
+    return Footprint(frames, frames * bytes_per_frame(bank.archive.data))
+
+
+def bytes_per_frame(blank: Any) -> int:
+    """What one frame takes with its pose and time; `blank` is a payload [P, ...]."""
+    return sum(data.element_size() * data.shape[1:].numel() for data in tensors(blank)) + 4 * 5 + 8
+
+
+def check_budget(budget: int, lanes: int, blank: Any) -> None:
+    """Refuse a `memory_budget` that the device could never hold."""
+    needed = budget * lanes * bytes_per_frame(blank)
+    device = first_tensor(blank).device
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):  # not on Windows
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if needed > there:
+        raise ValueError(
+            f"memory_budget={budget} would take {needed / 2**30:.1f} GiB for {lanes} lane{'s' * (lanes > 1)}, "
+            f"{device} has {there / 2**30:.1f} GiB: give a smaller budget or fewer lanes"
+        )

@@ -36,7 +36,7 @@ class RetrievalConfig:
     w_c: float = 1.0
     w_a: float = 0.0
     exclusion: int = 5  # steps: never retrieve what was seen in the last second
-    suppression: int = 5  # steps: a picked frame rules out its neighbours within a second
+    suppression: int = 5  # steps: a chosen frame rules out its neighbours within a second
 
     def __post_init__(self) -> None:
         for name in ("sigma_s", "sigma_l"):

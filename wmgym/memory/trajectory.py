@@ -8,47 +8,56 @@ All four modes of WorldPack's ablation are layouts of this one class (`packing.L
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from wmgym.core import Context, ContextFrames, Footprint, Query, Recall, Seen
+from wmgym.core import Context, ContextFrames, Footprint, FramePayload, Query, Retrieval, Seen
 from wmgym.geometry import relative_pose
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
 from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import RetrievalConfig, choose, log_score
 
-TAIL = 32  # frames a lane holds of its own before its archive is rewritten
+TAIL = 32  # frames that a lane holds for itself before its archive is rewritten
 
 
 @dataclass(frozen=True)
 class TrajectoryMemory:
-    """`core.Memory` over a `Bank`."""
+    """`core.Memory` over a `Bank` of frames."""
 
     layout: Layout
     retrieval: RetrievalConfig
     latent_shape: tuple[int, int, int]
     budget: int = 512  # frames remembered
-    device: torch.device | str = "cpu"
+    action_size: int = 0  # numbers in a continuous action; 0: actions are counted
     dtype: torch.dtype = torch.float32
-    needs_kv: bool = False
+    needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
-        if self.budget < self.layout.num_frames:
-            shown = self.layout.num_frames
+        shown = self.layout.num_frames
+        if self.budget < shown:
             raise ValueError(f"memory_budget must be at least the {shown} frames that the network is shown, got {self.budget}")
 
     @property
-    def slots(self) -> int:
+    def num_retrieved(self) -> int:
         return self.layout.retrieved[0]
 
-    def init(self, batch: int) -> Bank:
-        return banks.empty(batch, self.budget, TAIL, self.latent_shape, self.device, self.dtype)
+    def init(self, batch: int, keys: Tensor) -> Bank:
+        blank = self.blank(keys.device)
+        banks.check_budget(self.budget, batch, blank)
+        return banks.empty(batch, self.budget, TAIL, blank)
+
+    def blank(self, device: torch.device | str = "cpu") -> FramePayload:
+        """A payload of one frame, all zeros."""
+        latents = torch.zeros(1, *self.latent_shape, device=device, dtype=self.dtype)
+        kind = torch.float32 if self.action_size else torch.int64
+        actions = latents.new_zeros(1, *([self.action_size] if self.action_size else []), dtype=kind)
+        return FramePayload(latents, actions, latents.new_zeros(1, 5, dtype=torch.float32), latents.new_zeros(1, dtype=torch.bool))
 
     def write(self, memory: Bank, seen: Seen) -> Bank:
-        return banks.write(memory, seen)
+        return banks.write(memory, seen.payload, seen.poses, seen.times, seen.valid)
 
     def footprint(self, memory: Bank) -> Footprint:
         return banks.footprint(memory)
@@ -59,25 +68,28 @@ class TrajectoryMemory:
         groups, start = [], 0
         for frames, level in self.layout.recent:
             part = slice(start, start + frames)
-            groups.append(self._group(memory, slots[:, part], valid[:, part], reference, now, level))
+            groups.append(context_frames(memory, slots[:, part], valid[:, part], reference, now, level))
             start += frames
         n, level = self.layout.retrieved
         if n == 0:
             return Context(tuple(groups))
-        picked, scores, exists = self._retrieve(memory, reference, now, n)
-        groups.append(self._group(memory, picked, exists, reference, now, level))
-        indices = torch.where(exists, memory.times.gather(1, picked), -1)
-        return Context(tuple(groups), recall=Recall(indices, scores))
+        chosen, scores, exists = self._retrieve(memory, reference, now, n)
+        groups.append(context_frames(memory, chosen, exists, reference, now, level))
+        return Context(tuple(groups), retrieval=Retrieval(torch.where(exists, groups[-1].times, -1), scores))
 
     def _retrieve(self, memory: Bank, reference: Tensor, now: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best frames among those not already shown and not of the last second."""
-        scores = log_score(reference, memory.poses, self.retrieval)
+        """The best frames among those that are neither shown already nor of the last second."""
+        times = memory.times.values
+        scores = log_score(reference, memory.poses.values, self.retrieval)
         hidden = max(self.retrieval.exclusion, self.layout.num_recent)
-        allowed = (memory.times >= 0) & (now[:, None] - memory.times > hidden)
-        return choose(scores, memory.times, allowed, n, self.retrieval.suppression)
+        allowed = (times >= 0) & (now[:, None] - times > hidden)
+        return choose(scores, times, allowed, n, self.retrieval.suppression)
 
-    def _group(self, memory: Bank, slots: Tensor, valid: Tensor, reference: Tensor, now: Tensor, level: int) -> ContextFrames:
-        index = slots[..., None].expand(-1, -1, 5)
-        relative = relative_pose(memory.poses.gather(1, index), reference[:, None])
-        offsets = now[:, None] - memory.times.gather(1, slots)
-        return ContextFrames(banks.take(memory, slots), offsets, relative, valid, level)
+
+def context_frames(memory: Bank, slots: Tensor, valid: Tensor, reference: Tensor, now: Tensor, level: int) -> ContextFrames:
+    """Frames in slots int64 [B, n] of a bank of `FramePayload`, as seen from the pose `reference` [B, 5] at the time `now` [B]."""
+    poses = memory.poses.values.gather(1, slots[..., None].expand(-1, -1, 5))
+    times = memory.times.values.gather(1, slots)
+    held = banks.take(memory, slots)
+    relative = relative_pose(poses, reference[:, None])
+    return ContextFrames(held.latents, now[:, None] - times, relative, valid, held.actions, held.egomotion, poses, times, level)

@@ -7,12 +7,35 @@ network and noise level downstream may assume unit scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmgym.nets.layers import ResidualConv
+
+
+class FrameCoder(Protocol):
+    """Frames to latents and back."""
+
+    @property
+    def frame_size(self) -> int:
+        """Pixels along a side."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w."""
+        ...
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 [..., H, W, 3] -> latents [..., C, h, w] of about unit scale."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [..., C, h, w] -> float images [..., 3, H, W], about [-1, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.frame_size, self.latent_shape = config.frame_size, config.latent_shape
         channels = config.latent_shape[0]
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))

@@ -20,15 +20,17 @@ What differs from the published network, and why:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmgym.core import Context, ContextFrames, ContextKV, KeysValues
+from wmgym.core import Condition, Context, ContextFrames, ContextKV, KeysValues, Trace
 from wmgym.geometry import token_rays
-from wmgym.nets.layers import Mlp, attend, fourier, modulate, sinusoid
+from wmgym.nets.layers import Mlp, attend, fourier, hidden_matrices, modulate, sinusoid
+from wmgym.nets.merge import merge
 from wmgym.nets.rope import rotate, rotation
 
 LEVELS = 3  # 2**0, 2**1, 2**2 times the base patch's side; the paper's 2^0, 2^2, 2^4 count tokens
@@ -79,16 +81,6 @@ SIZES = {
     "L": {"width": 1024, "depth": 24, "heads": 16, "shared_modulation": False},
     "XL": {"width": 1152, "depth": 28, "heads": 16, "shared_modulation": False},
 }
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the target frames are to show, apart from the noise level."""
-
-    actions: Tensor  # int64 [B, F], or float32 [B, F, A]
-    egomotion: Tensor  # [B, F, 5]: of each step, as the kinematics expect it
-    relative: Tensor  # [B, F, 5]: each target frame's pose seen from the reference (the first target frame)
-    pitch: Tensor  # [B]: the reference's pitch
 
 
 def tokens_per_frame(latent_side: int, patch: int, level: int) -> int:
@@ -183,7 +175,9 @@ class Bound:
     """A network with its condition and context fixed: everything that does not depend on the noise level."""
 
     net: CDiT
-    condition: Tensor  # [B, F, D]
+    condition: Condition
+    contexts: tuple[Context, ...]
+    embedded: Tensor  # [B, F, D]: actions and egomotion
     position: Tensor  # [B, F, N, D] or [1, 1, N, D]
     gaze: tuple[Tensor, Tensor] | None  # cosine and sine [B, F * N, 1, d / 2] of the phases that values are read at
     layers: tuple[LayerContext, ...]
@@ -194,9 +188,10 @@ class Bound:
         """Noisy latents [B, F, C, h, w] and noise levels [B] in [0, 1] -> velocity, of x's shape."""
         return self.net.denoise(self, x, level)[0]
 
-    def keys_values(self, x: Tensor) -> tuple[KeysValues, ...]:
-        """Unrotated self-attention keys and values of clean latents: what key-value memories store."""
-        return self.net.denoise(self, x, x.new_zeros(len(x)), collect=True)[1]
+    def trace(self, latents: Tensor, poses: Tensor) -> Trace:
+        """Unrotated self-attention keys and values of clean latents at these poses: what key-value memories store."""
+        bound = self.net.bind(self.condition.at(poses), self.contexts)
+        return Trace(self.net.denoise(bound, latents, latents.new_zeros(len(latents)), collect=True)[1])
 
 
 class CDiT(nn.Module):
@@ -206,6 +201,7 @@ class CDiT(nn.Module):
     def __init__(self, config: CDiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.chunk, self.latent_shape = config.chunk, config.latent_shape
         c, d = config.latent_shape[0], config.width
         self.target_embed = PatchEmbed(c, config.patch, d)
         self.context_embed = nn.ModuleList(PatchEmbed(c, config.patch * 2**level, d) for level in range(LEVELS))
@@ -235,17 +231,22 @@ class CDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def matrices(self) -> Iterable[nn.Parameter]:
+        """The matrices of the blocks."""
+        return hidden_matrices(self.blocks)
+
     # -- once per env step ------------------------------------------------------------------------------------------------------
 
-    def bind(self, condition: Condition, context: Context) -> Bound:
-        """Compute all that stays the same while the noise level falls."""
+    def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> Bound:
+        """Compute all that stays the same while the noise level falls. Frames of all contexts are one stream."""
+        context, relative = merge(contexts), condition.relative
         motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
         actions = squash(condition.actions.to(self.position.dtype)) if self.config.action_size else condition.actions
         embedded = self.action_embed(actions) + self.motion_embed(motion)
         position = self.position.flatten(2).transpose(1, 2)[:, None]  # [1, 1, N, D]
         gaze = None
         if self.config.pose_condition == "rays":
-            rays = token_rays(condition.relative, condition.pitch, *self.config.grid, self.config.field_of_view, self.config.aspect)
+            rays = token_rays(relative, condition.pitch, *self.config.grid, self.config.field_of_view, self.config.aspect)
             position = position + self._ray_embed(rays)
             gaze = self._phases(rays)
         tokens, offsets, mask, phases = self._context_tokens(condition, context.frames)
@@ -257,7 +258,7 @@ class CDiT(nn.Module):
             if phases is not None:
                 v = rotate(v, phases[0], -phases[1])
             layers.append(LayerContext((rotate(k, cos[:, :, None], sin[:, :, None]), v), past[i] if past else None))
-        return Bound(self, embedded, position, gaze, tuple(layers), mask, self_mask)
+        return Bound(self, condition, contexts, embedded, position, gaze, tuple(layers), mask, self_mask)
 
     def _ray_embed(self, rays: Tensor) -> Tensor:
         """What a token's ray [..., 6] adds to it: [..., D]."""
@@ -316,7 +317,7 @@ class CDiT(nn.Module):
         b, frames = x.shape[:2]
         h = self.target_embed(x.flatten(0, 1).to(self.position.dtype)).unflatten(0, (b, frames)) + bound.position
         count = h.shape[2]
-        c = F.silu(bound.condition + self.noise_embed(sinusoid(1000 * level, 256).to(h.dtype))[:, None])  # [B, F, D]
+        c = F.silu(bound.embedded + self.noise_embed(sinusoid(1000 * level, 256).to(h.dtype))[:, None])  # [B, F, D]
         shared = self.modulation(c) if self.config.shared_modulation else None
         times = torch.arange(frames, device=x.device)
         cos, sin = (r.repeat_interleave(count, 0)[None, :, None] for r in rotation(times, self.config.rope_width))

@@ -8,6 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MUON_LEAST = 16  # smaller matrices (tables of nine rows, say) are no maps between hidden layers
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices between hidden layers in a module: what Muon is made for (Jordan et al. 2024)."""
+    return [p for p in module.parameters() if p.ndim == 2 and min(p.shape) > MUON_LEAST]
+
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN (Peebles & Xie 2023, figure 3)."""

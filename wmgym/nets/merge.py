@@ -1,15 +1,23 @@
-"""Several memories, one context."""
+"""Several contexts as one, for networks that read one stream."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from wmgym.core import Context
 
 
-def merge(contexts: list[Context]) -> Context:
-    """What several memories recall, as one context. At most one of them may hand over keys and values, and one a recall."""
-    kv = [c.kv for c in contexts if c.kv is not None]
-    recalls = [c.recall for c in contexts if c.recall is not None]
-    if len(kv) > 1 or len(recalls) > 1:
-        raise ValueError("two memories of one world both hand over keys and values, or both retrieve: which one should be read?")
-    frames = tuple(group for c in contexts for group in c.frames)
-    return Context(frames, kv[0] if kv else None, recalls[0] if recalls else None)
+def merge(contexts: Sequence[Context]) -> Context:
+    """What several memories hand over, as one context. Frames are joined; of everything else at most one memory may give any."""
+    return Context(
+        tuple(group for context in contexts for group in context.frames),
+        *(_only(contexts, name) for name in ("kv", "tokens", "adapters", "state", "retrieval")),
+    )
+
+
+def _only(contexts: Sequence[Context], name: str) -> Any:
+    given = [getattr(context, name) for context in contexts if getattr(context, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{len(given)} memories of one world each hand over {name}, and this network reads one stream")
+    return given[0] if given else None

@@ -11,15 +11,17 @@ and value; sines and cosines come the other way round. Submodules bear the publi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmgym.core import Context, KeysValues
-from wmgym.nets.cdit import SIZES, Condition
-from wmgym.nets.layers import modulate, sinusoid
+from wmgym.core import Condition, Context, Trace
+from wmgym.nets.cdit import SIZES
+from wmgym.nets.layers import hidden_matrices, modulate, sinusoid
+from wmgym.nets.merge import merge
 
 LONGEST = 128  # frames: time ahead is told as a share of it
 FREQUENCIES = 256  # of each sinusoidal embedding
@@ -161,12 +163,12 @@ class NWMBound:
     context: Tensor  # [B, context * N, D], normalised: that depends on neither block nor noise step
     condition: Tensor  # [B, D], without the noise step
 
-    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
-        """Noisy latents [B, 1, C, h, w] and noise steps [B] (of 1,000) -> [B, 1, 2 C, h, w]: noise, and where its log variance lies."""
-        return self.net.denoise(self, x, step)
+    def __call__(self, x: Tensor, level: Tensor) -> Tensor:
+        """Noisy latents [B, 1, C, h, w] and noise steps [B] of 1,000 -> [B, 1, 2 C, h, w]: noise, and where its log variance lies."""
+        return self.net.denoise(self, x, level)
 
-    def keys_values(self, x: Tensor) -> tuple[KeysValues, ...]:
-        raise ValueError("published NWM weights take four frames: they have no keys and values that a memory could give back")
+    def trace(self, latents: Tensor, poses: Tensor) -> Trace:
+        raise ValueError("published NWM weights take four frames: they leave no keys, values or state that a memory could keep")
 
 
 class NWMNet(nn.Module):
@@ -177,6 +179,7 @@ class NWMNet(nn.Module):
     def __init__(self, config: NWMNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.chunk, self.latent_shape = config.chunk, config.latent_shape
         width = config.width
         self.x_embedder = _Patches(config)
         self.t_embedder, self.time_embedder, self.y_embedder = _Embed(width), _Embed(width), _ActionEmbed(width)
@@ -184,9 +187,13 @@ class NWMNet(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.depth))
         self.final_layer = _Final(width, 2 * config.channels * config.patch**2)
 
-    def bind(self, condition: Condition, context: Context) -> NWMBound:
+    def matrices(self) -> Iterable[nn.Parameter]:
+        """The matrices of the blocks."""
+        return hidden_matrices(self.blocks)
+
+    def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> NWMBound:
         """Condition.actions [B, 1, 3] as the kinematics of `Displacement` take them; one context group of up to `config.context` frames."""
-        (group,) = context.frames
+        (group,) = merge(contexts).frames
         order = torch.where(group.valid, group.offsets, -1).argsort(dim=1, descending=True, stable=True)  # oldest first, missing ones last
         missing = (~group.valid).sum(1, keepdim=True)
         place = (torch.arange(order.shape[1], device=order.device) - missing).clamp(min=0)  # and in place of those the oldest

@@ -10,6 +10,7 @@ by default the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import re
 import zipfile
@@ -22,12 +23,16 @@ from torch import Tensor
 
 from wmgym.data.recon import DATASETS
 from wmgym.diffusion.ddpm import ANCESTRAL
+from wmgym.hub import PREFIX as HUB
+from wmgym.hub import fetch
 from wmgym.kinematics import Displacement
 from wmgym.memory.packing import layout
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
-from wmgym.nets.kl_autoencoder import KLAutoencoder, load_kl_autoencoder
+from wmgym.nets.autoencoder import FrameCoder
+from wmgym.nets.kl_autoencoder import load_kl_autoencoder
 from wmgym.nets.nwm import NWMNet, NWMNetConfig, config_of
+from wmgym.systems.system import Loader, MemoryChoice, MemoryHost, System
 from wmgym.world_model import SamplerConfig, WorldModel
 
 PREFIX = "nwm:"
@@ -38,10 +43,11 @@ FACTOR = 8  # pixels per latent cell along a side
 @dataclass(frozen=True)
 class NWMConfig:
     system: str = "nwm"
-    world: str = "recon"
+    setting: str = "recon"
     memory: str = "none"  # the network takes four whole frames and nothing else
     memory_budget: int = 64  # frames remembered
     pose_source: str = "actions"
+    through_pixels: bool = True  # as published: each frame is decoded, and encoded again
     net: NWMNetConfig = field(default_factory=NWMNetConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddpm", 250))
@@ -54,18 +60,15 @@ class NWMConfig:
             raise ValueError(f"these weights take {self.net.context} context frames, this version gives {layout('none').num_frames}")
 
 
-def memory_of(config: NWMConfig, device: torch.device | str = "cpu") -> TrajectoryMemory:
-    """The last frames."""
-    return TrajectoryMemory(layout(config.memory), config.retrieval, config.net.latent_shape, config.memory_budget, device)
+def _memories(host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
+    config = host.config
+    return (TrajectoryMemory(layout("none"), config.retrieval, config.net.latent_shape, config.memory_budget, Displacement.action_size),)
 
 
-def build(config: NWMConfig, autoencoder: KLAutoencoder) -> WorldModel:
+def build(config: NWMConfig, autoencoder: FrameCoder) -> WorldModel:
     """The model with fresh weights."""
-    memories = (memory_of(config),)
     net = NWMNet(config.net)
-    return WorldModel(
-        autoencoder, net, None, config.displacement, memories, config.sampler, pose_source=config.pose_source, through_pixels=True
-    )
+    return WorldModel(autoencoder, net, config.displacement, SYSTEM.settings(net, config))
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,42 @@ def read_published(path: Path) -> dict[str, Tensor]:
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
-def load_published(source: Source, autoencoder: Path) -> tuple[WorldModel, NWMConfig]:
-    """The model of published weights, float32 on the CPU, and the config that they imply."""
+def load_published(name: str) -> tuple[WorldModel, NWMConfig, str]:
+    """The model that a `nwm:` name asks for, float32 on the CPU, the config that its weights imply, and their file's SHA-256."""
+    source = parse(name)
+    autoencoder = _autoencoder_folder(source)
+    with open(source.weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     state = read_published(source.weights)
     net = config_of(state)
     sampler = SamplerConfig(source.sampler, NWMConfig().sampler.denoise_steps)
     config = NWMConfig(net=net, sampler=sampler, displacement=DATASETS[source.dataset].displacement)
     coder = load_kl_autoencoder(autoencoder, frame_size=FACTOR * net.latent_side)
-    if coder.config.latent_shape != net.latent_shape:
-        raise ValueError(f"{autoencoder} makes latents of {coder.config.latent_shape}, the network takes {net.latent_shape}")
+    if coder.latent_shape != net.latent_shape:
+        raise ValueError(f"{autoencoder} makes latents of {coder.latent_shape}, the network takes {net.latent_shape}")
     model = build(config, coder)
     try:
         model.net.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{source.weights} does not hold {net}: {' '.join(str(error).split())[:300]}") from error
-    return model.eval().requires_grad_(False), config
+    return model.eval().requires_grad_(False), config, digest
+
+
+def _autoencoder_folder(source: Source) -> Path:
+    """Where the autoencoder is; only a hub's name may touch the network."""
+    name = source.autoencoder
+    folder = fetch(name, ["config.json", "*.safetensors"]) if name.startswith(HUB) else Path(name).expanduser()
+    if not folder.exists():
+        get = "download stabilityai/sd-vae-ft-ema there, or say 'nwm:PATH,vae=PATH' or 'nwm:PATH,vae=hub:stabilityai/sd-vae-ft-ema'"
+        raise ValueError(f"{source.weights} needs Stable Diffusion's autoencoder, which is not at {folder}: {get}")
+    return folder
+
+
+SYSTEM = System(
+    name="nwm",
+    config=NWMConfig,
+    build=None,  # comes with its loader only
+    memories={"none": MemoryChoice(_memories)},
+    default_memory="none",
+    loader=Loader(PREFIX, "'nwm:PATH' (published NWM weights)", lambda name: parse(name).weights.stat().st_mtime_ns, load_published),
+)

@@ -11,51 +11,55 @@ The ablation of section 6.3 is the same weights with another `memory`: "none" (f
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
-import torch
-
-from wmgym.kinematics import Displacement, kinematics
-from wmgym.memory.packing import LAYOUTS, layout
+from wmgym import settings
+from wmgym.kinematics import Displacement, Kinematics
+from wmgym.memory.bank import check_budget
+from wmgym.memory.packing import LAYOUTS, Layout, layout
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.nets.cdit import SIZES, CDiT, CDiTConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.world_model import SamplerConfig, WorldModel
 
 
 @dataclass(frozen=True)
 class WorldPackConfig:
     system: str = "worldpack"
-    world: str = "minecraft"  # its kinematics
+    setting: str = "minecraft"  # whose actions, kinematics and field of view
     memory: str = "worldpack"  # a layout's name
     memory_budget: int = 512  # frames remembered
     pose_source: str = "learned"
+    through_pixels: bool = False
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     net: CDiTConfig = field(default_factory=CDiTConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     outcomes: tuple[tuple[float, bool], ...] = ()  # of a step, as the reward head tells them apart: (reward, end); none: no head
-    displacement: Displacement = field(default_factory=Displacement)  # world "recon" only: what its actions mean
+    displacement: Displacement = field(default_factory=Displacement)  # settings whose data say what an action means
 
     def __post_init__(self) -> None:
         layout(self.memory)
         if self.net.latent_shape != self.autoencoder.latent_shape:
             raise ValueError(f"net.latent_shape {self.net.latent_shape} differs from the autoencoder's {self.autoencoder.latent_shape}")
-        moves = kinematics(self.world, self.displacement)
         for name in ("num_actions", "action_size"):
-            if getattr(self.net, name) != getattr(moves, name):
-                raise ValueError(f"net.{name} {getattr(self.net, name)} differs from the {getattr(moves, name)} of {self.world!r}")
+            own, known = getattr(self.net, name), getattr(self.kinematics, name)
+            if own != known:
+                raise ValueError(f"net.{name} {own} differs from the {known} of setting {self.setting!r}")
 
-
-# How far away a frame may have been seen and still help, where it is not what a block world's view spans. In a maze of 2 m corridors walls
-# hide what is a few metres to the side.
-RETRIEVAL = {"memory_maze": RetrievalConfig(sigma_s=4.0, sigma_l=1.5)}
+    @property
+    def kinematics(self) -> Kinematics:
+        """What the actions do to a pose."""
+        return settings.kinematics(self.setting, self.displacement)
 
 
 def preset(
     size: str = "TINY",
-    world: str = "minecraft",
+    setting: str = "minecraft",
     autoencoder: AutoencoderConfig | None = None,
     displacement: Displacement | None = None,
 ) -> WorldPackConfig:
@@ -64,7 +68,7 @@ def preset(
         raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
     autoencoder = autoencoder or AutoencoderConfig()
     displacement = displacement or Displacement()
-    moves = kinematics(world, displacement)
+    moves = settings.kinematics(setting, displacement)
     net = CDiTConfig(
         latent_shape=autoencoder.latent_shape,
         num_actions=moves.num_actions,
@@ -73,33 +77,67 @@ def preset(
         aspect=moves.aspect,
     )
     net = replace(net, **SIZES[size])  # type: ignore[arg-type]
-    pose_source = "learned" if any(moves.uncertain) else "actions"
-    retrieval = RETRIEVAL.get(world, RetrievalConfig())
+    ahead, aside = settings.get(setting).reach
     return WorldPackConfig(
-        world=world, pose_source=pose_source, autoencoder=autoencoder, net=net, retrieval=retrieval, displacement=displacement
+        setting=setting,
+        pose_source="learned" if any(moves.uncertain) else "actions",
+        autoencoder=autoencoder,
+        net=net,
+        retrieval=RetrievalConfig(sigma_s=ahead, sigma_l=aside),
+        displacement=displacement,
     )
 
 
-def memory_of(config: WorldPackConfig, mode: str | None = None, device: torch.device | str = "cpu") -> TrajectoryMemory:
+def memory_of(config: WorldPackConfig, mode: str) -> TrajectoryMemory:
     """The memory of a mode (`packing.LAYOUTS`)."""
-    return TrajectoryMemory(layout(mode or config.memory), config.retrieval, config.autoencoder.latent_shape, config.memory_budget, device)
+    net = config.net
+    return TrajectoryMemory(layout(mode), config.retrieval, net.latent_shape, config.memory_budget, net.action_size)
 
 
-def build(config: WorldPackConfig, device: torch.device | str = "cpu") -> WorldModel:
+def _memories(mode: str, host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
+    memory = memory_of(host.config, mode)
+    check_budget(memory.budget, 1, memory.blank(host.device))
+    return (memory,)
+
+
+def build(config: WorldPackConfig) -> WorldModel:
     """The model with fresh weights."""
-    moves = kinematics(config.world, config.displacement)
-    heads = HeadConfig(config.net.latent_shape, config.net.num_actions)
-    model = WorldModel(
-        Autoencoder(config.autoencoder),
-        CDiT(config.net),
-        MotionHead(heads) if any(moves.uncertain) else None,
+    moves, heads = config.kinematics, HeadConfig(config.net.latent_shape, config.net.num_actions)
+    autoencoder, net = Autoencoder(config.autoencoder), CDiT(config.net)  # in this order a seed gives the weights that it gave in 0.1
+    return WorldModel(
+        autoencoder,
+        net,
         moves,
-        (memory_of(config, device=device),),
-        config.sampler,
+        SYSTEM.settings(net, config),
+        motion_head=MotionHead(heads) if any(moves.uncertain) else None,
         reward_head=RewardHead(heads, config.outcomes) if config.outcomes else None,
-        pose_source=config.pose_source,
     )
-    return model.to(device)
 
 
-MODES = tuple(LAYOUTS)
+PAPER_LATENTS = (28, 2)  # latent side and patch of the paper
+
+
+def context_cost(world: WorldModel) -> dict[str, Any]:
+    """Frames that a world's memory shows, and what they cost in whole frames: here, at the paper's size, and as the paper prints it."""
+    (memory,) = world.settings.memories
+    shown: Layout = memory.layout  # type: ignore[attr-defined]  # a TrajectoryMemory
+    config: CDiTConfig = world.net.config
+    return {
+        "frames": shown.num_frames,
+        "effective_frames": round(shown.effective_frames(config.latent_shape[1], config.patch), 2),
+        "at_28x28_patch_2": round(shown.effective_frames(*PAPER_LATENTS), 2),
+        "in_the_paper": {"none": 4.0, "worldpack": 2.84}.get(world.provenance.memory),
+    }
+
+
+SYSTEM = System(
+    name="worldpack",
+    config=WorldPackConfig,
+    build=build,
+    memories={mode: MemoryChoice(partial(_memories, mode)) for mode in LAYOUTS},
+    default_memory="worldpack",
+    comparisons=(("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing")),
+    context_cost=context_cost,
+    train="wmgym.train.worldpack:TrainArgs:train",
+    renamed={"world": "setting"},
+)

@@ -9,8 +9,7 @@ them of stretches in which something was earned; each lot is kept in `out/`, so 
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wmgym.checkpoint import FORMAT, load, read_file, resolve, save, write_atomically
+from wmgym import systems
+from wmgym.checkpoint import choose_device, load, read_file, resolve, save, write_tensors
 from wmgym.data.episode import list_episodes
-from wmgym.data.episode import write_atomically as write_bytes
 from wmgym.data.latents import Latents
+from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
-from wmgym.systems.worldpack import memory_of
 from wmgym.train import rehearsal, reward
-from wmgym.train.fit import HELD_OUT, claim, device_of, half_precision, words
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
 from wmgym.train.reward import Pairs
+from wmgym.train.run import half_precision, options_in_words, split
+from wmgym.world_model import WorldModel
 
 EARNING = 0.5  # share of the stretches in which something is earned
 NOISE = 0.2  # on the latents that the head learns from: dreams hold few events, which it would learn by heart
@@ -45,8 +45,8 @@ class RewardArgs:
     """Whose head: bundled name, path or hub name."""
     out: Path
     """Folder for the run. If it holds one, that run is resumed."""
-    memories: tuple[str, ...] = ("worldpack", "none")
-    """Memory modes to dream in."""
+    memories: tuple[str, ...] | None = None
+    """Memories to dream with; by default the system's own and "none"."""
     denoise_steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of denoising steps to dream with."""
     stretches: int = 128
@@ -70,28 +70,29 @@ class RewardArgs:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.frames < 2:
             raise ValueError(f"frames must be at least 2 (pairs of dreamed frames are learned from), got {self.frames}")
-        if not self.memories or not self.denoise_steps or min(self.denoise_steps) < 1:
-            raise ValueError("memories must name a mode, and denoise_steps hold positive numbers")
+        if self.memories == () or not self.denoise_steps or min(self.denoise_steps) < 1:
+            raise ValueError("memories must name one, and denoise_steps hold positive numbers")
 
 
 def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     """Dream what is not dreamed yet, fit the head, and say how it does before and after (also in `result.json`)."""
-    device = device_of(args.device)
+    device = torch.device(choose_device(args.device))
     torch.manual_seed(args.seed)
-    model, config, notes = load(resolve(args.checkpoint))
-    model.to(device).eval()
+    loaded = load(resolve(args.checkpoint))
+    model, config, notes = loaded.model.to(device).eval(), loaded.config, loaded.notes
+    system = systems.get(config.system)
+    memories = tuple(dict.fromkeys(map(system.memory_name, args.memories or (system.default_memory, systems.REFERENCE))))
     head = model.reward_head
     if head is None:
         raise ValueError(f"{args.checkpoint} has no reward head: its training episodes held no rewards")
-    args.out.mkdir(parents=True, exist_ok=True)
-    claim(args, frozenset({"device", "out"}))
-    paths = [path for folder in args.data for path in list_episodes(folder)]
-    held_out, training = paths[::HELD_OUT][: max(1, args.episodes // 8)], [p for i, p in enumerate(paths) if i % HELD_OUT]
+    open_run_folder(args.out, asdict(args), {"device", "out"}, {f.name: f.default for f in fields(RewardArgs)})
+    held_out, training = split([path for folder in args.data for path in list_episodes(folder)])
     chosen = np.linspace(0, len(training) - 1, min(args.episodes, len(training))).round().astype(int)
-    parts = {"train": [training[i] for i in chosen] or held_out, "held-out": held_out}
+    parts = {"train": [training[i] for i in chosen], "held-out": held_out[: max(1, args.episodes // 8)]}
     dreams: dict[str, list[rehearsal.Stretch]] = {}
     data: dict[str, Latents] = {}
-    lots = [(mode, steps) for mode in args.memories for steps in args.denoise_steps]
+    worlds = {name: model.with_settings(memories=system.settings_of(model, replace(config, memory=name)).memories) for name in memories}
+    lots = [(name, steps) for name in memories for steps in args.denoise_steps]
     with tqdm(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
         for part, files in parts.items():
             data[part] = reward.encode_with(model, files).to(device)
@@ -99,8 +100,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
             for number, (mode, steps) in enumerate(lots):
                 file = args.out / f"dreams-{part}-{mode}-{steps}.safetensors"
                 lot = draw(args.seed + (part == "train"), number, device)
-                memory = memory_of(config, mode, device)
-                dreams.setdefault(part, []).append(_dream(model, memory, data[part], lot, count, args.frames, steps, file))
+                dreams.setdefault(part, []).append(_dream(worlds[mode], data[part], lot, count, args.frames, steps, file))
                 bar.update()
     lessons, events = reward.dreamed_pairs(head, data["train"], dreams["train"])
     tests, held_events = reward.dreamed_pairs(head, data["held-out"], dreams["held-out"])
@@ -110,10 +110,10 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     _fit(head, data["train"], lessons, args, device, progress)
     figures = {**_figures(head, data["held-out"], tests), "dreamed_events": float(held_events)}
     report |= {f"after_{name}": value for name, value in figures.items()}
-    command = f"{notes.get('command', '')}; wmgym train reward {words(args)}"
+    command = f"{notes.get('command', '')}; wmgym train reward {options_in_words(args)}"
     save(args.out / "model.safetensors", model, config, notes={**notes, **figures, "command": command})
     report["checkpoint"] = str(args.out / "model.safetensors")
-    write_bytes(args.out / "result.json", json.dumps(report, indent=2).encode())
+    write_atomically(args.out / "result.json", as_json(report))
     return report
 
 
@@ -134,7 +134,7 @@ def earning_moments(data: Latents, draw: Draw, size: int, steps: int) -> tuple[T
     return torch.cat([anywhere[0], rows[which]]), torch.cat([anywhere[1], first])
 
 
-def _dream(model: Any, memory: Any, data: Latents, draw: Draw, count: int, frames: int, steps: int, file: Path) -> rehearsal.Stretch:
+def _dream(world: WorldModel, data: Latents, draw: Draw, count: int, frames: int, steps: int, file: Path) -> rehearsal.Stretch:
     """One lot of stretches, from its file if it is there."""
     device = data.latents.device
     if file.is_file():
@@ -142,9 +142,9 @@ def _dream(model: Any, memory: Any, data: Latents, draw: Draw, count: int, frame
         return rehearsal.Stretch(**{name: value.to(device) for name, value in tensors.items()})
     length = min(frames, int(data.lengths.max()) - 1)
     with half_precision(device):
-        stretch = rehearsal.dream(model, (memory,), data, draw, earning_moments(data, draw, count, length), length, steps)
+        stretch = rehearsal.dream(world, data, draw, earning_moments(data, draw, count, length), length, steps)
     stretch = replace(stretch, latents=stretch.latents.half())
-    write_atomically(file, {name: value.cpu() for name, value in vars(stretch).items()}, {"format": FORMAT})
+    write_tensors(file, {name: value.cpu() for name, value in vars(stretch).items()})
     return stretch
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wmgym.checkpoint import FORMAT, read_file, write_atomically
+from wmgym.checkpoint import read_file, write_tensors
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def fit(
     state_file = out / f"{name}-state.safetensors"
     step = _restore(state_file, module, average, optimisers) if state_file.exists() else 0
     base = {key: [group["lr"] for group in o.param_groups] for key, o in optimisers.items()}
-    pulse = Pulse()
+    monitor = LossMonitor()
     began, first = time.perf_counter(), step
     with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
         while step < config.steps:
             losses, batch = step_losses(draw(config.seed, step, device))
             losses["total"].backward()
             losses["gradient_norm"] = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            pulse.update(step, losses)
+            monitor.update(step, losses)
             rate = config.rate(step)
             for key, optimiser in optimisers.items():
                 for group, lr in zip(optimiser.param_groups, base[key], strict=True):
@@ -118,10 +118,10 @@ def fit(
             step += 1
             bar.update()
             saves = step % config.save_every == 0 or step == config.steps
-            if (pulse.near or saves or step % config.log_every == 0) and (bad := pulse.first_bad()) is not None:
+            if (monitor.checks_every_step or saves or step % config.log_every == 0) and (bad := monitor.first_bad()) is not None:
                 _refuse(out, name, state_file, bad, batch if bad[0] == step - 1 else step_losses(draw(config.seed, bad[0], device))[1])
             if step % config.log_every == 0:
-                recent = pulse.means()
+                recent = monitor.means()
                 bar.set_postfix({k: f"{v:.4f}" for k, v in recent.items()})
                 _log(out, writer, name, step, {**recent, "rate": rate, "steps_per_second": (step - first) / (time.perf_counter() - began)})
             if saves:
@@ -137,23 +137,24 @@ def fit(
     return average
 
 
-class Pulse:
+class LossMonitor:
     """Running means of the losses, and the first step at which one was not finite.
 
-    Both stay on the device. On a GPU looking at them waits for it, so one looks now and then; on a CPU (`near`) at every step.
+    Both stay on the device. On a GPU looking at them waits for it, so that is done now and then; on a CPU
+    (`checks_every_step`) at every step.
     """
 
     MEMORY = 0.98
 
     def __init__(self) -> None:
-        self.near = True
+        self.checks_every_step = True
         self._names: list[str] = []
         self._means = self._bad = torch.empty(0)
 
     def update(self, step: int, losses: Losses) -> None:
         values = torch.stack([value.detach().float() for value in losses.values()])
         if not self._names:
-            self._names, self.near = list(losses), values.device.type == "cpu"
+            self._names, self.checks_every_step = list(losses), values.device.type == "cpu"
             self._means = values.clone()
             self._bad = torch.full((1 + len(values),), -1.0, dtype=torch.float64, device=values.device)
         self._means.lerp_(values, 1 - self.MEMORY)
@@ -175,7 +176,7 @@ class Pulse:
 def _refuse(out: Path, name: str, state_file: Path, bad: tuple[int, str, float], batch: dict[str, Tensor]) -> None:
     step, which, value = bad
     file = out / f"{name}-bad-batch.safetensors"
-    write_atomically(file, {k: v.contiguous() for k, v in batch.items()}, {"format": FORMAT, "step": str(step)})
+    write_tensors(file, {k: v.contiguous() for k, v in batch.items()}, {"step": str(step)})
     what = {"total": "loss", "gradient_norm": "gradient"}.get(which, which)
     raise ValueError(f"the {what} became {value} at step {step}; the batch is in {file}, the last good state in {state_file}")
 
@@ -200,7 +201,7 @@ def _save(
     tensors |= {f"average/{k}": v.contiguous() for k, v in average.parameters.items()}
     for key, optimiser in optimisers.items():
         tensors |= {f"optimiser/{key}/{name}": value for name, value in optimiser_tensors(optimiser).items()}
-    write_atomically(path, tensors, {"format": FORMAT, "step": str(step), "rates": json.dumps(base)})
+    write_tensors(path, tensors, {"step": str(step), "rates": json.dumps(base)})
 
 
 def _restore(path: Path, module: nn.Module, average: Average, optimisers: dict[str, torch.optim.Optimizer]) -> int:

@@ -9,21 +9,20 @@ then have dreamed recent frames, a true past, and the truth for a target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from wmgym import rng
-from wmgym.core import Footprint, Recall, WorldState
+from wmgym.core import Footprint, FramePayload, Retrieval, WorldState
 from wmgym.data.latents import Latents
 from wmgym.memory.bank import Bank, recorded
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.train.loop import Draw
-from wmgym.tree import Shared
-from wmgym.world_model import Batch, WorldModel
+from wmgym.train.worldpack_loss import Batch
+from wmgym.tree import HighWater, Shared, Slots
+from wmgym.world_model import WorldModel
 
 DRAWS = 3  # draws for each example that is to be a revisit
 LONG_PAST = 11  # steps: what WorldPack shows of the recent past anyway
@@ -41,7 +40,7 @@ class Stretch:
 def past(data: Latents, rows: Tensor, first: Tensor, room: int = 0) -> Bank:
     """What was seen of episodes `rows` before the times `first`, as a memory with room for more."""
     time = torch.arange(data.latents.shape[1], device=rows.device)
-    return recorded(Shared(data.latents, rows), data.poses[rows], torch.where(time < first[:, None], time, -1), room)
+    return recorded(Shared(data.frames, rows), data.poses[rows], torch.where(time < first[:, None], time, -1), room)
 
 
 def moments(
@@ -67,32 +66,31 @@ def moments(
 
 @torch.no_grad()
 def dream(
-    model: WorldModel, memories: Sequence[Any], data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2
+    world: WorldModel, data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2
 ) -> Stretch:
-    """Dream stretches of `steps` frames with the present weights and one way to remember. Poses are the true ones throughout.
+    """Dream stretches of `steps` frames with the present weights and a world's memory. Poses are the true ones throughout.
 
     where: episodes [R] and times [R] of the first frames, such as `moments` gives.
     """
     rows, first = where
     keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=len(rows))], rows.device)
-    kept = model.memories, model.sampler, model.pose_source
-    model.memories, model.sampler, model.pose_source = tuple(memories), replace(model.sampler, denoise_steps=denoise_steps), "actions"
+    world = world.with_settings(sampler=replace(world.settings.sampler, denoise_steps=denoise_steps), pose_source="actions")
     none = torch.zeros_like(rows)
     state = WorldState(
         data.latents[rows, first - 1][:, None].float(),
         data.poses[rows, first - 1],
         first - 1,
         keys,
+        data.poses[rows, first - 1],
         (past(data, rows, first, room=steps),),
-        Recall(none[:, None], none[:, None].float()),
+        Retrieval(none[:, None], none[:, None].float()),
         Footprint(none, none),
     )
     made = []
     for k in range(steps):
         state = replace(state, poses=data.poses[rows, first + k - 1])
-        state, _ = model.imagine(state, data.actions[rows, first + k][:, None])
+        state, _ = world.imagine(state, data.actions[rows, first + k][:, None])
         made.append(state.latents[:, 0])
-    model.memories, model.sampler, model.pose_source = kept
     return Stretch(rows, first, torch.stack(made, 1))
 
 
@@ -107,8 +105,15 @@ def draw_batch(data: Latents, stretch: Stretch, draw: Draw, size: int) -> Batch:
     true = past(data, rows, first)
     order = torch.arange(steps, device=device)
     times = torch.where(order < dreamed[:, None], first[:, None] + order, -1)
-    poses = data.poses[rows[:, None], first[:, None] + order]
-    memory = Bank(true.archive, stretch.latents[which], torch.cat([true.poses, poses], 1), torch.cat([true.times, times], 1), steps)
+    at = rows[:, None], first[:, None] + order
+    tail = FramePayload(stretch.latents[which], data.actions[at], data.frames.egomotion[at], torch.zeros_like(times, dtype=torch.bool))
+    memory = replace(
+        true,
+        tail=tail,
+        poses=Slots(torch.cat([data.poses[at], true.poses.values], 1)),
+        times=Slots(torch.cat([times, true.times.values], 1), -1),
+        used=HighWater(steps),
+    )
     last = target - 1
     return Batch(
         (memory,),

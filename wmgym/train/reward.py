@@ -13,13 +13,13 @@ from are pairs of dreamed frames, with what was truly earned there (`dreamed_rew
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmgym.data.episode import read_array
 from wmgym.data.latents import Latents, encode
@@ -212,21 +212,20 @@ def measure(head: RewardHead, data: Latents) -> dict[str, float]:
     return {f"reward_{name}": float(value) for name, value in figures.items()}
 
 
-class Watch:
-    """`measure` on held-out episodes at every save, beside what is watched anyway."""
+class HeldOutEvents:
+    """`measure` on held-out episodes, at every save; nothing without a reward head."""
 
-    def __init__(self, others: Callable[[int, nn.Module], dict[str, float]], model: WorldModel, paths: Sequence[Path]) -> None:
-        self.others, self.model, self.paths = others, model, paths[:WATCHED]
+    def __init__(self, model: WorldModel, paths: Sequence[Path]) -> None:
+        self.model, self.paths = model, paths[:WATCHED]
         self._data: Latents | None = None
 
-    def __call__(self, step: int, trained: nn.Module) -> dict[str, float]:
-        figures = self.others(step, trained)
+    def __call__(self) -> dict[str, float]:
         head = self.model.reward_head
         if head is None:
-            return figures
+            return {}
         if self._data is None:  # the autoencoder is done with learning: once is enough
             self._data = encode_with(self.model, self.paths)
-        return {**figures, **measure(head, self._data)}
+        return measure(head, self._data)
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ def _tick(grid, body, ahead, left, jump):
 
 @njit(cache=True)
 def step(grid, body, action):
-    """Carry out one action (0 to 9, in the order of wmgym.tasks.MINECRAFT_ACTIONS) on `body`, in place: turn or look, then 4 ticks."""
+    """Carry out one action (0 to 9, in the order of wmgym.settings.minecraft.ACTIONS) on `body`, in place: turn or look, then 4 ticks."""
     if action == 6 or action == 7:
         yaw = body[YAW] + (TURN if action == 6 else -TURN)
         body[YAW] = (yaw + math.pi) % (2 * math.pi) - math.pi

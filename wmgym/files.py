@@ -1,0 +1,115 @@
+"""Files and run folders that survive a kill, a full disk and a second run.
+
+A run folder holds `args.json`, which says how its results are made, and the results. A killed run goes on in its folder; a run with
+other arguments, or one beside a run that is still going, is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+_HELD: dict[Path, FileLock] = {}  # the run folders of this process
+
+
+def as_json(value: Any) -> bytes:
+    """JSON to be read by people."""
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well. Until then what stood there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp hides its files from other users
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f"no space left to write {path}; earlier files are unharmed") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put bytes in a file that appears whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def open_run_folder(
+    out: Path,
+    values: Mapping[str, Any],
+    free: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> None:
+    """Make `out` the folder of a run with the arguments `values`, or go on in it.
+
+    A folder that was begun with other arguments raises `ValueError`; those named in `free` may differ, and one that its `args.json` does
+    not know had its value in `defaults`. `renamed`: old names of arguments -> their names today. The folder stays locked until this
+    process ends.
+    """
+    wanted = json.loads(as_json(dict(values)))
+    known = json.loads(as_json(dict(defaults or {})))
+    file = out / "args.json"
+    if file.is_file():
+        try:
+            found = {(renamed or {}).get(key, key): value for key, value in json.loads(file.read_text()).items()}
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); use another folder") from error
+        for key in sorted(wanted.keys() - set(free)):
+            before = found.get(key, known.get(key))
+            if before != wanted[key]:
+                raise ValueError(f"{out} was begun with {key}={before!r}, not {wanted[key]!r}; use another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    _lock(out)
+    write_atomically(file, as_json(wanted))
+
+
+def _lock(out: Path) -> None:
+    place = out.resolve()
+    if place in _HELD:
+        return
+    lock = FileLock(place / LOCK)
+    note = place / f"{LOCK}.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            holder = json.loads(note.read_text())
+            who = f"process {holder['process']}, started {holder['started']}"
+        except (OSError, ValueError, KeyError):
+            who = "another process"
+        raise ValueError(f"{out} is in use by {who}; wait for it, end it, or use another folder") from None
+    _HELD[place] = lock
+    write_atomically(note, as_json({"process": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}))
+
+
+def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A finished part of a run, from its file; it is made (again) if the file is missing or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        part = make()
+        write_atomically(file, json.dumps(part).encode())
+        return part

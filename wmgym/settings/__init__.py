@@ -1,0 +1,36 @@
+"""One file per world, with all that is known of it. `get` finds a setting by name; `register` adds one of your own."""
+
+from __future__ import annotations
+
+from wmgym.kinematics import Displacement, Kinematics
+from wmgym.settings import memory_cards, memory_maze, minecraft, recon
+from wmgym.settings.setting import Setting, Truth
+
+__all__ = ["TABLE", "Setting", "Truth", "get", "kinematics", "register"]
+
+TABLE: dict[str, Setting] = {s.name: s for s in (minecraft.SETTING, memory_maze.SETTING, memory_cards.SETTING, recon.SETTING)}
+
+
+def get(name: str) -> Setting:
+    """The setting of a name; an unknown one raises `ValueError`."""
+    if name not in TABLE:
+        raise ValueError(f"setting must be one of {sorted(TABLE)}, got {name!r}")
+    return TABLE[name]
+
+
+def kinematics(name: str, displacement: Displacement) -> Kinematics:
+    """What actions do in a setting; where its data say so (`needs_data`), it is `displacement`."""
+    setting = get(name)
+    if setting.needs_data:
+        return displacement
+    if setting.kinematics is None:
+        raise ValueError(f"setting {name!r} does not say what its actions do to a pose")
+    return setting.kinematics
+
+
+def register(setting: Setting) -> Setting:
+    """Make a setting known by its name, to systems, checkpoints and envs alike."""
+    if TABLE.get(setting.name, setting) != setting:
+        raise ValueError(f"a setting called {setting.name!r} is registered already")
+    TABLE[setting.name] = setting
+    return setting

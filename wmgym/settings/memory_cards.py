@@ -1,0 +1,47 @@
+"""Memory Cards (CoME, appendix D.1): a cursor on a table of 4 x 4 cards that covers and uncovers them. No camera."""
+
+from __future__ import annotations
+
+import math
+
+from gymnasium import spaces
+
+from wmgym.kinematics import DiscreteKinematics
+from wmgym.settings.setting import Setting, Truth
+from wmgym.tasks import Free
+
+ACTIONS = ("up", "down", "left", "right", "toggle")
+HORIZON = 250  # steps of an episode
+
+
+def zig_zag(back: bool = False) -> tuple[int, ...]:
+    """Turn every card of the table once, line by line in a zig-zag: from the top left to the bottom left, or back. 31 actions."""
+    up, down, left, right, toggle = range(5)
+    there = [*[right] * 3, down, *[left] * 3, down, *[right] * 3, down, *[left] * 3]
+    moves = [{down: up, left: right, right: left}[move] for move in reversed(there)] if back else there
+    return (*(action for move in moves for action in (toggle, move)), toggle)
+
+
+SETTING = Setting(
+    name="memory_cards",
+    frame_actions=spaces.Discrete(len(ACTIONS)),
+    kinematics=DiscreteKinematics(
+        (
+            (0, 1, 0, 0, 0),  # the cursor's heading is always 0, to the right, so up is left of it
+            (0, -1, 0, 0, 0),
+            (-1, 0, 0, 0, 0),
+            (1, 0, 0, 0, 0),
+            (0, 0, 0, 0, 0),
+        ),
+        uncertain=(True, True, False, False, False),  # the edge of the table stops the cursor
+        field_of_view=math.radians(90),  # no camera: the whole table is seen from everywhere
+    ),
+    actions=ACTIONS,
+    keys={("w",): 0, ("s",): 1, ("a",): 2, ("d",): 3, (" ",): 4},
+    tasks={"free": Free(horizon=HORIZON)},
+    frame_size=48,
+    fps=5,
+    opening=(*zig_zag(), *zig_zag(back=True)),  # every card is seen, and covered again
+    walkers="cards-random",
+    truths=(Truth("MemoryCards-v0", "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),),
+)

@@ -1,0 +1,98 @@
+"""Memory Maze (Pasukonis et al. 2022): touch the target whose colour the border of the frame has. One step is 0.25 s."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from gymnasium import spaces
+
+from wmgym.kinematics import DiscreteKinematics
+from wmgym.settings.setting import Setting, Truth
+from wmgym.tasks import Free, Targets
+
+ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forward + right")
+
+# What an action comes to when it is held. The ball has inertia (measured, from rest): forward is 0.22, 0.44, 0.49, 0.50 m in the first
+# four steps, and 0.28, 0.06, 0.01 m after it is let go; a turn is 0.25 rad in the first step, 0.32 in the next, and 0.05 after.
+ROLL = 0.5  # metres per step: 2 m/s
+STEER = 0.321  # radians
+
+STEPS_PER_SECOND = 4
+TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds of an episode, by cells along a side (without the outer walls)
+NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
+NEAR_HORIZON = 30  # steps of the task whose first target is near
+
+ENTRY_POINTS = "wmgym.envs.memory_maze.env:MemoryMazeEnv", "wmgym.envs.memory_maze.vector_env:MemoryMazeVectorEnv"
+VARIANTS = (
+    "", "Vis", "HD", "Top", "ExtraObs", "ExtraObs-Vis", "ExtraObs-Top", "Oracle", "Oracle-Top", "Oracle-ExtraObs",
+    "HiFreq", "HiFreq-Vis", "HiFreq-HD", "6CL", "6CL-Top", "6CL-ExtraObs",
+)  # fmt: skip
+
+
+def frame_size(variant: str) -> int:
+    """Pixels along a side of what upstream's variant shows."""
+    return 256 if {"Top", "HD"} & set(variant.split("-")) else 64
+
+
+def extra_observations(cells: int, variant: str) -> dict[str, spaces.Space]:
+    """What a variant with `ExtraObs` shows beside the frame, by upstream's names; positions and directions are in grid coordinates."""
+    parts = variant.split("-")
+    if "ExtraObs" not in parts:
+        return {}
+    count = NUM_TARGETS[cells]
+
+    def inside(*shape: int) -> spaces.Box:
+        return spaces.Box(0, cells, shape, np.float64)
+
+    def apart(*shape: int) -> spaces.Box:
+        return spaces.Box(-2 * cells, 2 * cells, shape, np.float64)
+
+    return {
+        "target_color": spaces.Box(0, 1, (3,), np.float64),
+        "agent_pos": inside(2),
+        "agent_dir": spaces.Box(-1, 1, (2,), np.float64),
+        "targets_vec": apart(count, 2),
+        "targets_pos": inside(count, 2),
+        "target_vec": apart(2),
+        "target_pos": inside(2),
+        "maze_layout": spaces.Box(0, 2 if "Oracle" in parts else 1, (cells, cells), np.uint8),  # 1 is free, 2 is on the oracle's way
+    }
+
+
+def _truth(cells: int, variant: str) -> Truth:
+    """One of upstream's ids."""
+    name = "-".join(filter(None, ("MemoryMaze", f"{cells}x{cells}", variant, "v0")))
+    extra = extra_observations(cells, variant)
+    return Truth(name, *ENTRY_POINTS, {"cells": cells, "variant": variant}, extra, frame_size(variant), is_variant=variant != "")
+
+
+SETTING = Setting(
+    name="memory_maze",
+    frame_actions=spaces.Discrete(len(ACTIONS)),
+    kinematics=DiscreteKinematics(
+        (
+            (0, 0, 0, 0, 0),
+            (ROLL, 0, 0, 0, 0),
+            (0, 0, 0, STEER, 0),
+            (0, 0, 0, -STEER, 0),
+            (0.486, 0.071, 0, 0.319, 0),
+            (0.486, -0.071, 0, -0.319, 0),
+        ),
+        uncertain=(True, True, False, True, False),
+        field_of_view=math.radians(80),
+    ),
+    actions=ACTIONS,
+    keys={("w",): 1, ("a",): 2, ("d",): 3, ("a", "w"): 4, ("d", "w"): 5},
+    tasks={
+        "targets": Targets(horizon=STEPS_PER_SECOND * TIME_LIMITS[9]),
+        "targets-near": Targets("targets-near", NEAR_HORIZON),
+        "free": Free(world_rewards=False),
+    },
+    fps=STEPS_PER_SECOND,
+    opening=(ACTIONS.index("turn left"),) * 20,  # once all the way round
+    bundled=("targets", "free"),
+    reach=(4.0, 1.5),  # corridors are 2 m wide: walls hide what is a few metres to the side
+    walkers="explorer",
+    truths=tuple(_truth(cells, variant) for cells in TIME_LIMITS for variant in VARIANTS),
+)
