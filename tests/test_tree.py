@@ -175,7 +175,8 @@ def test_slots_of_different_numbers_are_padded_to_the_larger(new: int, old: int)
 
 
 def test_lanes_that_see_more_rows_than_others_are_padded_too() -> None:
-    old, new = Shared(torch.arange(4.0), torch.tensor([[0, 1], [2, 3]])), Shared(torch.arange(10.0, 14), torch.tensor([[3, 2, 1], [1, 2, 3]]))
+    old = Shared(torch.arange(4.0), torch.tensor([[0, 1], [2, 3]]))
+    new = Shared(torch.arange(10.0, 14), torch.tensor([[3, 2, 1], [1, 2, 3]]))
     mixed = tree.where(torch.tensor([False, True]), new, old)
     assert mixed.dense()[0, :2].tolist() == [0, 1] and mixed.dense()[1].tolist() == [11, 12, 13]
     joined = tree.concat([old, new])

@@ -30,7 +30,6 @@ def tiny_checkpoint(folder: Path, chunk: int = 1, seed: int = 0) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(config)
-    with torch.no_grad():
         for weight in model.parameters():
             if not weight.any():  # gates that begin at zero would hide the memory
                 torch.nn.init.normal_(weight, std=0.02)

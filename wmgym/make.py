@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,16 @@ def identify(world: World, setting: Setting, task: Task, horizon: int) -> Identi
     if not isinstance(world, WorldModel):
         return Identity("", type(world).__name__, "", *where, "", "", "", world.chunk, int(horizon))
     run, whence = world.settings, world.provenance
-    how = {"memories": [repr(memory) for memory in run.memories], "sampler": repr(run.sampler), "pose_source": run.pose_source}
-    text = json.dumps({**how, "options": repr(run.options)})
+    how = {"memories": list(map(_describe, run.memories)), "sampler": _describe(run.sampler), "options": _describe(run.options)}
+    text = json.dumps({**how, "pose_source": run.pose_source}, sort_keys=True, default=str)
     return Identity("", whence.system, whence.weights, *where, whence.memory, text, world.dtype_name, world.chunk, int(horizon))
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    """A part of a world in plain values that are the same in every process."""
+    found = asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
+    plain = {name: sorted(held) if isinstance(held, (set, frozenset)) else held for name, held in found.items()}
+    return {"kind": type(value).__name__, **plain}
 
 
 def _other_loaders() -> list[str]:
