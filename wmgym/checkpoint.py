@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -29,6 +29,7 @@ from wmgym.systems import System
 from wmgym.world_model import Provenance, WorldModel
 
 FORMAT = "wmgym-2"
+DTYPES = ("float32", "bfloat16", "float16")
 UNCHECKED = "wmgym-1"  # of 0.1.0, without a checksum
 BUNDLED = Path(__file__).parent / "weights"
 
@@ -429,11 +430,25 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> str:
-    """"auto" is bfloat16 on a GPU, else float32."""
-    dtype = dtype if dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+    """ "auto" is bfloat16 on a GPU and on a processor that multiplies it natively, else float32. A slow choice warns once."""
+    fast = device != "cpu" or multiplies_bfloat16()
+    dtype = dtype if dtype != "auto" else ("bfloat16" if fast else "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    if dtype != "float32" and not fast:
+        _warn_slow(dtype)
     return dtype
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16 matrices (AVX-512 BF16 or AMX). Without, they are emulated and
+    take tens of times longer than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@cache
+def _warn_slow(dtype: str) -> None:
+    warnings.warn(f"dtype={dtype!r} is slow on this processor, which has no instructions for it: use 'auto' or 'float32'", stacklevel=4)
 
 
 def _system_in(path: Path) -> System:

@@ -233,6 +233,15 @@ class Frames:
     rewards: Tensor | None = None  # float32 [B, F]: from a reward head, for worlds whose reward is in the pixels
     ends: Tensor | None = None  # bool [B, F]
     perf: dict[str, float] = field(default_factory=dict)  # network evaluations and the like; never in `info`
+    finite: Tensor | None = None  # bool [B]: no latent, pixel or pose of the row was NaN or infinite; None: not known
+
+    def check(self) -> None:
+        """Raise `FloatingPointError` naming the rows whose frames or poses are not finite. Waits for the device."""
+        finite = self.poses.isfinite().all(-1).all(-1)
+        finite = finite if self.finite is None else finite & self.finite
+        broken = torch.nonzero(~finite).flatten().tolist()
+        if broken:
+            raise FloatingPointError(f"lanes {broken}: the world made frames or poses that are not finite numbers; its weights may be damaged")
 
 
 # -- the parts ------------------------------------------------------------------------------------------------------------------------

@@ -161,11 +161,8 @@ class Shell:
         begin = time.perf_counter()
         status, lanes = state.status, np.arange(state.num_lanes)
         world, shown = self.world.step(state.world, actions)
+        shown.check()
         poses = shown.poses.float().cpu().numpy()  # [N, F, 5]
-        if not np.isfinite(poses).all():
-            bad = np.flatnonzero(~np.isfinite(poses).all((1, 2)))
-            raise FloatingPointError(f"the world dreamed a pose that is not a number in lanes {bad.tolist()}")
-
         before = np.concatenate([status.poses.numpy()[:, None], poses[:, :-1]], 1)
         goals = status.goals.numpy()[:, None]
         rewards = np.asarray(self.task.reward(before, poses, goals), np.float64)

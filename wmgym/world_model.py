@@ -176,10 +176,12 @@ class WorldModel(nn.Module):
         wanted = (len(state.times), self.chunk, *([size] if size else []))
         if actions.shape != wanted:
             raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
-        state, (poses, rewards, ends), pixels = self._imagine(state, actions, stride)
-        pixels = pixels if pixels is not None else to_uint8(self.autoencoder.decode(state.latents))
+        state, (poses, rewards, ends), images = self._imagine(state, actions, stride)
+        images = images if images is not None else self.autoencoder.decode(state.latents)
+        finite = state.latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1) & poses.isfinite().flatten(1).all(1)
         sampler = self.settings.sampler
-        return state, Frames(pixels, poses, rewards, ends, {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)})
+        spent = {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)}
+        return state, Frames(to_uint8(images), poses, rewards, ends, spent, finite)
 
     # -- the parts --------------------------------------------------------------------------------------------------------------
 
@@ -188,7 +190,7 @@ class WorldModel(nn.Module):
         return self._imagine(state, actions, stride)[:2]
 
     def _imagine(self, state: WorldState, actions: Tensor, stride: int) -> tuple[WorldState, Arrival, Tensor | None]:
-        """Also its frames, if they had to be decoded to be remembered."""
+        """Also its images [B, F, 3, H, W], if they had to be decoded to be remembered."""
         egomotion = self.kinematics.motion(actions)
         query = self.query(state.poses, egomotion, state.times + (stride - 1))
         contexts = self.read(state.memories, query)
@@ -196,8 +198,8 @@ class WorldModel(nn.Module):
         latents = self._sample(bound, state.keys, tuple(state.latents.shape[1:]))
         arrival = self._arrive(state, latents, actions, egomotion)
         poses = arrival[0]
-        pixels = to_uint8(self.autoencoder.decode(latents)) if self.settings.through_pixels else None
-        kept = latents if pixels is None else self.encode(pixels)
+        images = self.autoencoder.decode(latents) if self.settings.through_pixels else None
+        kept = latents if images is None else self.encode(to_uint8(images))
         there = torch.ones_like(query.times, dtype=torch.bool)
         motion = relative_pose(poses, torch.cat([state.poses[:, None], poses[:, :-1]], 1))
         seen = Seen(kept, poses, query.times, actions, motion, there, ~there, self._trace(bound, kept, poses))
@@ -205,7 +207,7 @@ class WorldModel(nn.Module):
         state = replace(
             state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), retrieval=retrieval
         )
-        return self._write(state, seen), arrival, pixels
+        return self._write(state, seen), arrival, images
 
     def _sample(self, bound: Bound, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Latents [B, *shape] from noise, by the sampler of the settings."""

@@ -52,6 +52,8 @@ class Draw:
     torch: torch.Generator
 
 
+TIMED_STEPS = 2  # before the duration is estimated
+
 Losses = dict[str, Tensor]
 Step = Callable[[Draw], tuple[Losses, dict[str, Tensor]]]  # -> losses ("total" is minimised), and the batch in case it is bad
 
@@ -117,6 +119,8 @@ def fit(
             average.update(module, step)
             step += 1
             bar.update()
+            if step == first + TIMED_STEPS and progress:
+                bar.write(estimate(name, config.steps - step, (time.perf_counter() - began) / TIMED_STEPS, torch.device(device)))
             saves = step % config.save_every == 0 or step == config.steps
             if (monitor.checks_every_step or saves or step % config.log_every == 0) and (bad := monitor.first_bad()) is not None:
                 _refuse(out, name, state_file, bad, batch if bad[0] == step - 1 else step_losses(draw(config.seed, bad[0], device))[1])
@@ -135,6 +139,17 @@ def fit(
                             v.copy_(own[k])
     average.copy_to(module)
     return average
+
+
+def estimate(name: str, steps: int, seconds: float, device: torch.device) -> str:
+    """How long `steps` more steps of `seconds` each will take, and what to do where a processor would need days."""
+    left = steps * seconds
+    days = left / 86_400
+    words = f"{days:.1f} days" if days >= 1 else f"{left / 3600:.1f} hours" if left >= 3600 else f"{left / 60:.0f} minutes"
+    text = f"{name}: about {words} for {steps} steps of {seconds:.2g} s on {device}"
+    if days >= 1 and device.type == "cpu":
+        text += "; this is work for a GPU: choose fewer --steps, a smaller --batch or --size, or another --device"
+    return text
 
 
 class LossMonitor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wmgym import rng, settings
-from wmgym.checkpoint import choose_device, load, read_file, resolve, save, write_tensors
+from wmgym.checkpoint import choose_device, choose_dtype, load, read_file, resolve, save, write_tensors
 from wmgym.core import Clip
 from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
@@ -283,8 +283,7 @@ def warm_start(model: WorldModel, args: RunArgs) -> None:
 
 def half_precision(device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 where the processor multiplies it natively, else float32."""
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype("auto", device.type) == "bfloat16")
 
 
 class HeldOutFilms:
