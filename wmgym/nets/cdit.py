@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from wmgym.core import Condition, Context, ContextFrames, ContextKV, KeysValues, Trace
 from wmgym.geometry import token_rays
-from wmgym.nets.layers import Mlp, attend, fourier, hidden_matrices, modulate, sinusoid
+from wmgym.nets.layers import Mlp, attend, fourier, hidden_matrices, modulate, sinusoid, squash
 from wmgym.nets.merge import merge
 from wmgym.nets.rope import rotate, rotation
 
@@ -384,11 +384,6 @@ def _motion_features(egomotion: Tensor, pitch: Tensor) -> Tensor:
     """[B, F, 5], [B] -> [B, F, 7]: egomotion at a scale near 1, and where the target looks up or down to."""
     look = pitch[:, None, None].expand(*egomotion.shape[:2], 1)
     return torch.cat([squash(torch.cat([egomotion[..., :3], egomotion[..., 3:] * 4], -1)), look.sin(), look.cos()], -1)
-
-
-def squash(x: Tensor, straight: float = 2.0) -> Tensor:
-    """What is as large as a step's motion stays as it is; beyond it grows as a logarithm: a jump of 64 steps must not drown all else."""
-    return x.clamp(-straight, straight) + x.sign() * (x.abs() - straight).clamp(min=0).log1p()
 
 
 def _unpatchify(tokens: Tensor, config: CDiTConfig) -> Tensor:

@@ -34,6 +34,11 @@ def fourier(x: Tensor, octaves: int) -> Tensor:
     return torch.cat([x, scaled.sin().flatten(-2), scaled.cos().flatten(-2)], -1)
 
 
+def squash(x: Tensor, straight: float = 2.0) -> Tensor:
+    """What is as large as a step's motion stays as it is; beyond it grows as a logarithm: a jump of 64 steps must not drown all else."""
+    return x.clamp(-straight, straight) + x.sign() * (x.abs() - straight).clamp(min=0).log1p()
+
+
 class Mlp(nn.Sequential):
     """Two linear layers with a nonlinearity between them."""
 
