@@ -241,7 +241,7 @@ class Frames:
         finite = finite if self.finite is None else finite & self.finite
         broken = torch.nonzero(~finite).flatten().tolist()
         if broken:
-            raise FloatingPointError(f"lanes {broken}: the world made frames or poses that are not finite numbers; its weights may be damaged")
+            raise FloatingPointError(f"lanes {broken}: the world made frames or poses that are not finite; its weights may be damaged")
 
 
 # -- the parts ------------------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class SystemRow:
 SYSTEMS = {
     "worldpack": SystemRow("wmgym.systems.worldpack", "fit a WorldPack world model to stored episodes"),
     "nwm": SystemRow("wmgym.systems.nwm"),
+    "video": SystemRow("wmgym.systems.video", "fit the causal video network of WorldTrace, CoME and Echo-Memory to stored episodes"),
+    "worldtrace": SystemRow("wmgym.systems.worldtrace"),
 }
 
 
@@ -73,6 +75,14 @@ TABLE = (
     *(Row(t.id, place, t.entry_point, t.vector_entry_point, t.kwargs, t) for place in settings.TABLE.values() for t in place.truths),
     *DREAMS,
 )
+
+
+def default_checkpoint(setting: str) -> str:
+    """The bundled weights that programs use by default: those of the setting's first dream that has any."""
+    for row in DREAMS:
+        if row.setting.name == setting and row.kwargs["checkpoint"] is not None:
+            return row.kwargs["checkpoint"]
+    raise ValueError(f"no dream of setting {setting!r} has bundled weights: give a checkpoint")
 
 
 def register_all() -> None:

@@ -6,7 +6,7 @@ from wmgym.kinematics import Displacement, Kinematics
 from wmgym.settings import memory_cards, memory_maze, minecraft, recon
 from wmgym.settings.setting import Setting, Truth
 
-__all__ = ["TABLE", "Setting", "Truth", "get", "kinematics", "register"]
+__all__ = ["TABLE", "Setting", "Truth", "get", "kinematics", "of_truth", "register"]
 
 TABLE: dict[str, Setting] = {s.name: s for s in (minecraft.SETTING, memory_maze.SETTING, memory_cards.SETTING, recon.SETTING)}
 
@@ -16,6 +16,12 @@ def get(name: str) -> Setting:
     if name not in TABLE:
         raise ValueError(f"setting must be one of {sorted(TABLE)}, got {name!r}")
     return TABLE[name]
+
+
+def of_truth(id: str) -> Setting | None:
+    """The setting of a ground-truth id (with or without a module before it); None for an id that no setting has."""
+    name = id.rpartition(":")[2]
+    return next((setting for setting in TABLE.values() for truth in setting.truths if truth.id == name), None)
 
 
 def kinematics(name: str, displacement: Displacement) -> Kinematics:

@@ -42,6 +42,8 @@ SETTING = Setting(
     frame_size=48,
     fps=5,
     opening=(*zig_zag(), *zig_zag(back=True)),  # every card is seen, and covered again
+    has_camera=False,  # the whole table is always seen
+    extent=4.0,
     walkers="cards-random",
     truths=(Truth("MemoryCards-v0", "wmgym.envs.memory_cards:MemoryCardsEnv", "wmgym.envs.memory_cards:MemoryCardsVectorEnv"),),
 )

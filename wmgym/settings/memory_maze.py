@@ -93,6 +93,7 @@ SETTING = Setting(
     opening=(ACTIONS.index("turn left"),) * 20,  # once all the way round
     bundled=("targets", "free"),
     reach=(4.0, 1.5),  # corridors are 2 m wide: walls hide what is a few metres to the side
+    extent=20.0,
     walkers="explorer",
     truths=tuple(_truth(cells, variant) for cells in TIME_LIMITS for variant in VARIANTS),
 )

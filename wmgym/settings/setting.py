@@ -40,6 +40,8 @@ class Setting:
     opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
     bundled: tuple[str, ...] = ()  # tasks that open with shipped clips unless told otherwise
     reach: tuple[float, float] = (8.0, 4.0)  # metres ahead and to the side within which a past view still helps
+    has_camera: bool = True  # frames are views from the pose
+    extent: float = 64.0  # metres that one usually covers
     walkers: str = "random"  # whose episodes are collected unless told otherwise (`wmgym collect --walker`)
     truths: tuple[Truth, ...] = ()  # the first is what dreams imagine
     needs_data: bool = False  # episodes open with recorded drives, which the user brings, and say what an action means

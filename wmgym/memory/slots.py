@@ -1,0 +1,211 @@
+"""Key-value memory of chunks (WorldTrace): a recent window kept verbatim, and what a writer keeps of the chunks that leave it.
+
+    finished chunk --one clean pass--> keys and values --> recent window --oldest leaves--> writer --> slots
+                                                              |                                           |
+                                                              +---------- read at their positions --------+
+
+All chunks lie in banks (`memory/bank.py`), so branches share what they have not written. Keys are stored before any rotation, so a slot
+can be read at any temporal position. Which positions are given is `positions`:
+
+slot_rank   by rank alone: slot s of n stands (recent + n - s) chunks before the present, which is the paper's v_s = q - (L_train - 1 - s) F
+            when all slots are filled; always inside the trained range
+block_rel   at the true distance of the slot's newest member (Infinity-RoPE's block-relative positions: the newest chunk stands at the end
+            of the trained range, others keep their distance to it); old slots leave the trained range
+centroid    at the mean distance of the slot's members
+absolute    at the true distance of the slot's first member
+
+For slots of one chunk the last three are one, since rotary attention sees distances alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wmgym.core import Context, ContextKV, Footprint, KeysValues, Query, Retrieval, Seen
+from wmgym.memory import bank as banks
+from wmgym.memory.bank import Bank
+from wmgym.tree import first_tensor, map_tensors
+
+POSITIONS = ("slot_rank", "block_rel", "centroid", "absolute")
+TAIL = 2  # chunks that a lane holds for itself before its archive is rewritten
+
+
+@dataclass(frozen=True)
+class ChunkKV:
+    """What is kept of each chunk: F frames of N tokens."""
+
+    layers: tuple[KeysValues, ...]  # [..., F, N, heads, d] each
+    poses: Tensor  # float32 [..., F, 5]
+    valid: Tensor  # bool [..., F]: openings may begin inside a chunk
+    first: Tensor  # int64 [...]: time of the chunk's first frame
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a writer keeps, oldest first: S slots of one chunk each."""
+
+    chunks: ChunkKV  # [B, S, ...]
+    oldest: Tensor  # int64 [B, S]: time of the first frame of the slot's oldest member
+    newest: Tensor  # int64 [B, S]: and of its newest
+    members: Tensor  # int64 [B, S]: how many chunks it stands for; 0: empty
+
+
+class Writer(Protocol):
+    """What becomes of the chunks that leave the recent window."""
+
+    @property
+    def slots(self) -> int:
+        """S, how many slots it fills."""
+        ...
+
+    def init(self, batch: int, blank: ChunkKV) -> Any:
+        """Its state, empty; `blank` is a chunk [1, ...] that sets shapes, dtypes and device."""
+        ...
+
+    def write(self, state: Any, chunk: ChunkKV, leaves: Tensor) -> Any:
+        """With one chunk more [B, ...], in the rows of `leaves` (bool [B])."""
+        ...
+
+    def read(self, state: Any) -> Slots:
+        """The slots, filled ones first."""
+        ...
+
+    def footprint(self, state: Any, chunk_bytes: int) -> Tensor:
+        """Bytes per row: int64 [B]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SlotState:
+    recent: Bank  # of ChunkKV; times count chunks
+    written: Tensor  # int64 [B]: chunks written
+    slots: Any  # the writer's
+
+
+@dataclass(frozen=True)
+class SlotMemory:
+    """`core.Memory` of keys and values: `recent` chunks verbatim, and a writer's slots (None: nothing else)."""
+
+    layers: int
+    chunk: int  # F
+    tokens: int  # N
+    heads: int
+    head_width: int
+    recent: int
+    writer: Writer | None = None
+    positions: str = "slot_rank"
+    dtype: torch.dtype = torch.float32
+    needs: frozenset[str] = frozenset({"kv"})
+    num_retrieved: int = 0
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"memory_positions must be one of {list(POSITIONS)}, got {self.positions!r}")
+        if self.recent < 1:
+            raise ValueError(f"the recent window must hold at least 1 chunk, got {self.recent}")
+
+    def blank(self, device: torch.device | str) -> ChunkKV:
+        """A chunk [1, ...] of zeros."""
+        return blank_chunk(self.layers, self.chunk, self.tokens, self.heads, self.head_width, self.dtype, device)
+
+    def init(self, batch: int, keys: Tensor) -> SlotState:
+        blank = self.blank(keys.device)
+        slots = self.writer.init(batch, blank) if self.writer is not None else ()
+        return SlotState(banks.empty(batch, self.recent, TAIL, blank), torch.zeros_like(keys[:, 0]), slots)
+
+    def write(self, memory: SlotState, seen: Seen) -> SlotState:
+        chunk, there = chunk_of(seen, self.dtype), seen.valid.any(1)
+        slots = memory.slots
+        if self.writer is not None:
+            old, exists = banks.newest(memory.recent, self.recent)
+            leaving = map_tensors(lambda x: x[:, 0], banks.take(memory.recent, old[:, -1:]))
+            slots = self.writer.write(slots, leaving, exists[:, -1] & there)
+        number = torch.where(there, memory.written, -1)[:, None]
+        poses = seen.poses[:, -1:]
+        recent = banks.write(memory.recent, map_tensors(lambda x: x[:, None], chunk), poses, number, there[:, None])
+        return SlotState(recent, memory.written + there, slots)
+
+    def read(self, memory: SlotState, query: Query) -> Context:
+        order, exists = banks.newest(memory.recent, self.recent)
+        chunks = banks.take(memory.recent, order)
+        now = query.times[:, :1]
+        ranks = torch.arange(1, self.recent + 1, device=now.device).expand(exists.shape)
+        parts = [(chunks, self.chunk * ranks, exists)]  # the recent window has no gaps: ranks are true distances in whole chunks
+        if self.writer is not None:
+            slots = self.writer.read(memory.slots)
+            held = slots.members > 0
+            parts.append((slots.chunks, self._offsets(slots, held, exists.sum(1, keepdim=True), now), held))
+        return Context(kv=joined(parts, self.chunk))
+
+    def _offsets(self, slots: Slots, held: Tensor, recent: Tensor, now: Tensor) -> Tensor:
+        """How many frames before the query's first frame each slot's first frame stands: [B, S]."""
+        if self.positions == "slot_rank":
+            rank = torch.arange(held.shape[1], device=held.device)
+            return self.chunk * (recent + held.sum(1, keepdim=True) - rank)
+        if self.positions == "absolute":
+            return now - slots.oldest
+        if self.positions == "block_rel":
+            return now - slots.newest
+        return now - (slots.oldest + slots.newest) / 2  # members are evenly spaced
+
+    def footprint(self, memory: SlotState) -> Footprint:
+        each = chunk_bytes(memory.recent.archive.data)
+        held = (memory.recent.times.values >= 0).sum(1)
+        size = held * each
+        if self.writer is not None:
+            slots = self.writer.read(memory.slots)
+            held = held + (slots.members > 0).sum(1)
+            size = size + self.writer.footprint(memory.slots, each)
+        return Footprint(held * self.chunk, size)
+
+
+def blank_chunk(
+    layers: int, chunk: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype, device: torch.device | str
+) -> ChunkKV:
+    """A chunk [1, ...] of zeros."""
+    zeros = torch.zeros(1, chunk, tokens, heads, head_width, dtype=dtype, device=device)
+    pose = torch.zeros(1, chunk, 5, device=device)
+    return ChunkKV(
+        tuple(KeysValues(zeros, zeros) for _ in range(layers)),
+        pose,
+        torch.zeros(1, chunk, dtype=torch.bool, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+    )
+
+
+def chunk_of(seen: Seen, dtype: torch.dtype) -> ChunkKV:
+    """A chunk as it is kept, from what was seen with its trace."""
+    if seen.trace is None or not seen.trace.kv:
+        raise ValueError("a memory of keys and values was given none: the network leaves no trace")
+    layers = tuple(KeysValues(layer.keys.to(dtype), layer.values.to(dtype)) for layer in seen.trace.kv)
+    return ChunkKV(layers, seen.poses, seen.valid, seen.times[:, 0])
+
+
+def chunk_bytes(chunk: ChunkKV) -> int:
+    """Bytes of the keys and values of one chunk; `chunk` is [P, ...]."""
+    return sum(2 * layer.keys.element_size() * layer.keys.shape[1:].numel() for layer in chunk.layers)
+
+
+def joined(parts: list[tuple[ChunkKV, Tensor, Tensor]], frames: int, retrieval: Retrieval | None = None) -> ContextKV:
+    """Groups of chunks [B, n, ...] with the offsets of their first frames [B, n] and which exist [B, n], as one context of frames."""
+    inside = torch.arange(frames, device=first_tensor(parts[0][0]).device)
+
+    def frames_of(x: Tensor) -> Tensor:
+        return x.flatten(1, 2)  # [B, n, F, ...] -> [B, n F, ...]
+
+    count = len(parts[0][0].layers)
+    layers = tuple(
+        KeysValues(
+            torch.cat([frames_of(chunks.layers[i].keys) for chunks, _, _ in parts], 1),
+            torch.cat([frames_of(chunks.layers[i].values) for chunks, _, _ in parts], 1),
+        )
+        for i in range(count)
+    )
+    offsets = torch.cat([(first[..., None] - inside).flatten(1) for _, first, _ in parts], 1)
+    valid = torch.cat([frames_of(chunks.valid & there[..., None]) for chunks, _, there in parts], 1)
+    poses = torch.cat([frames_of(chunks.poses) for chunks, _, _ in parts], 1)
+    return ContextKV(layers, offsets, valid, poses)

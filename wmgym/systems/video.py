@@ -1,0 +1,113 @@
+"""The causal video network by itself: the base that WorldTrace, CoME and Echo-Memory stand on.
+
+    frames --autoencoder--> latents --> chunks of F --> VideoDiT --> next chunk
+                                           ^ keys and values of the recent chunks
+    action, egomotion, heading, noise level -- adaLN-Zero --^
+
+Its one memory, "none", is the recent window: the newest L_train - 1 chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wmgym import settings
+from wmgym.kinematics import Displacement, Kinematics
+from wmgym.memory.slots import SlotMemory
+from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
+from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.nets.video_dit import SIZES, VideoDiT, VideoDiTConfig
+from wmgym.systems.system import MemoryChoice, MemoryHost, System
+from wmgym.world_model import SamplerConfig, WorldModel
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    system: str = "video"
+    setting: str = "minecraft"  # whose actions, kinematics and field of view
+    memory: str = "none"
+    memory_budget: int = 512  # frames remembered, by memories that keep more than a constant number
+    pose_source: str = "learned"
+    through_pixels: bool = False
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    net: VideoDiTConfig = field(default_factory=VideoDiTConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    outcomes: tuple[tuple[float, bool], ...] = ()  # of a step, as the reward head tells them apart: (reward, end); none: no head
+    displacement: Displacement = field(default_factory=Displacement)  # settings whose data say what an action means
+
+    def __post_init__(self) -> None:
+        if self.net.latent_shape != self.autoencoder.latent_shape:
+            raise ValueError(f"net.latent_shape {self.net.latent_shape} differs from the autoencoder's {self.autoencoder.latent_shape}")
+        for name in ("num_actions", "action_size"):
+            own, known = getattr(self.net, name), getattr(self.kinematics, name)
+            if own != known:
+                raise ValueError(f"net.{name} {own} differs from the {known} of setting {self.setting!r}")
+
+    @property
+    def kinematics(self) -> Kinematics:
+        """What the actions do to a pose."""
+        return settings.kinematics(self.setting, self.displacement)
+
+
+def preset(
+    size: str = "TINY",
+    setting: str = "minecraft",
+    autoencoder: AutoencoderConfig | None = None,
+    displacement: Displacement | None = None,
+    **net: object,
+) -> VideoConfig:
+    """A config by the network's size (`nets.video_dit.SIZES`); other fields of the network by name."""
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
+    autoencoder, displacement = autoencoder or AutoencoderConfig(), displacement or Displacement()
+    place, moves = settings.get(setting), settings.kinematics(setting, displacement)
+    config = VideoDiTConfig(
+        latent_shape=autoencoder.latent_shape,
+        num_actions=moves.num_actions,
+        action_size=moves.action_size,
+        field_of_view=moves.field_of_view,
+        aspect=moves.aspect,
+        pose_rotary=place.has_camera,
+        extent=place.extent,
+    )
+    config = replace(config, **{**SIZES[size], **net})  # type: ignore[arg-type]
+    source = "learned" if any(moves.uncertain) else "actions"
+    return VideoConfig(setting=setting, pose_source=source, autoencoder=autoencoder, net=config, displacement=displacement)
+
+
+def build(config: VideoConfig, system: System | None = None) -> WorldModel:
+    """The model with fresh weights, as a system that stands on this network runs it."""
+    moves, coder, net = config.kinematics, Autoencoder(config.autoencoder), VideoDiT(config.net)
+    heads = HeadConfig(config.net.latent_shape, config.net.num_actions)
+    return WorldModel(
+        coder,
+        net,
+        moves,
+        (system or SYSTEM).settings(net, config),
+        motion_head=MotionHead(heads) if any(moves.uncertain) else None,
+        reward_head=RewardHead(heads, config.outcomes) if config.outcomes else None,
+    )
+
+
+def chunk_sizes(host: MemoryHost) -> dict[str, Any]:
+    """What a memory of a host's keys and values must know of its network."""
+    net: VideoDiTConfig = host.config.net
+    dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
+    sizes = {"layers": net.depth, "chunk": net.chunk, "tokens": net.tokens, "heads": net.heads, "head_width": net.width // net.heads}
+    return {**sizes, "dtype": dtype}
+
+
+def recent_window(host: MemoryHost) -> tuple[SlotMemory, ...]:
+    """The newest L_train - 1 chunks."""
+    return (SlotMemory(**chunk_sizes(host), recent=host.config.net.window - 1),)
+
+
+SYSTEM = System(
+    name="video",
+    config=VideoConfig,
+    build=build,
+    memories={"none": MemoryChoice(recent_window)},
+    default_memory="none",
+    train="wmgym.train.video:TrainArgs:train",
+)
