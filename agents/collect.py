@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from wmgym import settings
 from wmgym.agents import robot
 from wmgym.agents.maze_walkers import random_start
 from wmgym.agents.pathfinding import Region
@@ -35,14 +36,12 @@ from wmgym.agents.scripted import Walker, find_program, make_walker, world_of
 from wmgym.data import recon
 from wmgym.data.episode import Episode, Header, Metadata, describe_space, load_episode, read_header, save_episode
 from wmgym.data.loopnav import write_trajectory
-from wmgym.files import as_json, open_run_folder, write_atomically
+from wmgym.files import as_json, open_run_folder, write_atomically, write_png
 from wmgym.openings import frame_of
+from wmgym.settings import Setting
 
 WORLDS_PER_SEED = 1_000_000
 ATTEMPTS = 10  # walks tried for one episode before giving up
-FREE = {"task": "free"}  # without a goal of the environment's own: the walkers bring theirs
-WORLDS = {"MemoryMaze-": "memory_maze", "MemoryCards-": "memory_cards"}  # whose walkers an id takes, if not Minecraft's
-ENV_KWARGS = {"Minecraft-v0": FREE}
 FORMATS = {"episodes": ".safetensors", "loopnav": ".safetensors", "recon": recon.SUFFIX}
 
 
@@ -52,9 +51,10 @@ class CollectArgs:
 
     env_id: Annotated[str, tyro.conf.Positional] = "Minecraft-v0"
     """Environment to walk in."""
-    walker: str = "explorer"
-    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; in Memory Maze also oracle, in Memory Cards
-    cards-random and zig-zag; or several with the share of episodes each gets: "explorer:3,look-around:1"."""
+    walker: str | None = None
+    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; in Memory Maze also oracle; in Memory Cards
+    cards-random and zig-zag. Several walkers share the episodes by weight: "explorer:3,look-around:1". By default the walker of the
+    setting: explorer in Minecraft and Memory Maze, cards-random in Memory Cards."""
     steps: int = 10_000
     """Stop when the episodes have this many steps together. A larger number later adds to the same folder."""
     out: Path = Path("data/episodes")
@@ -74,6 +74,9 @@ class CollectArgs:
     format: str = "episodes"
     """How walks are stored: episodes; loopnav: also as films and rows in LoopNav's released layout, in OUT/loopnav (loop walkers only); or
     recon: as RECON was released (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
+    depth: bool = False
+    """Also store depth images (metres along the optical axis), where the environment measures them: Minecraft-v0 with backend voxel, and
+    Memory Maze. Not with format recon."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "episode_length"):
@@ -86,18 +89,27 @@ class CollectArgs:
             raise ValueError(f"worlds must be between 1 and {WORLDS_PER_SEED}, got {self.worlds}")
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        for name in parse_walkers(self.walker)[0]:
-            find_program(name, next((world for mark, world in WORLDS.items() if mark in self.env_id), "minecraft"))
+        if self.depth and self.format == "recon":
+            raise ValueError("format 'recon' has no place for depth; use --format episodes, or leave out --depth")
+        for name in parse_walkers(self.walkers)[0]:
+            find_program(name, setting_of(self.env_id).name)
             if self.format == "loopnav" and not name.startswith("loop-"):
                 raise ValueError(f"format 'loopnav' is for loop walkers such as loop-ABA-5, got {name!r}")
         parse_kwargs(self.env_kwargs)
+
+    @property
+    def walkers(self) -> str:
+        """Who walks: the walkers that were asked for, or the setting's own."""
+        return setting_of(self.env_id).walkers if self.walker is None else self.walker
 
 
 def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
     """Collect until there are enough steps; what was done, as JSON-able values (also in `result.json`)."""
     out = Path(args.out)
     begun = time.perf_counter()
-    _make_env(args)  # what cannot be made should leave no folder behind
+    env = _make_env(args)  # what cannot be made should leave no folder behind
+    if args.depth and "depth" not in env.metadata:
+        raise ValueError(f"{args.env_id!r} with {args.env_kwargs} measures no depth; leave out --depth")
     _open_folder(out, args)
     if args.format == "recon":
         recon.write_dataset(out, robot.DATASET)
@@ -135,6 +147,18 @@ def episode_path(out: Path, index: int, format: str = "episodes") -> Path:
     return out / f"episode-{index:06d}{FORMATS[format]}"
 
 
+def setting_of(env_id: str) -> Setting:
+    """The setting of a ground truth. An environment that no setting knows is walked as Minecraft is."""
+    return settings.of_truth(env_id) or settings.get("minecraft")
+
+
+def _without_goal(env_id: str) -> dict[str, Any]:
+    """Keywords that choose the task "free" where the default task has a goal: walkers bring their own."""
+    setting = settings.of_truth(env_id)
+    needs_goal = setting is not None and next(iter(setting.tasks.values())).needs_goal
+    return {"task": "free"} if needs_goal and "free" in setting.tasks else {}
+
+
 def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
     """ "explorer:3,look-around" -> names and chances."""
     names, weights = [], []
@@ -161,11 +185,13 @@ def parse_kwargs(text: str) -> dict[str, Any]:
     return kwargs
 
 
-def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, length: int, somewhere: bool = False) -> Episode:
+def record(
+    env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, length: int, somewhere: bool = False, depth: bool = False
+) -> Episode:
     """One episode of a walker. `env` needs a frame (alone or as `pov`) in its observation and a pose in its info.
 
     A walk that fails is returned as far as it went, with the outcome in its metadata. With `somewhere` the walk begins at
-    a random place of the world, not at the one that the seed gives.
+    a random place of the world, not at the one that the seed gives. With `depth` depth images are recorded beside the frames.
     """
     observation, info = env.reset(seed=seed)
     start = _random_start(env, info["pose"], rng) if somewhere else None
@@ -174,6 +200,7 @@ def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, 
     walker = make_walker(walker_name, env, rng)
     space = env.action_space
     idle = np.zeros(space.shape or (), space.dtype)
+    depths = [env.unwrapped.depth()] if depth else []  # type: ignore[attr-defined]  # `metadata["depth"]` says that it has this method
     rows: list[tuple[Any, ...]] = [(_frame(observation), idle, info["pose"], 0.0, False, False)]
     while not (rows[-1][4] or rows[-1][5]) and (len(rows) <= length or not walker.open_ended):
         action = walker.act(info["pose"])
@@ -181,6 +208,8 @@ def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, 
             break
         observation, reward, terminated, truncated, info = env.step(action)
         rows.append((_frame(observation), action, info["pose"], reward, terminated, truncated))
+        if depth:
+            depths.append(env.unwrapped.depth())  # type: ignore[attr-defined]
     frames, actions, poses, rewards, ends, cuts = zip(*rows)
     spec = env.spec
     meta = Metadata(
@@ -193,6 +222,7 @@ def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, 
         outcome=_outcome(walker, bool(ends[-1] or cuts[-1])),
         action_space=describe_space(space),
         observation_space=describe_space(env.observation_space),
+        depth=env.metadata["depth"] if depth else None,
     )
     return Episode(
         frames=np.stack(frames),
@@ -202,13 +232,12 @@ def record(env: gym.Env, walker_name: str, seed: int, rng: np.random.Generator, 
         terminated=np.asarray(ends, np.bool_),
         truncated=np.asarray(cuts, np.bool_),
         meta=meta,
+        depth=np.stack(depths) if depth else None,
     )
 
 
 def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 16) -> None:
     """A picture of the first episodes: one row each, time from left to right."""
-    import cv2
-
     lines = []
     for path in paths[:rows]:
         drive = recon.read_trajectory(path) if path.suffix == recon.SUFFIX else None
@@ -216,10 +245,7 @@ def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 
         index = np.linspace(0, len(drive or episode or ()) - 1, columns).round().astype(int)
         frames = drive.frames(index, 64) if drive is not None else episode.frames[index]  # type: ignore[union-attr]
         lines.append(np.concatenate([np.pad(frame, ((1, 1), (1, 1), (0, 0))) for frame in frames], 1))
-    sheet = np.concatenate(lines, 0)
-    done, png = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))
-    assert done
-    write_atomically(file, png.tobytes())
+    write_png(file, np.concatenate(lines, 0))
 
 
 def _outcome(walker: Walker, over: bool) -> str:
@@ -257,7 +283,7 @@ _ENVS: dict[tuple[str, str, str], gym.Env] = {}  # one environment per process, 
 def _make_env(args: CollectArgs) -> gym.Env:
     key = (args.env_id, args.env_kwargs, args.format)
     if key not in _ENVS:
-        defaults = ENV_KWARGS.get(args.env_id.split(":")[-1], {}) | (robot.CAMERA if args.format == "recon" else {})
+        defaults = _without_goal(args.env_id) | (robot.CAMERA if args.format == "recon" else {})
         try:
             _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **parse_kwargs(args.env_kwargs)})
         except (gym.error.Error, TypeError) as error:
@@ -274,12 +300,13 @@ def _world_seed(args: CollectArgs, index: int, attempt: int) -> int:
 def _collect_one(args: CollectArgs, index: int) -> list[str]:
     """Write episode `index`; the walks that failed before one went well."""
     env = _make_env(args)
-    names, chances = parse_walkers(args.walker)
+    names, chances = parse_walkers(args.walkers)
     name = names[int(np.random.default_rng([args.seed, index]).choice(len(names), p=chances))]
     failures: list[str] = []
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([args.seed, index, attempt])
-        episode = record(env, name, _world_seed(args, index, attempt), rng, args.episode_length, somewhere=args.worlds is not None)
+        world, somewhere = _world_seed(args, index, attempt), args.worlds is not None
+        episode = record(env, name, world, rng, args.episode_length, somewhere, args.depth)
         if episode.meta.outcome == "done":
             path = episode_path(Path(args.out), index, args.format)
             if args.format == "recon":
@@ -315,7 +342,7 @@ def _open_folder(out: Path, args: CollectArgs) -> None:
     if not (out / "args.json").is_file() and out.is_dir() and next(out.glob(f"episode-*{FORMATS[args.format]}"), None) is not None:
         raise ValueError(f"{out} holds episodes but no args.json to tell how they were made; use another folder")
     free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
-    open_run_folder(out, asdict(args), free, {f.name: f.default for f in fields(CollectArgs)})
+    open_run_folder(out, {**asdict(args), "walker": args.walkers}, free, {f.name: f.default for f in fields(CollectArgs)})
     for leftover in out.glob(".episode-*.tmp"):  # of a run that was killed
         leftover.unlink(missing_ok=True)
 
@@ -380,6 +407,8 @@ def _warm_up(args: CollectArgs) -> None:
     env = _make_env(args)
     _, info = env.reset(seed=args.seed * WORLDS_PER_SEED)
     env.step(env.action_space.sample())
+    if args.depth:
+        env.unwrapped.depth()  # type: ignore[attr-defined]
     if hasattr(env.unwrapped, "solid"):
         _random_start(env, info["pose"], np.random.default_rng(0), reach=4)
 

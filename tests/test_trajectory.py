@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from wmgym.geometry import wrap_angle
 from wmgym.metrics import trajectory as tr
 from wmgym.metrics.trajectory import ate, path_errors, rpe, rpe_rotation, spl, umeyama
 
@@ -55,7 +56,7 @@ def test_one_wrong_point_of_n_counts_by_the_root_of_its_share() -> None:
 
 def test_turns_are_compared_on_the_circle() -> None:
     yaw = np.linspace(0, 4 * math.pi, 30)
-    wrapped = tr.wrapped(yaw)
+    wrapped = wrap_angle(yaw)
     assert rpe_rotation(wrapped, yaw) == pytest.approx(0, abs=1e-9)
     assert rpe_rotation(yaw + 2.0, yaw) == pytest.approx(0, abs=1e-9)  # a constant offset is no turn
     assert rpe_rotation(yaw + 0.1 * np.arange(30), yaw) == pytest.approx(0.1)
@@ -189,7 +190,7 @@ def test_aligned_ate_is_that_of_evo(rng: Rng, scale: bool) -> None:
 
 def test_rotational_rpe_is_that_of_evo(rng: Rng) -> None:
     metrics = pytest.importorskip("evo.core.metrics", reason="evo is not installed: pip install evo==1.37.1 (a test dependency)")
-    a, b = tr.wrapped(rng.normal(size=(2, 30)).cumsum(1))
+    a, b = wrap_angle(rng.normal(size=(2, 30)).cumsum(1))
     paths = np.zeros((30, 3))
     expected = evo_figure(metrics.RPE(metrics.PoseRelation.rotation_angle_rad, 1), evo_path(paths, b), evo_path(paths, a))
     assert rpe_rotation(a, b) == pytest.approx(expected, rel=1e-6)

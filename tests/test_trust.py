@@ -22,7 +22,7 @@ from wmgym.train.loop import estimate
 def test_frames_that_are_not_finite_are_raised_with_their_lanes(tmp_path: Path, part: str, value: float) -> None:
     """Poses come from the kinematics here: only the pictures are broken."""
     world = load_world(tiny_checkpoint(tmp_path), device="cpu", dtype="float32")
-    name, bias = next((k, v) for k, v in world.named_parameters() if k.startswith(part) and k.endswith("bias"))
+    _, bias = next((k, v) for k, v in world.named_parameters() if k.startswith(part) and k.endswith("bias"))
     before = bias.detach().clone()
     try:
         with torch.no_grad():

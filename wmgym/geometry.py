@@ -8,14 +8,18 @@ those 0. An egomotion is `[..., 5]`: forward, left, up, turn, tilt, in the frame
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Angles = TypeVar("Angles", float, np.ndarray, Tensor)
 
-def wrap_angle(angle: Tensor) -> Tensor:
-    """Angles in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+def wrap_angle(angle: Angles) -> Angles:
+    """Angles in [-pi, pi): of a number, an array or a tensor."""
+    return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
 def _rotate(xy: Tensor, yaw: Tensor) -> Tensor:
@@ -30,6 +34,15 @@ def compose(pose: Tensor, egomotion: Tensor) -> Tensor:
     yaw = wrap_angle(pose[..., 3] + egomotion[..., 3])
     pitch = (pose[..., 4] + egomotion[..., 4]).clamp(-math.pi / 2, math.pi / 2)
     return torch.cat([xy, torch.stack([z, yaw, pitch], -1)], -1)
+
+
+def walk(pose: Tensor, egomotion: Tensor) -> Tensor:
+    """Poses [B, F, 5] that egomotions [B, F, 5] lead through, one after the other, from a pose [B, 5]."""
+    poses = []
+    for motion in egomotion.unbind(1):
+        pose = compose(pose, motion)
+        poses.append(pose)
+    return torch.stack(poses, 1)
 
 
 def relative_pose(pose: Tensor, origin: Tensor) -> Tensor:

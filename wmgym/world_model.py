@@ -36,7 +36,7 @@ from wmgym.core import (
 from wmgym.diffusion.ddpm import ANCESTRAL, respaced
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS, evaluations
-from wmgym.geometry import compose, relative_pose, step_back
+from wmgym.geometry import relative_pose, step_back, walk
 from wmgym.kinematics import Kinematics
 from wmgym.nets.autoencoder import FrameCoder, to_uint8
 from wmgym.nets.heads import MotionHead, RewardHead
@@ -225,11 +225,8 @@ class WorldModel(nn.Module):
 
     def query(self, poses: Tensor, egomotion: Tensor, times: Tensor) -> Query:
         """Poses [B, 5] and the chunk's egomotion [B, F, 5] -> where its frames are expected."""
-        expected = []
-        for f in range(egomotion.shape[1]):
-            poses = compose(poses, egomotion[:, f])
-            expected.append(poses)
-        return Query(torch.stack(expected, 1), times[:, None] + torch.arange(1, egomotion.shape[1] + 1, device=times.device))
+        ahead = torch.arange(1, egomotion.shape[1] + 1, device=times.device)
+        return Query(walk(poses, egomotion), times[:, None] + ahead)
 
     def read(self, memories: tuple[Any, ...], query: Query) -> tuple[Context, ...]:
         """What each memory shows the network."""

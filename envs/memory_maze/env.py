@@ -1,19 +1,20 @@
-"""`MemoryMaze-9x9-v0` and its kin, the ground truth: find the target of the asked colour, again and again, and remember where all are.
+"""`MemoryMaze-9x9-v0` and its variants, the ground truth: go to the target of the requested colour, again and again.
 
 Actions (0.25 s each): noop, forward, turn left, turn right, forward + left, forward + right. The border of the frame has the colour
-of the target that is asked for; touching it gives +1 and asks for another. The episode never ends by itself, only at upstream's
-time limit. `reset(seed=s)` opens the world that upstream makes with `seed=s`; a reset without a seed opens another of those.
+of the requested target. Touching that target gives +1, and another one is requested. Episodes are truncated at upstream's time limit
+and never terminate. `reset(seed=s)` opens the maze that upstream makes with `seed=s`; `reset()` opens one of a random seed.
 
-Task "targets-near" is the same for 30 steps, but begins at rest, one or two cells of the way from the target that is asked for and looking
-towards it, give or take 45 degrees: for agents that learn on two cores.
+Task "targets-near" has 30 steps. It begins at rest, within two cells of the first target and facing it within 45 degrees, so that small
+agents can learn it on two cores.
 
-`info["pose"]`: metres are mujoco's; a cell is 2 m wide, the middle of the maze is (0, 0). The ball has inertia: what an action
-does to the pose depends on the speed before it (wmgym/kinematics.py says what to expect).
+`info["pose"]` is in mujoco's metres: a cell is 2 m wide and the middle of the maze is (0, 0). The agent is a ball with inertia: the
+effect of an action depends on the speed before it (wmgym/settings/memory_maze.py has typical values).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
+from wmgym.data.depth import DepthCamera
+from wmgym.envs import checks
+from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_size
 from wmgym.envs.memory_maze.upstream import CELL, Variant, load, variant
-from wmgym.envs.process_vector import ProcessVectorEnv, branch_of
+from wmgym.envs.process_vector import ProcessVectorEnv, branch_of, lane_state
 from wmgym.settings import memory_maze as setting
 from wmgym.tasks import FREE_HORIZON
 from wmgym.vectors import load_generator
@@ -34,20 +37,24 @@ if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
 
 TASKS = tuple(setting.SETTING.tasks)
-NEAR = 2  # cells of the way to the first target of task "targets-near", at most
-ASIDE = np.pi / 4  # radians by which it may lie to the left or right
+NEAR = 2  # task "targets-near": greatest length in cells of the way to the first target
+ASIDE = np.pi / 4  # task "targets-near": greatest angle in radians between the view direction and the first target
 RESET_OPTIONS = ("start", "goal")
-MOST_SEEDS = 2**32  # upstream's generator takes no larger seed
-_MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  # those in use in this process
+CAMERA = DepthCamera(setting.SETTING.kinematics.field_of_view, eye=(0.15, 0.0, 0.9), tilt=-math.atan(0.1))  # of upstream's ball
+NUM_SEEDS = 2**32  # seeds that upstream's generator accepts
+_MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  # the mazes in use in this process
 
 
 class MemoryMazeEnv(gym.Env):
-    """A maze with coloured targets, of which `info["pose"]` is known.
+    """A maze with coloured targets. `info["pose"]` is the true pose.
 
-    cells: 9, 11, 13 or 15 a side. variant: one of upstream's suffixes, such as "ExtraObs-Vis". task: "targets", "targets-near", or
-    "free", which rewards nothing. size: side of the square frames observed; default 64, or 256 where upstream's variant has that.
-    render_size: side, or (height, width), of what `render()` returns; default `size`. horizon: steps after which an episode is cut
-    off; default upstream's limit ("targets"), 30 ("targets-near") or 10,000 ("free"). backend: "mujoco", the only one.
+    cells: 9, 11, 13 or 15 along a side.
+    variant: one of upstream's suffixes, such as "ExtraObs-Vis".
+    task: "targets", "targets-near", or "free" (no rewards).
+    backend: "mujoco", the only one.
+    size: side of the square frames observed, in pixels; default upstream's, 64 or 256.
+    render_size: side, or (height, width), of what `render()` returns; default `size`.
+    horizon: steps after which an episode is truncated; default upstream's limit ("targets"), 30 ("targets-near") or 10,000 ("free").
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # Gymnasium's own form
@@ -74,18 +81,18 @@ class MemoryMazeEnv(gym.Env):
             "cells": cells, "variant": variant, "task": task, "backend": backend, "size": self.size, "render_size": self.render_size,
             "render_mode": render_mode,
         }  # fmt: skip
-        self.metadata = {**self.metadata, "render_fps": round(self.kind.control_hz)}
+        self.metadata = {**self.metadata, "render_fps": round(self.kind.control_hz), **({} if self.kind.top else {"depth": CAMERA})}
         self.observation_space = observation_space(cells, self.kind, self.size)
         self.action_space = spaces.Discrete(len(setting.ACTIONS))
         self._ball: Ball | None = None
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Open a maze. `options`: `start` (a pose, to begin there at rest) and `goal` (a place on the target to be asked for first)."""
+        """Open a maze. `options`: `start` (a pose, at rest) and `goal` (a position on the target that is requested first)."""
         start, goal = check_options(options, self.task)
         before = copy.deepcopy(self._np_random), self._np_random_seed
         super().reset(seed=seed)
-        world = int(seed) if seed is not None and seed < MOST_SEEDS else int(self.np_random.integers(2**31))
+        world = int(seed) if seed is not None and seed < NUM_SEEDS else int(self.np_random.integers(2**31))
         ball = self._open(world)
         try:
             if start is not None:
@@ -101,24 +108,35 @@ class MemoryMazeEnv(gym.Env):
         return self._observe(ball), {"pose": ball.pose}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One action. After the end of an episode it raises `ResetNeeded`."""
         ball = self._running()
+        checks.check_not_over(self._is_over)
         if not self.action_space.contains(action):
             raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
         touched = ball.step(int(action))
         self._elapsed += 1
         reward = float(touched and self.task != "free")
-        return self._observe(ball), reward, False, self._elapsed >= self.horizon, {"pose": ball.pose}
+        return self._observe(ball), reward, False, self._is_over, {"pose": ball.pose}
 
     def render(self) -> NDArray[np.uint8] | None:
         """The frame, with its border, at `render_size`."""
         ball = self._running()
         return frame(ball, self.kind, *self.render_size) if self.render_mode == "rgb_array" else None
 
+    def depth(self) -> NDArray[np.float32]:
+        """Depth of what the ball's camera sees, [size, size]: metres along the optical axis (wmgym.data.depth), infinite in the sky.
+
+        The border and the oracle's map are painted over the frame and have no depth. NotImplementedError for the variants seen from above.
+        """
+        if self.kind.top:
+            raise NotImplementedError(f"variant {self.variant!r} is seen from above: depth is measured by the ball's own camera only")
+        return self._running().depth(self.size, self.size)
+
     def close(self) -> None:
         self._ball = None
 
     def save_state(self) -> dict[str, Any]:
-        """Everything that the rest of the episode, and the episodes after it, depend on."""
+        """Everything that this and the following episodes depend on, as a value."""
         ball = self._running()
         return {
             "task": self.task,
@@ -130,7 +148,10 @@ class MemoryMazeEnv(gym.Env):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a value of `save_state`, bit for bit. Quick if it is of the maze that is open."""
+        """Continue from a value of `save_state`, bit for bit. Fast if the state is of the present maze.
+
+        ValueError if it is not such a value, or is of another task, size or variant.
+        """
         check_state(state, self.task, self.cells, self.variant)
         world = state["world"]
         ball = self._open(int(world["seed"]))
@@ -140,27 +161,34 @@ class MemoryMazeEnv(gym.Env):
         self._np_random_seed = state["seed"]
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> ProcessVectorEnv:
-        """n futures of this moment, as a vector env in this process that never resets by itself; this env is untouched.
+        """n futures of the present state, as a vector env in the calling process that never resets by itself. This env is untouched.
 
-        They share the maze, and keep this env's generator or get new ones from `seeds` (one number, to which the branch's number
-        is added, or one per branch).
+        Branches share the maze. They keep this env's generator, or get new ones from `seeds`: either one number, to which the branch's
+        index is added, or one number per branch.
         """
-        here = {"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]}
+        ball = self._running()
+        here = lane_state(self.save_state(), self._observe(ball), {"pose": ball.pose}, truncated=self._is_over)
         return branch_of("wmgym.envs.memory_maze.env:MemoryMazeEnv", self._kwargs, here, n, seeds)
 
     def get_action_meanings(self) -> list[str]:
+        """What each action does, in words."""
         return list(setting.ACTIONS)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """The keys of `gymnasium.utils.play`."""
         return dict(setting.SETTING.keys)
 
     @property
     def ball(self) -> Ball:
-        """Where all is, for oracles and walkers: `ball.position`, `ball.named`, `ball.maze.targets`, `ball.maze.layout`."""
+        """The simulation's state, for oracles and walkers: `ball.position`, `ball.named`, `ball.maze.targets`, `ball.maze.layout`."""
         return self._running()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._elapsed >= self.horizon
+
     def _open(self, seed: int) -> Ball:
-        """A ball where upstream puts it in the maze of a seed. A maze in which another ball rolls is not made again."""
+        """A ball at upstream's start in the maze of a seed. All balls of one maze in this process share it."""
         from wmgym.envs.memory_maze.maze import Ball, Maze  # here, because mujoco takes a second to import
 
         largest = max(self.size, self.render_size[0]), max(self.size, self.render_size[1])
@@ -179,31 +207,31 @@ class MemoryMazeEnv(gym.Env):
         return observe(ball, self.kind, self.size)
 
 
-# what is seen
+# observations
 
 
 def observation_space(cells: int, kind: Variant, size: int) -> spaces.Space:
-    """The frame alone, or upstream's observations by upstream's names."""
+    """The frame alone, or upstream's observations under upstream's names."""
     image, extra = spaces.Box(0, 255, (size, size, 3), np.uint8), setting.extra_observations(cells, kind.name)
     return spaces.Dict({**extra, "image": image}) if extra else image
 
 
 def observe(ball: Ball, kind: Variant, size: int) -> Any:
-    """An observation in that space."""
+    """An observation in `observation_space`."""
     if not kind.extra:
         return frame(ball, kind, size, size)
-    seen = {**_facts(ball), "image": bordered(ball.draw(size, size), _colour(ball))}
-    return _with_map(seen) if kind.oracle else seen
+    observation = {**_facts(ball), "image": bordered(ball.draw(size, size), _colour(ball))}
+    return _with_map(observation) if kind.oracle else observation
 
 
 def frame(ball: Ball, kind: Variant, height: int, width: int) -> NDArray[np.uint8]:
-    """The picture with the border, and the oracle's map where there is one."""
+    """The camera's view with the border, and with the map in variants that have one: uint8 [height, width, 3]."""
     image = bordered(ball.draw(height, width), _colour(ball))
     return _with_map({**_facts(ball), "image": image})["image"] if kind.oracle else image
 
 
 def bordered(image: NDArray[np.uint8], colour: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """With a border in 0.7 of a colour in [0, 1]; in place. As wide as upstream's, which has none on frames below 64 pixels: 1 there."""
+    """Draw a border in 0.7 of a colour in [0, 1], in place. Its width is upstream's, but at least 1 (upstream has none below 64 pixels)."""
     wide = max(1, int(2 * np.sqrt(image.shape[0] // 64)))
     for side in (image[:, :wide], image[:, -wide:], image[:wide], image[-wide:]):
         side[:] = colour * 255 * 0.7
@@ -215,9 +243,9 @@ def _colour(ball: Ball) -> NDArray[np.float64]:
 
 
 def _facts(ball: Ball) -> dict[str, Any]:
-    """Upstream's global observations: float64, in grid coordinates; directions along the agent's own axes (right, ahead)."""
+    """Upstream's global observations: float64 in grid coordinates, directions along the agent's own axes (right, ahead)."""
     maze, axes = ball.maze, ball.axes
-    towards = np.stack([np.dot(away, axes) for away in maze.targets - ball.position])[:, :2] / CELL  # one by one, to the last bit
+    towards = np.stack([np.dot(away, axes) for away in maze.targets - ball.position])[:, :2] / CELL  # one at a time, to match bit for bit
     places = maze.to_grid(maze.targets[:, :2])
     return {
         "target_color": _colour(ball).copy(),
@@ -231,25 +259,25 @@ def _facts(ball: Ball) -> dict[str, Any]:
     }
 
 
-def _with_map(seen: dict[str, Any]) -> dict[str, Any]:
-    """The package's own oracle: the way on the layout, and a map of it in the corner of the frame."""
+def _with_map(observation: dict[str, Any]) -> dict[str, Any]:
+    """An observation after upstream's oracle: the path to the target in the layout, and a map of it in the corner of the frame."""
     oracle = load("oracle")
-    return oracle.DrawMinimapWrapper(None).observation(oracle.PathToTargetWrapper(None).observation(seen))
+    return oracle.DrawMinimapWrapper(None).observation(oracle.PathToTargetWrapper(None).observation(observation))
 
 
-# where one begins
+# the start of an episode
 
 
 def place(ball: Ball, start: NDArray[np.float32]) -> None:
     """Put the ball at a pose, at rest. ValueError if it does not fit there."""
     x, y, yaw = float(start[0]), float(start[1]), float(start[3])
     if not ball.maze.fits(x, y):
-        raise ValueError(f"start must be a place in the maze 0.25 m or more from all walls, ({x:g}, {y:g}) is not; cells are 2 m wide")
+        raise ValueError(f"start must be in the maze, at least 0.25 m from all walls; ({x:g}, {y:g}) is not (a cell is 2 m wide)")
     ball.place(x, y, yaw)
 
 
 def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
-    """Put the ball at rest in the middle of a cell, 1 to `NEAR` cells of the way from the target that is asked for, looking there about."""
+    """Put the ball at rest in the middle of a random cell, on foot 1 to `NEAR` cells from the requested target and facing it roughly."""
     maze = ball.maze
     target = maze.targets[ball.named, :2]
     column, row = np.floor(maze.to_grid(target)).astype(int)
@@ -267,15 +295,15 @@ def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
 
 
 def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
-    """Ask for the target at a place. ValueError if none is there."""
+    """Request the target at a position. ValueError if there is none."""
     index = ball.maze.target_at(goal[:2].astype(np.float64))
     if index is None:
-        there = ", ".join(f"({x:g}, {y:g})" for x, y, _ in ball.maze.targets.tolist())
-        raise ValueError(f"goal must be a place on one of the targets at {there}, got {goal[:2].tolist()}")
+        centres = ", ".join(f"({x:g}, {y:g})" for x, y, _ in ball.maze.targets.tolist())
+        raise ValueError(f"goal must be a position on one of the targets at {centres}, got {goal[:2].tolist()}")
     ball.named = index
 
 
-# what a user may give
+# checks of what a user gives
 
 
 def check_kind(cells: Any, name: Any, backend: Any) -> Variant:
@@ -288,7 +316,7 @@ def check_kind(cells: Any, name: Any, backend: Any) -> Variant:
 
 def check_room_for_map(cells: int, kind: Variant, *sides: int) -> None:
     if kind.oracle and min(sides) < 2 * cells:
-        raise ValueError(f"the oracle's map needs frames of {2 * cells} pixels a side or more, got {min(sides)}")
+        raise ValueError(f"the oracle's map needs frames of {2 * cells} pixels a side or more, got {min(sides)}: choose a larger size")
 
 
 def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
@@ -304,8 +332,8 @@ def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
 
 
 def check_options(options: Any, task: str) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Where to start and what to go to, as far as `reset` was told."""
-    given = check_reset_options(options, RESET_OPTIONS)
+    """The start pose and the goal in the options of `reset`; None for one that is not given."""
+    given = checks.check_reset_options(options, RESET_OPTIONS)
     start, goal = given.get("start"), given.get("goal")
     if goal is not None and task == "free":
         raise ValueError(f"option 'goal' belongs to the tasks with targets, this env has task {task!r}")
@@ -313,13 +341,10 @@ def check_options(options: Any, task: str) -> tuple[NDArray[np.float32] | None, 
 
 
 def check_state(state: Any, task: str, cells: int, name: str) -> None:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
-    missing = [key for key in ("task", "horizon", "elapsed", "world", "np_random", "seed") if key not in state]
-    if missing:
-        raise ValueError(f"load_state takes what save_state gave; this has no {missing[0]!r}")
+    checks.check_state_keys(state, ("task", "horizon", "elapsed", "world", "np_random", "seed"))
     if state["task"] != task:
-        raise ValueError(f"state is of task {state['task']!r}, this env has task {task!r}")
+        raise ValueError(f"the saved state is of task {state['task']!r}, this env has task {task!r}")
     world = state["world"]
     if (world["cells"], world["variant"]) != (cells, name):
-        raise ValueError(f"state is of cells={world['cells']}, variant={world['variant']!r}; this env has cells={cells}, variant={name!r}")
+        saved = f"cells={world['cells']}, variant={world['variant']!r}"
+        raise ValueError(f"the saved state is of {saved}; this env has cells={cells}, variant={name!r}")

@@ -136,6 +136,11 @@ class Ball:
         materials = self.maze.target_materials
         return self.maze.sight.draw(self._data, height, width, materials[~self.touched], materials[self.touched])
 
+    def depth(self, height: int, width: int) -> NDArray[np.float32]:
+        """Metres along the camera's axis to what `draw` shows, [height, width]."""
+        materials = self.maze.target_materials
+        return self.maze.sight.depth(self._data, height, width, materials[~self.touched], materials[self.touched])
+
     @property
     def position(self) -> NDArray[np.float64]:
         """x, y, z of the head in metres: a copy."""

@@ -3,6 +3,9 @@
 Surfaces outside of the camera's view are not given to OpenGL, which draws nothing of them anyway. The pictures on walls, floor
 and ball are decoded and put on the graphics device once per process, in the `Gallery`, and lent to every maze: this, and
 compiling the model without them, is most of what a reset costs upstream.
+
+Depth is drawn without anti-aliasing: of a pixel's four samples OpenGL keeps one, which is not at its centre, and so is off by a
+percent on the floor.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from wmgym.envs.memory_maze import gl
 from wmgym.envs.memory_maze.upstream import attribute
 
 Frame = NDArray[np.uint8]
+Depth = NDArray[np.float32]
 Materials = NDArray[np.int64]
 HIDDEN = 5  # a group of geoms that is not drawn
 MARGIN = 0.01  # metres that a surface may lie outside of the view and is still drawn
@@ -46,22 +50,54 @@ class Sight:
         self._flat = np.flatnonzero((model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (self._groups < 3))
         self._corners = _corners(model, data, self._flat)  # [surfaces, 4, 3]
         self._context: Any = None
+        self._depth_context: Any = None
+        extent = model.stat.extent
+        self._near, self._far = float(model.vis.map.znear * extent), float(model.vis.map.zfar * extent)  # metres
 
     def draw(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> Frame:
         """What the camera sees: a new array [height, width, 3], the top row first. What is made of `absent` materials is not drawn."""
         pixels = np.empty((height, width, 3), np.uint8)
         area = mujoco.MjrRect(0, 0, width, height)
         with gl.current():  # also so that no other thread changes the model meanwhile
-            self._model.mat_rgba[absent, 3], self._model.mat_rgba[present, 3] = 0, 1
-            self._hide_what_is_out_of_view(data, height, width)
-            everything = mujoco.mjtCatBit.mjCAT_ALL
-            mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
+            self._arrange(data, height, width, present, absent)
             if self._context is None:
                 self._context = self._make_context()
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another maze may have been drawn since
-            mujoco.mjr_render(area, self._scene, self._context)
+            self._render(area, self._context)
             mujoco.mjr_readPixels(pixels, None, area, self._context)
         return pixels[::-1].copy()
+
+    def depth(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> Depth:
+        """Metres along the camera's axis to what `draw` shows, at the pixels' centres: [height, width], infinite in the sky."""
+        values = np.empty((height, width), np.float32)
+        area = mujoco.MjrRect(0, 0, width, height)
+        flags = self._scene.flags
+        with gl.current():
+            self._arrange(data, height, width, present, absent)
+            if self._depth_context is None:
+                self._depth_context = self._make_depth_context()
+            before = flags.copy()
+            flags[mujoco.mjtRndFlag.mjRND_SKYBOX], flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0, 1  # the sky is a box; no light, no textures
+            self._render(area, self._depth_context)
+            flags[:] = before
+            mujoco.mjr_readPixels(None, values, area, self._depth_context)
+        return self._metres(values[::-1])
+
+    def _arrange(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> None:
+        """Put into the scene what can show."""
+        self._model.mat_rgba[absent, 3], self._model.mat_rgba[present, 3] = 0, 1
+        self._hide_what_is_out_of_view(data, height, width)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
+
+    def _render(self, area: Any, context: Any) -> None:
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)  # another maze may have been drawn since
+        mujoco.mjr_render(area, self._scene, context)
+
+    def _metres(self, values: Depth) -> Depth:
+        """The depth buffer is linear in 1 / z: 1 at the near plane, 0 at the far one and where nothing was drawn."""
+        near, far = self._near, self._far
+        z = near * far / (near + values.astype(np.float64) * (far - near))
+        return np.where(values > 0, z, np.inf).astype(np.float32)
 
     def _hide_what_is_out_of_view(self, data: Any, height: int, width: int) -> None:
         """A surface all of whose corners lie beyond one side of the view cannot show."""
@@ -80,6 +116,15 @@ class Sight:
         for name, texture in lent.items():
             context.texture[self._model.texture(name).id] = texture
         weakref.finalize(self, _give_back, context, own)
+        return context
+
+    def _make_depth_context(self) -> Any:
+        quality = self._model.vis.quality
+        samples, quality.offsamples = quality.offsamples, 0
+        context = mujoco.MjrContext(self._model, SMALL_FONT)
+        quality.offsamples = samples
+        context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # as the buffer holds it: the other way would round it
+        weakref.finalize(self, _give_back, context, context.texture.copy())
         return context
 
 

@@ -1,7 +1,7 @@
-"""The one interface behind `Minecraft-v0`, and the engines that satisfy it.
+"""The interface of the engines behind `Minecraft-v0`, and the table of engines.
 
-An engine runs one world at a time. Poses are float32 [5] as everywhere (x, y, z of the feet in blocks, z up, yaw, pitch); boxes are
-in whole blocks along the same axes. A step is 4 game ticks at 20 Hz; actions are numbered as wmgym.settings.minecraft.ACTIONS.
+An engine runs one world at a time. Poses are float32 [5]: x, y, z of the feet in blocks with z up, yaw, pitch in radians. Boxes are in
+whole blocks along the same axes. A step is 4 game ticks at 20 Hz. Actions are indices into wmgym.settings.minecraft.ACTIONS.
 """
 
 from __future__ import annotations
@@ -17,78 +17,95 @@ Pose = NDArray[np.float32]
 
 
 class Backend(Protocol):
+    """An engine: one world with one player."""
+
     field_of_view: float  # vertical, radians
     bounds: tuple[tuple[int, int, int], tuple[int, int, int]]  # the world: lowest cell, and one past the highest
-    ending: str  # whether the engine itself has ended the episode, as a game does when the player dies: "", "terminated" or "truncated"
+    ending: str  # "terminated" or "truncated" if the engine ended the episode (the player died, for example), else ""
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
-        """Open the world of `seed` and stand on `start`, or on a place of the engine's choice. ValueError if nobody can stand there."""
+        """Open the world of `seed` and stand at `start`, or where the engine chooses. ValueError if a body cannot stand at `start`."""
         ...
 
-    def step(self, action: int) -> Pose: ...
+    def step(self, action: int) -> Pose:
+        """One action, 4 ticks: the pose after it."""
+        ...
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        """What the eyes see: [height, width, 3]."""
+        """The first-person view: [height, width, 3]."""
         ...
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
-        """Which cells of the box from `low` up to, not including, `high` stop a body: [X, Y, Z]. Outside of the world all do."""
+        """Which cells of the box from `low` to `high` (excluded) stop a body: [X, Y, Z]. Cells outside the world do."""
         ...
 
     def reachable(self, x: float, y: float) -> bool:
-        """Whether a walker may be expected to get to this place, on open ground."""
+        """Whether (x, y) is open ground that a walker can be expected to reach."""
         ...
 
     def save(self) -> dict[str, Any]:
-        """All of the running state, as numbers and arrays; `load` continues from it bit for bit."""
+        """The whole running state, as numbers and arrays. `load` continues from it bit for bit."""
         ...
 
-    def load(self, state: dict[str, Any]) -> Pose: ...
+    def load(self, state: dict[str, Any]) -> Pose:
+        """Continue from a value of `save`: its pose."""
+        ...
 
     def close(self) -> None: ...
 
 
 class Lanes(Protocol):
-    """Many engines of one kind, moved and drawn by one call each; all else is asked of the engine of a lane."""
+    """Many engines of one kind. One call moves all of them and one call renders them; the rest goes through `engines`."""
 
     engines: Sequence[Backend]
 
     def step(self, actions: NDArray[np.int64]) -> Pose:
-        """One action per lane, [N]; a lane with a negative one stays as it is. Poses [N, 5]."""
+        """One action per lane, [N]. A lane with a negative action does not move. Poses [N, 5]."""
         ...
 
     def render(self, height: int, width: int, lanes: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """What the eyes see, in some lanes or in all: [n, height, width, 3]."""
+        """The first-person views of some lanes, or of all: [n, height, width, 3]."""
+        ...
+
+
+class DepthBackend(Backend, Protocol):
+    """An engine that also measures depth."""
+
+    eyes: float  # blocks above the feet
+
+    def depth(self, height: int, width: int) -> NDArray[np.float32]:
+        """Depth of what `render` shows (wmgym.data.depth): [height, width], infinite in the sky."""
         ...
 
 
 class TickBackend(Backend, Protocol):
-    """An engine that also takes what a player's hands do, one game tick of 50 ms at a time."""
+    """An engine that also takes a player's keys and camera, one game tick of 50 ms at a time."""
 
     def tick(self, pressed: Sequence[str], camera: tuple[float, float]) -> Pose:
-        """Hold the keys `pressed` (of KEYS) for one tick, after turning by `camera`: degrees down and to the right."""
+        """Turn by `camera` (degrees down and to the right), then hold the keys `pressed` (of KEYS) for one tick."""
         ...
 
 
 class TickLanes(Lanes, Protocol):
     """Lanes of such engines."""
 
-    def tick(self, hands: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
-        """What `tick` of each lane's engine is told; a lane with None stays as it is. Poses [N, 5]."""
+    def tick(self, inputs: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
+        """The arguments of `tick` for each lane's engine. A lane with None does not move. Poses [N, 5]."""
         ...
 
 
-KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")  # of the action dict, as MineRL names them
+KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")  # of the action dict, by MineRL's names
 
 
 class Engine(NamedTuple):
-    """What is known of an engine without importing it."""
+    """An entry of the table of engines. It can be read without importing the engine."""
 
-    engine: str  # "module:class"
-    lanes: str
-    options: tuple[str, ...] = ()  # keywords of its own
+    engine: str  # class of one engine, "module:class"
+    lanes: str  # class of many
+    options: tuple[str, ...] = ()  # the engine's own keywords
     action_modes: tuple[str, ...] = ("discrete",)
     saves: bool = True  # whether `save` and `load` work
+    depth: bool = False  # whether it is a DepthBackend
 
 
 ACTION_MODES = ("discrete", "minerl")
@@ -99,7 +116,7 @@ _NODE = ("version", "view_distance", "heap", "timeout")
 _SERVER = ("host", "port", "username", "realtime", *_NODE)
 _JAVA = ("python", "family", "resolution", "timeout")
 BACKENDS = {
-    "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes"),
+    "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes", depth=True),
     "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_NODE), ACTION_MODES),
     "server": Engine(f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", _SERVER, ACTION_MODES, saves=False),
     "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", _JAVA, ACTION_MODES, saves=False),
@@ -107,17 +124,17 @@ BACKENDS = {
 
 
 def make_backend(name: str, **options: Any) -> Backend:
-    """The engine called `name`, with its own options."""
+    """A new engine by name, with the engine's own options."""
     return _load(find_backend(name, options).engine)(**options)
 
 
 def make_lanes(name: str, num_lanes: int, **options: Any) -> Lanes:
-    """Lanes of the engine called `name`."""
+    """New lanes of an engine, by name."""
     return _load(find_backend(name, options).lanes)(num_lanes, **options)
 
 
 def find_backend(name: str, options: Iterable[str] = ()) -> Engine:
-    """What is known of the engine called `name`; ValueError if there is none, or if it has no such options."""
+    """The table's entry for an engine. ValueError if the name or an option is unknown."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; available: {', '.join(map(repr, BACKENDS))}")
     engine = BACKENDS[name]
@@ -129,7 +146,7 @@ def find_backend(name: str, options: Iterable[str] = ()) -> Engine:
 
 
 def check_action_mode(name: str, mode: str) -> str:
-    """The way actions are given, if the engine called `name` takes it."""
+    """The action mode. ValueError if it is unknown, or if the engine called `name` does not support it."""
     if mode not in ACTION_MODES:
         raise ValueError(f"unknown action_mode {mode!r}; available: {', '.join(map(repr, ACTION_MODES))}")
     if mode not in find_backend(name).action_modes:

@@ -1,12 +1,12 @@
-"""`Minecraft-v0`, the ground truth: a body in a block world, seen from its eyes.
+"""`Minecraft-v0`, the ground truth: a player in a block world, in first person.
 
 Actions (0.2 s each): noop, forward, back, strafe left, strafe right, forward + jump, turn left, turn right, look up, look down.
-Task "navigate": the frame and a compass; reward is the blocks gained towards the goal, and 100 on arrival. Task "navigate-near": the
-same with goals within 10 blocks, to learn from. Task "free": the frame alone, no reward. The engine is chosen by `backend`; the task is in
-wmgym/tasks.py, shared with the dreams of this world.
+Task "navigate": the observation is the frame and a compass; the reward is the distance gained towards the goal in blocks, plus 100 on
+arrival. Task "navigate-near": the same with goals within 10 blocks, for training. Task "free": the frame alone, no reward. `backend`
+chooses the engine. The tasks are in wmgym/tasks.py, which the dreams of this world share.
 
-With `action_mode="minerl"` an action is what a player's hands do in one game tick of 0.05 s, as in MineRL: a dict of eight keys, 0 or 1,
-and `camera`, degrees down and to the right.
+With `action_mode="minerl"` a step is one game tick of 0.05 s and the action is MineRL's: a dict of eight keys, 0 or 1, and `camera`,
+degrees down and to the right.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_reset_options, check_size
-from wmgym.envs.minecraft.backend import KEYS, Backend, Pose, TickBackend, check_action_mode, find_backend, make_backend
+from wmgym.data.depth import DepthCamera
+from wmgym.envs import checks
+from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_size
+from wmgym.envs.minecraft.backend import KEYS, Backend, DepthBackend, Pose, TickBackend, check_action_mode, find_backend, make_backend
 from wmgym.settings.minecraft import ACTIONS, SETTING
 from wmgym.tasks import compass, horizontal_distance, navigate_arrived, navigate_reward
 
@@ -30,15 +32,20 @@ if TYPE_CHECKING:
 
 TASKS = SETTING.tasks
 RESET_OPTIONS = ("goal", "start")
-TICKS = 4  # of 0.05 s in a step of mode "discrete"
+TICKS = 4  # game ticks of 0.05 s per step of mode "discrete"
 
 
 class MinecraftEnv(gym.Env):
-    """A Minecraft-like world of which `info["pose"]` is known.
+    """A Minecraft-like world. `info["pose"]` is the true pose, and in tasks with a goal `info["goal"]` and `info["goal_distance"]`.
 
-    size: side of the square frames observed. render_size: side, or (height, width), of what `render()` returns; default `size`.
-    horizon: steps after which an episode is cut off; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free") of 0.2 s,
-    or as long in ticks. engine: the backend's own keywords (`BACKENDS` in backend.py lists them): `world`, `host`, `port`, `python`, ...
+    task: "navigate", "navigate-near" or "free".
+    backend: the engine: "voxel", "prismarine", "server" or "minerl".
+    size: side of the square frames observed, in pixels.
+    render_size: side, or (height, width), of what `render()` returns; default `size`.
+    horizon: steps after which an episode is truncated; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free") of 0.2 s,
+        or the same time in ticks.
+    action_mode: "discrete" (ten actions) or "minerl" (keys and camera, one tick per step).
+    engine: keywords of the backend, such as `world`, `host`, `port` or `python` (`BACKENDS` in backend.py lists them).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -62,6 +69,8 @@ class MinecraftEnv(gym.Env):
         self._engine = make_backend(backend, **engine)
         if action_mode == "minerl":
             self.metadata = {**self.metadata, "render_fps": 20}
+        if find_backend(backend).depth:
+            self.metadata = {**self.metadata, "depth": depth_camera(cast(DepthBackend, self._engine))}
         self.field_of_view = self._engine.field_of_view
         self.observation_space = observation_space(task, self.size)
         self.action_space = action_space(action_mode)
@@ -70,6 +79,7 @@ class MinecraftEnv(gym.Env):
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in a new world. `options`: `start` (a pose) and, in tasks with a goal, `goal` (x, y or a pose)."""
         start, goal = check_options(options, self.task, self._engine.bounds)
         super().reset(seed=seed)
         self._pose, self._goal = open_episode(self._engine, self.np_random, self.task, start, goal)
@@ -77,39 +87,46 @@ class MinecraftEnv(gym.Env):
         return self._observe(self._pose), self._info(self._pose)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One action. After the end of an episode it raises `ResetNeeded`."""
         before = self._running()
+        checks.check_not_over(*self._flags(before))
         if self.action_mode == "minerl":
-            pose = cast(TickBackend, self._engine).tick(*check_hands(action, self.action_space))
+            pose = cast(TickBackend, self._engine).tick(*check_minerl_action(action, self.action_space))
         else:
             if not self.action_space.contains(action):
                 raise ValueError(f"action must be an integer from 0 to {len(ACTIONS) - 1}, got {action!r}")
             pose = self._engine.step(int(action))
         self._pose = pose
         self._elapsed += 1
-        reward, arrived = 0.0, False
-        if self._goal is not None:
-            reward = float(navigate_reward(before, pose, self._goal))
-            arrived = bool(navigate_arrived(pose, self._goal))
-        ending = self._engine.ending
-        terminated, truncated = arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
-        return self._observe(pose), reward, terminated, truncated, self._info(pose)
+        reward = 0.0 if self._goal is None else float(navigate_reward(before, pose, self._goal))
+        return self._observe(pose), reward, *self._flags(pose), self._info(pose)
 
     def render(self) -> NDArray[np.uint8] | None:
         self._running()
         return self._engine.render(*self.render_size) if self.render_mode == "rgb_array" else None
+
+    def depth(self) -> NDArray[np.float32]:
+        """Depth of the frame observed, [size, size]: blocks along the optical axis (wmgym.data.depth), through water.
+
+        Infinite in the sky and 60 blocks away or further. NotImplementedError where the engine measures none.
+        """
+        if not find_backend(self.backend).depth:
+            raise NotImplementedError(f"backend {self.backend!r} measures no depth")
+        self._running()
+        return cast(DepthBackend, self._engine).depth(self.size, self.size)
 
     def close(self) -> None:
         self._engine.close()
         self._pose = None
 
     def save_state(self) -> dict[str, Any]:
-        """Everything that the rest of the episode, and the episodes after it, depend on. NotImplementedError where the engine cannot."""
+        """Everything that this and the following episodes depend on, as a value. NotImplementedError if the engine cannot save."""
         check_saves(self.backend)
         self._running()
         return state_of(self.task, self.horizon, self._elapsed, self._goal, self._engine, self.np_random, self._np_random_seed)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a value of `save_state`, bit for bit."""
+        """Continue from a value of `save_state`, bit for bit. ValueError if it is not one, or is of another task."""
         check_saves(self.backend)
         check_state(state, self.task)
         self.horizon, self._elapsed = int(state["horizon"]), int(state["elapsed"])
@@ -119,38 +136,51 @@ class MinecraftEnv(gym.Env):
         self._np_random_seed = state["seed"]
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MinecraftVectorEnv:
-        """n futures of this moment, as a vector env that never resets by itself; this env is untouched.
+        """n futures of the present state, as a vector env that never resets by itself. This env is untouched.
 
-        They share the world, and keep this env's generator or get new ones from `seeds` (one number, to which the branch's number
-        is added, or one per branch). Nothing in an episode is random, so the seeds matter only to a later reset.
+        Branches share the world. They keep this env's generator, or get new ones from `seeds`: either one number, to which the branch's
+        index is added, or one number per branch. An episode draws no random numbers, so the seeds matter only for a later reset.
         """
-        from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv  # here, because that one is built on this file
+        from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv  # here, because that file imports this one
 
         here = MinecraftVectorEnv(
             1, self.task, self.backend, self.size, self.render_size, render_mode=self.render_mode, action_mode=self.action_mode,
             **self.engine_options,
         )  # fmt: skip
         try:
-            here.load_state({"lanes": (self.save_state(),), "terminated": [False], "truncated": [False]})
+            terminated, truncated = self._flags(self._running())
+            here.load_state({"lanes": (self.save_state(),), "terminated": [terminated], "truncated": [truncated]})
             return here.branch(n, seeds)
         finally:
             here.close()
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
-        """Which cells of the box from `low` up to, not including, `high` stop a body: [X, Y, Z], z up."""
+        """Which cells of the box from `low` to `high` (excluded) stop a body: [X, Y, Z], z up."""
         self._running()
         return self._engine.solid(low, high)
 
     def get_action_meanings(self) -> list[str]:
+        """What each action does, in words; in mode "minerl" the parts of an action."""
         return action_meanings(self.action_mode)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], Any]:
-        return dict(SETTING.keys) if self.action_mode == "discrete" else {keys: hands(*told) for keys, told in HAND_KEYS.items()}
+        """The keys of `gymnasium.utils.play`."""
+        if self.action_mode == "discrete":
+            return dict(SETTING.keys)
+        return {keys: minerl_action(*pressed) for keys, pressed in MINERL_PLAY_KEYS.items()}
 
     def _running(self) -> Pose:
         if self._pose is None:
             raise gym.error.ResetNeeded("reset() must be called first")
         return self._pose
+
+    def _flags(self, pose: Pose) -> tuple[bool, bool]:
+        """Whether the episode is terminated, and whether it is truncated. One that has just begun is neither, wherever its goal is."""
+        if self._elapsed == 0:
+            return False, False
+        arrived = self._goal is not None and bool(navigate_arrived(pose, self._goal))
+        ending = self._engine.ending
+        return arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
 
     def _observe(self, pose: Pose) -> Any:
         frame = self._engine.render(self.size, self.size)
@@ -163,7 +193,7 @@ class MinecraftEnv(gym.Env):
         return info
 
 
-# what the vector env uses too
+# shared with the vector env
 
 
 def observation_space(task: str, size: int) -> spaces.Space:
@@ -181,19 +211,23 @@ def action_meanings(mode: str) -> list[str]:
     return list(ACTIONS) if mode == "discrete" else [*KEYS, "camera"]
 
 
-def hands(*pressed: str, camera: tuple[float, float] = (0, 0)) -> dict[str, Any]:
-    """An action of mode "minerl": the keys held, and degrees down and to the right."""
+def depth_camera(engine: DepthBackend) -> DepthCamera:
+    return DepthCamera(engine.field_of_view, (0.0, 0.0, engine.eyes))
+
+
+def minerl_action(*pressed: str, camera: tuple[float, float] = (0, 0)) -> dict[str, Any]:
+    """An action of mode "minerl": the keys held, and the camera's turn in degrees down and to the right."""
     return {**{key: np.int64(key in pressed) for key in KEYS}, "camera": np.array(camera, np.float32)}
 
 
-# for `gymnasium.utils.play` in mode "minerl"; the mouse is not among its keys
-HAND_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+# for `gymnasium.utils.play` in mode "minerl"; it has no mouse, so the camera does not turn
+MINERL_PLAY_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("w",): ("forward",), ("s",): ("back",), ("a",): ("left",), ("d",): ("right",), (" ",): ("jump",), ("w", " "): ("forward", "jump")
 }  # fmt: skip
 
 
 def open_episode(engine: Backend, rng: np.random.Generator, task: str, start: Pose | None, goal: Pose | None) -> tuple[Pose, Pose | None]:
-    """Enter the next world of `rng`: the first pose, and the goal of a task that has one."""
+    """Draw a world's seed from `rng` and open it: the first pose, and the goal if the task has one."""
     pose = engine.reset(int(rng.integers(2**31)), start)
     if not TASKS[task].needs_goal:
         return pose, None
@@ -201,7 +235,7 @@ def open_episode(engine: Backend, rng: np.random.Generator, task: str, start: Po
 
 
 def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Callable[[float, float], bool], task: str = "navigate") -> Pose:
-    """A goal that a walker can get to; the last one tried, if none of 64 is."""
+    """A goal that can be reached on foot. If none of 64 draws can, the last one."""
     for _ in range(64):
         goal = cast(Pose, TASKS[task].choose_goal(rng, pose))
         if reachable(float(goal[0]), float(goal[1])):
@@ -210,7 +244,7 @@ def choose_goal(rng: np.random.Generator, pose: Pose, reachable: Callable[[float
 
 
 def full_goal(goal: Pose, pose: Pose) -> Pose:
-    """A goal given as x, y gets the height of the start."""
+    """A goal of 5 numbers; one given as x, y gets the height of the start."""
     return goal if len(goal) == 5 else np.array([*goal, pose[2], 0, 0], np.float32)
 
 
@@ -229,27 +263,23 @@ def state_of(
     }
 
 
-# what a user may give
+# checks of what a user gives
 
 
 def check_state(state: Any, task: str) -> None:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
-    missing = [key for key in ("task", "horizon", "elapsed", "goal", "backend", "np_random", "seed") if key not in state]
-    if missing:
-        raise ValueError(f"load_state takes what save_state gave; this has no {missing[0]!r}")
+    checks.check_state_keys(state, ("task", "horizon", "elapsed", "goal", "backend", "np_random", "seed"))
     if state["task"] != task:
-        raise ValueError(f"state is of task {state['task']!r}, this env has task {task!r}")
+        raise ValueError(f"the saved state is of task {state['task']!r}, this env has task {task!r}")
 
 
 def check_saves(backend: str) -> None:
     if not find_backend(backend).saves:
-        raise NotImplementedError(f"states of backend {backend!r} cannot be saved: its world lives in a program that does not give it away")
+        raise NotImplementedError(f"states of backend {backend!r} cannot be saved: the program that runs its world does not export it")
 
 
-def check_hands(action: Any, space: spaces.Space) -> tuple[list[str], tuple[float, float]]:
+def check_minerl_action(action: Any, space: spaces.Space) -> tuple[list[str], tuple[float, float]]:
     """The keys held and the camera's degrees in an action of mode "minerl"; keys left out are not held."""
-    given = {**hands(), **action} if isinstance(action, Mapping) else action
+    given = {**minerl_action(), **action} if isinstance(action, Mapping) else action
     if not space.contains(given):
         raise ValueError(f"action must be a dict of {', '.join(KEYS)} (0 or 1) and camera (2 float32 from -180 to 180), got {action!r}")
     return [key for key in KEYS if given[key]], (float(given["camera"][0]), float(given["camera"][1]))
@@ -266,8 +296,8 @@ def check_horizon(task: str, horizon: int | None, action_mode: str = "discrete")
 
 
 def check_options(options: Any, task: str, bounds: Any) -> tuple[Pose | None, Pose | None]:
-    """Where to start and where to go, as far as `reset` was told."""
-    given = check_reset_options(options, RESET_OPTIONS)
+    """The start pose and the goal in the options of `reset`; None for one that is not given."""
+    given = checks.check_reset_options(options, RESET_OPTIONS)
     start, goal = given.get("start"), given.get("goal")
     return None if start is None else check_pose("start", start), None if goal is None else check_goal(goal, task, bounds)
 

@@ -1,1 +1,1 @@
-"""From disk to batches: one episode schema, clips and contexts cut from it, other people's datasets converted to it."""
+"""Episodes on disk and in memory: one episode format, readers of published datasets, and latents for training."""

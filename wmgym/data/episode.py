@@ -1,8 +1,8 @@
-"""One episode on disk: one safetensors file, no pickle.
+"""The episode format: one safetensors file per episode, without pickle.
 
-Alignment, everywhere in the project: frame t is what was seen *after* action t. Frame 0 is the one that `reset` gave; its
-action is the no-op (zeros) and its reward 0. Frames are raw uint8, so that what was seen is kept bit for bit. What is not
-an array (environment, seed, walker, segments, versions) stands as JSON in the file's header and can be read alone.
+Alignment, everywhere in the project: frame t is the observation *after* action t. Frame 0 is the observation of `reset`; its action is
+the no-op (zeros) and its reward 0. Frames are uncompressed uint8. Metadata (environment, seed, walker, segments, versions) is JSON in the
+file's header and can be read without the arrays. Depth images (depth.py) are optional and are read only on request.
 
 Needs neither torch nor a decoder: NumPy and safetensors.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from wmgym.data.depth import DepthCamera
 from wmgym.files import write_atomically
 from wmgym.version import __version__
 
@@ -26,14 +27,15 @@ SCHEMA = 1
 HEADER_KEY = "wmgym_episode"
 SUFFIX = ".safetensors"
 ARRAYS = ("frames", "actions", "poses", "rewards", "terminated", "truncated")
-RETURN = "return"  # the segment in which a loop walker goes back to where it started
+DEPTH = "depth"  # the array that not every episode has
+RETURN = "return"  # name of the segment in which a walker returns to its start
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of an episode with one purpose; it lasts until the next one begins.
+    """A part of an episode with one purpose. It ends where the next segment begins.
 
-    `first` is the first frame that the segment's actions led to; the frame of `reset` belongs to the first segment.
+    `first` is the frame after the segment's first action. The frame of `reset` belongs to the first segment.
     """
 
     name: str
@@ -42,20 +44,21 @@ class Segment:
 
     def __post_init__(self) -> None:
         if self.first < 0:
-            raise ValueError(f"segment {self.name!r} begins at frame {self.first}, must be 0 or later")
+            raise ValueError(f"segment {self.name!r} must begin at frame 0 or later, got {self.first}")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Where an episode comes from. Everything in it is JSON-able."""
+    """The origin of an episode, in JSON-able values."""
 
     env_id: str
-    seed: int  # of `reset`: the world
+    seed: int  # given to `reset`, which decides the world
     walker: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    start: tuple[float, ...] | None = None  # the pose given to `reset` as an option, if one was
+    start: tuple[float, ...] | None = None  # the pose given to `reset` as the option `start`
     segments: tuple[Segment, ...] = ()
     outcome: str = "done"  # or "aborted: <why>"
+    depth: DepthCamera | None = None  # of the episode's depth images, if it has any
     action_space: dict[str, Any] = field(default_factory=dict)
     observation_space: dict[str, Any] = field(default_factory=dict)
     wmgym_version: str = __version__
@@ -64,24 +67,29 @@ class Metadata:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"episode schema {self.schema} is not known, this version reads {SCHEMA}")
+            raise ValueError(f"episode schema {self.schema} is unknown, this version reads schema {SCHEMA}")
         firsts = [segment.first for segment in self.segments]
         if firsts != sorted(firsts):
-            raise ValueError(f"segments must be in the order of time, got first frames {firsts}")
+            raise ValueError(f"segments must be in temporal order, got first frames {firsts}")
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.depth is None:
+            del values["depth"]  # so that older versions read the file
+        return json.dumps(values, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Metadata:
         values = json.loads(text)
         segments = tuple(Segment(s["name"], s["first"], _floats(s["goal"])) for s in values.pop("segments"))
-        return Metadata(**{**values, "start": _floats(values["start"])}, segments=segments)
+        camera = values.pop("depth", None)
+        depth = None if camera is None else DepthCamera(**{**camera, "eye": _floats(camera["eye"])})
+        return Metadata(**{**values, "start": _floats(values["start"])}, segments=segments, depth=depth)
 
 
 @dataclass(frozen=True)
 class Episode:
-    """The arrays of one episode, T frames long, and where they come from."""
+    """The arrays of an episode of T frames, and its metadata. Arrays of a wrong shape or dtype raise `ValueError`."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3]
     actions: np.ndarray  # [T] int64, or [T, A] float32
@@ -90,12 +98,13 @@ class Episode:
     terminated: np.ndarray  # bool [T]
     truncated: np.ndarray  # bool [T]
     meta: Metadata
+    depth: np.ndarray | None = None  # float32 [T, H, W], metres along the optical axis (depth.py); None: not recorded, or not read
 
     def __post_init__(self) -> None:
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [T, H, W, 3], got {self.frames.dtype} {list(self.frames.shape)}")
         if len(self) < 1:
-            raise ValueError("an episode has at least the frame of reset, got 0 frames")
+            raise ValueError("an episode must have at least the frame of reset, got 0 frames")
         for name, dtype, shape in (
             ("poses", np.float32, (len(self), 5)),
             ("rewards", np.float32, (len(self),)),
@@ -111,9 +120,19 @@ class Episode:
             value = getattr(self, name)
             if not np.isfinite(value).all():
                 raise ValueError(f"{name} must be finite, got {value[~np.isfinite(value)].flat[0]} among them")
+        if self.depth is not None:
+            self._check_depth(self.depth)
         for segment in self.meta.segments:
             if segment.first >= len(self):
                 raise ValueError(f"segment {segment.name!r} begins at frame {segment.first}, after the last of {len(self)}")
+
+    def _check_depth(self, depth: np.ndarray) -> None:
+        if depth.dtype != np.float32 or depth.shape != self.frames.shape[:3]:
+            raise ValueError(f"depth must be float32 {list(self.frames.shape[:3])}, got {depth.dtype} {list(depth.shape)}")
+        if not (depth > 0).all():  # false for NaN too
+            raise ValueError(f"depth must be positive, got {depth[~(depth > 0)].flat[0]} among it")
+        if self.meta.depth is None:
+            raise ValueError("an episode with depth images needs their camera in its metadata, got depth=None there")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -125,13 +144,13 @@ class Episode:
 
     @property
     def return_first(self) -> int | None:
-        """First frame of the way back: frames before it are exploration. None if the walker did not walk a loop."""
+        """First frame of the way back; the frames before it are exploration. None if there is no way back."""
         return return_first(self.meta)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What can be known of an episode without reading its frames."""
+    """The parts of an episode that can be read without its frames."""
 
     meta: Metadata
     length: int  # frames
@@ -143,28 +162,31 @@ class Header:
 
 
 def return_first(meta: Metadata) -> int | None:
-    """First frame of the segment that leads back to the start, if there is one."""
+    """First frame of the segment that returns to the start; None if there is none."""
     return next((segment.first for segment in meta.segments if segment.name == RETURN), None)
 
 
 def save_episode(path: Path | str, episode: Episode) -> None:
-    """Write the episode; the file appears whole or not at all."""
+    """Write an episode. The file is written completely or not at all."""
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in ARRAYS}
-    write_atomically(path, save(arrays, metadata={HEADER_KEY: episode.meta.to_json()}))
+    names, meta = (*ARRAYS, DEPTH), episode.meta
+    if episode.depth is None:  # never recorded, or left out when the episode was read
+        names, meta = ARRAYS, replace(meta, depth=None)
+    arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in names}
+    write_atomically(path, save(arrays, metadata={HEADER_KEY: meta.to_json()}))
 
 
 def read_header(path: Path | str) -> Header:
-    """Metadata and length of an episode file; ValueError if it is not one."""
+    """Metadata and length of an episode file. ValueError if it is not one."""
     path = Path(path)
     with _open(path) as file:
         return _header(path, file)
 
 
-def load_episode(path: Path | str, first: int = 0, last: int | None = None) -> Episode:
+def load_episode(path: Path | str, first: int = 0, last: int | None = None, *, depth: bool = False) -> Episode:
     """The episode in a file, or its frames `first` (included) to `last` (excluded); only those are read from the disk.
 
-    The segments of a part are counted from its own first frame.
+    The segments of a part are counted from its own first frame. depth: also read its depth images; ValueError if it has none.
     """
     path = Path(path)
     with _open(path) as file:
@@ -172,8 +194,10 @@ def load_episode(path: Path | str, first: int = 0, last: int | None = None) -> E
         last = header.length if last is None else last
         if not 0 <= first < last <= header.length:
             raise ValueError(f"{path} has {header.length} frames, cannot read {first} to {last}")
+        if depth and header.meta.depth is None:
+            raise ValueError(f"{path} has no depth images; record them with `wmgym collect --depth`")
         arrays = {}
-        for name in ARRAYS:
+        for name in (*ARRAYS, DEPTH) if depth else ARRAYS:
             try:
                 arrays[name] = file.get_slice(name)[first:last]
             except SafetensorError as error:
@@ -186,7 +210,7 @@ def load_episode(path: Path | str, first: int = 0, last: int | None = None) -> E
 
 
 def read_array(path: Path | str, name: str) -> np.ndarray:
-    """One of an episode's `ARRAYS`, without reading the others."""
+    """One of an episode's arrays, without reading the others."""
     path = Path(path)
     with _open(path) as file:
         _header(path, file)
@@ -207,6 +231,12 @@ def list_episodes(folder: Path | str) -> list[Path]:
     return paths
 
 
+def episodes_below(folder: Path) -> list[Path]:
+    """The episode files of a folder and of its direct subfolders, in order; ValueError if there are none."""
+    folders = [f for f in (folder, *sorted(p for p in folder.glob("*") if p.is_dir())) if next(f.glob(f"*{SUFFIX}"), None)]
+    return [path for f in folders or [folder] for path in list_episodes(f)]
+
+
 def describe_space(space: gym.Space) -> dict[str, Any]:
     """A Gymnasium space as JSON-able values."""
     kind = type(space).__name__
@@ -223,7 +253,7 @@ def describe_space(space: gym.Space) -> dict[str, Any]:
 
 
 def _bound(values: np.ndarray) -> Any:
-    """A bound as one number where it is the same everywhere; infinities as text, which JSON can hold."""
+    """A bound as one number if all entries are equal, else as a list; infinities as text, since JSON has none."""
     flat = [float(v) if np.isfinite(v) else str(v) for v in values.reshape(-1)]
     return flat[0] if len(set(flat)) == 1 else flat
 
@@ -251,13 +281,13 @@ def _header(path: Path, file: Any) -> Header:
     text: str | None = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise ValueError(f"{path} is a safetensors file, but not an episode: its header has no {HEADER_KEY!r}")
-    missing = sorted(set(ARRAYS) - set(file.keys()))
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
     try:
         meta = Metadata.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} has metadata that this version cannot read: {error}") from error
+    missing = sorted({*ARRAYS, *((DEPTH,) if meta.depth is not None else ())} - set(file.keys()))
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
     shape = file.get_slice("frames").get_shape()
     if len(shape) != 4:
         raise ValueError(f"{path} has frames of shape {shape}, expected [T, H, W, 3]")

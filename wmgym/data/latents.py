@@ -1,7 +1,7 @@
-"""Episodes as latents in one block of memory: what training draws its batches from.
+"""Episodes as latents in memory, from which training draws its batches.
 
-All frames are encoded once, before training. Episodes lie side by side, padded to the longest, so that a training example's whole
-past is a row of the block and nothing is copied to look at it.
+All frames are encoded once, before training. Episodes are rows of one tensor, padded to the longest, so that the past of a training
+example is a slice of a row and is read without a copy.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from wmgym.geometry import relative_pose
 
 @dataclass(frozen=True)
 class Latents:
-    """E episodes of up to T frames. Frame t is what was seen after action t."""
+    """E episodes of up to T frames. Frame t is the observation after action t."""
 
     latents: Tensor  # float16 [E, T, C, h, w]
     poses: Tensor  # float32 [E, T, 5]
     actions: Tensor  # int64 [E, T], or float32 [E, T, A]
     lengths: Tensor  # int64 [E]
-    rewards: Tensor | None = None  # float32 [E, T]; None: encoded by a version that did not keep them
-    ends: Tensor | None = None  # bool [E, T]: the episode ended here, and was not merely cut off
+    rewards: Tensor | None = None  # float32 [E, T]; None: encoded by an older version, which did not store them
+    ends: Tensor | None = None  # bool [E, T]: the episode terminated here (a truncation does not count)
 
     def draw(self, rng: np.random.Generator, size: int, chunk: int = 1) -> tuple[Tensor, Tensor]:
-        """Episode rows [size] and first target frames [size], every frame with a past being equally likely."""
+        """Random episode rows [size] and first target frames [size], uniform over all frames that have a past."""
         room = (self.lengths - chunk).clamp(min=0).numpy()
         ends = np.cumsum(room)
         if ends[-1] < 1:
-            raise ValueError(f"no episode is longer than {chunk} frames: nothing to learn from")
+            raise ValueError(f"no episode is longer than {chunk} frames: collect longer episodes")
         flat = rng.integers(ends[-1], size=size)
         rows = np.searchsorted(ends, flat, side="right")
         first = flat - (ends[rows] - room[rows]) + 1
@@ -49,12 +49,12 @@ class Latents:
         return Latents(**{name: value if name == "lengths" else value.to(device) for name, value in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name."""
+        """The tensors that are not None, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     @cached_property
     def frames(self) -> FramePayload:
-        """All that a memory keeps of each frame, [E, T, ...]."""
+        """The payload that a memory stores of each frame, [E, T, ...]."""
         motion = relative_pose(self.poses[:, 1:], self.poses[:, :-1])
         motion = torch.cat([torch.zeros_like(self.poses[:, :1]), motion], 1)
         return FramePayload(self.latents, self.actions, motion, torch.ones_like(self.poses[..., 0], dtype=torch.bool))
@@ -63,9 +63,10 @@ class Latents:
 def encode(
     paths: Sequence[Path], encoder: Callable[[Tensor], Tensor], frame_size: int, *, action_size: int = 0, progress: bool = True
 ) -> Latents:
-    """Read episodes and encode their frames: encoder maps uint8 [n, H, W, 3] to latents [n, C, h, w].
+    """Read episodes and encode their frames. ValueError if frames or actions have another shape than the model needs.
 
-    action_size: numbers in a continuous action, 0 where actions are counted.
+    encoder: uint8 [n, H, W, 3] -> latents [n, C, h, w]. frame_size: side of the frames. action_size: size of a continuous action; 0 for
+    discrete actions.
     """
     latents, poses, actions, rewards, ends = [], [], [], [], []
     for path, episode in tqdm(_read_ahead(paths), total=len(paths), desc="encode", unit="episode", disable=not progress):
@@ -85,7 +86,7 @@ def encode(
 
 
 def _read_ahead(paths: Sequence[Path], ahead: int = 8) -> Iterator[tuple[Path, Episode]]:
-    """Episodes in order, the next few being read meanwhile."""
+    """Episodes in order; the next `ahead` are read in the background."""
     with ThreadPoolExecutor(2) as pool:
         reading: deque[Future[Episode]] = deque(pool.submit(load_episode, path) for path in paths[:ahead])
         for k, path in enumerate(paths):

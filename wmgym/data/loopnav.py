@@ -25,6 +25,7 @@ import numpy as np
 
 from wmgym.data.episode import RETURN, Episode, Metadata, Segment
 from wmgym.files import write_atomically
+from wmgym.geometry import wrap_angle
 from wmgym.settings.minecraft import HANDS
 
 KEYS = ("forward", "back", "left", "right", "jump", "sprint", "sneak")
@@ -77,7 +78,7 @@ def read_trajectory(path: Path, size: int | None = None) -> Trajectory:
     count = min(len(frames), len(rows))  # a film that was cut off may lack the last
     rows = rows[:count]
     poses = np.array([[row["x"], -row["z"], row["y"], row["yaw"] + math.pi / 2, row["pitch"]] for row in rows], np.float64)
-    poses[:, 3] = _wrap(poses[:, 3])
+    poses[:, 3] = wrap_angle(poses[:, 3])
     keys = np.array([[bool(row["action"].get(key)) for key in KEYS] for row in rows])
     camera = np.array([row["action"].get("camera") or (0, 0) for row in rows], np.float64)
     goals = np.array([[g["x"], -g["z"], g["y"]] if (g := row["goal"]) else [math.nan] * 3 for row in rows], np.float64)
@@ -112,7 +113,7 @@ def alignment(poses: np.ndarray, keys: np.ndarray, camera: np.ndarray) -> int:
     moves = poses[1:, :2] - poses[:-1, :2]
     ahead = keys[:, 0].astype(float) - keys[:, 1]
     left = keys[:, 2].astype(float) - keys[:, 3]
-    turns = _wrap(np.diff(poses[:, 3]))
+    turns = wrap_angle(np.diff(poses[:, 3]))
 
     def agreement(of: slice) -> float:
         cos, sin = np.cos(poses[:-1, 3]), np.sin(poses[:-1, 3])
@@ -245,9 +246,8 @@ def _seen_from(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Poses [n, 5] in the frame of one [5]: forward, left, up, turn, tilt."""
     dx, dy = (poses[:, :2] - origin[:2]).T
     cos, sin = math.cos(origin[3]), math.sin(origin[3])
-    return np.stack(
-        [dx * cos + dy * sin, dy * cos - dx * sin, poses[:, 2] - origin[2], _wrap(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]], -1
-    )
+    up, turn, tilt = poses[:, 2] - origin[2], wrap_angle(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]
+    return np.stack([dx * cos + dy * sin, dy * cos - dx * sin, up, turn, tilt], -1)
 
 
 def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
@@ -272,7 +272,3 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 1e-12 else 0.0
-
-
-def _wrap(angle: np.ndarray) -> np.ndarray:
-    return (angle + np.pi) % (2 * np.pi) - np.pi

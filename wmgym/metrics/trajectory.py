@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wmgym.geometry import wrap_angle
+
 Floats = NDArray[np.float64]
 
 
@@ -46,7 +48,7 @@ def rpe_rotation(predicted: ArrayLike, truth: ArrayLike, *, delta: int = 1) -> A
     if p.shape != g.shape or p.ndim < 1 or p.shape[-1] <= _checked_delta(delta):
         raise ValueError(f"yaws must be two equal [..., T] with T > {delta}, got {list(p.shape)} and {list(g.shape)}")
     _check_finite(p, g)
-    return _rms(wrapped((p[..., delta:] - p[..., :-delta]) - (g[..., delta:] - g[..., :-delta])))
+    return _rms(wrap_angle((p[..., delta:] - p[..., :-delta]) - (g[..., delta:] - g[..., :-delta])))
 
 
 def final_distance(predicted: ArrayLike, truth: ArrayLike) -> Any:
@@ -111,11 +113,6 @@ def umeyama(source: ArrayLike, target: ArrayLike, *, scale: bool = False) -> Sim
     return Similarity(rotation, shift, factor)
 
 
-def wrapped(angle: ArrayLike) -> Floats:
-    """Angles in [-pi, pi)."""
-    return np.remainder(np.asarray(angle, np.float64) + np.pi, 2 * np.pi) - np.pi
-
-
 def path_errors(
     predicted: ArrayLike, truth: ArrayLike, predicted_yaw: ArrayLike | None = None, true_yaw: ArrayLike | None = None, *, spacing: float
 ) -> dict[str, Any]:
@@ -129,7 +126,8 @@ def path_errors(
     errors = {f"{name}_m": value for name, value in found.items()} | {f"{name}_spacings": value / spacing for name, value in found.items()}
     if predicted_yaw is not None and true_yaw is not None:
         errors["rpe_rotation_rad"] = rpe_rotation(predicted_yaw, true_yaw)
-        errors["final_yaw_rad"] = np.abs(wrapped(np.asarray(predicted_yaw)[..., -1] - np.asarray(true_yaw)[..., -1]))
+        turn = np.asarray(predicted_yaw)[..., -1] - np.asarray(true_yaw)[..., -1]
+        errors["final_yaw_rad"] = np.abs(wrap_angle(turn.astype(np.float64)))
     return errors
 
 

@@ -1,4 +1,4 @@
-"""The voxel world as a Minecraft engine (see ../backend.py): one body in the world of one seed, or many lanes of that."""
+"""The voxel world as a Minecraft engine (see ../backend.py): one body in the world of a seed, or many lanes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _in_use: WeakValueDictionary[int, VoxelWorld] = WeakValueDictionary()
 
 @lru_cache(maxsize=8)
 def world_of(seed: int) -> VoxelWorld:
-    """The world of a seed, 12 MB. Those in use are shared, and the last few are kept, so that going back to one is quick."""
+    """The world of a seed (12 MB). Worlds in use are shared, and the newest eight are cached, so that returning to one is quick."""
     world = _in_use.get(seed)
     if world is None:
         world = _in_use[seed] = generate(seed)
@@ -31,7 +31,7 @@ def world_of(seed: int) -> VoxelWorld:
 
 
 def start_of(world: VoxelWorld, seed: int) -> Pose:
-    """Where a body begins in a world: on dry open ground, mostly near buildings, looking along one of 24 directions."""
+    """The start pose of a seed: on dry open ground, mostly near buildings, in one of 24 directions."""
     rng = np.random.default_rng([seed, 0x57A7])
     x, y, z = world.starts[rng.integers(max(1, int(0.7 * len(world.starts))))]
     yaw = (rng.integers(24) - 12) * math.pi / 12
@@ -39,7 +39,7 @@ def start_of(world: VoxelWorld, seed: int) -> Pose:
 
 
 def check_start(world: VoxelWorld, start: Any) -> Pose:
-    """A start pose that a body fits on, or ValueError."""
+    """A start pose at which a body fits, or ValueError."""
     pose = check_pose("start", start)
     x, y, z = (float(v) for v in pose[:3])
     if not (0 <= x < WIDTH and 0 <= y < WIDTH and 0 <= z < DEPTH):
@@ -52,7 +52,7 @@ def check_start(world: VoxelWorld, start: Any) -> Pose:
 
 
 def pose_of(body: NDArray[np.float64]) -> Pose:
-    """Bodies [..., 7] -> poses [..., 5]; rounding to float32 must not carry a yaw up to pi, which is written -pi."""
+    """Bodies [..., 7] -> poses [..., 5]. A yaw that float32 rounds up to pi becomes -pi."""
     pose = body[..., :5].astype(np.float32)
     pose[..., 3] = np.where(pose[..., 3] >= np.float32(math.pi), np.float32(-math.pi), pose[..., 3])
     return pose
@@ -62,12 +62,15 @@ _FIRST = np.zeros(1, np.int64)
 
 
 class VoxelBackend:
+    """One body in the world of a seed."""
+
     field_of_view = render.FIELD_OF_VIEW
+    eyes = physics.EYES
     bounds = ((0, 0, 0), (WIDTH, WIDTH, DEPTH))
     ending = ""
 
     def __init__(self, body: NDArray[np.float64] | None = None) -> None:
-        """body: where its state is kept, float64 [7]."""
+        """body: the array that holds the body's state, float64 [7]; by default a new one."""
         self._seed = -1
         self._world: VoxelWorld | None = None
         self._body = np.zeros(7) if body is None else body
@@ -87,6 +90,12 @@ class VoxelBackend:
         frames = np.empty((1, height, width, 3), np.uint8)
         render.draw_lanes(self.world.addresses, self.world.grid.shape, atlas(), self._body[None], physics.EYES, _FIRST, frames)
         return frames[0]
+
+    def depth(self, height: int, width: int) -> NDArray[np.float32]:
+        depth = np.full((height, width), np.inf, np.float32)
+        x, y, z, yaw, pitch = self._body[:5]
+        render.measure(self.world.grid, self.world.above, x, y, z + physics.EYES, yaw, pitch, depth)
+        return depth
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
         box = np.ones(np.maximum(np.subtract(high, low), 0), np.bool_)
@@ -118,7 +127,7 @@ class VoxelBackend:
 
 
 class VoxelLanes:
-    """Many voxel worlds, each with its body; one call moves all bodies, one draws all views."""
+    """Many voxel worlds with one body each. One call moves all bodies, one call draws all views."""
 
     def __init__(self, num_lanes: int) -> None:
         self._bodies = np.zeros((num_lanes, 7))

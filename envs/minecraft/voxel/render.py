@@ -6,6 +6,7 @@ into the sky with distance. Textures are read from the mip level whose texels ar
 coarser one, so that far surfaces do not flicker. Axes: x, y horizontal, z up; yaw 0 looks along +x, counter-clockwise positive.
 
 A ray is the eye plus s times a direction whose part along the view is 1; `norm`, the length of that direction, turns s into blocks.
+`s` is the depth along the optical axis, which `measure` writes down: the same rays, without colour.
 What a row of pixels shares is worked out beforehand, and cells are addressed by one number, because most rays end after about five
 cells: setting up and colouring a pixel costs more than walking does.
 """
@@ -74,12 +75,13 @@ def _texel(atlas, face, level, across, down):
 
 
 @njit(fastmath=True, inline="always")
-def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end, norm, texels_per_block):
-    """Colour (r, g, b) seen from (x0, y0, z0) along (dx, dy, dz), of length `norm`, as far as `end` times that vector.
+def _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end):
+    """Go from (x0, y0, z0) along (dx, dy, dz), but not further than `end` times that vector, to the first block that hides what is behind.
 
-    inv_*: their reciprocals. cells, light: all cells in one row, z fastest; atlas: all bytes in one row.
+    inv_*: the vector's reciprocals. cells: all cells in one row; along_x, along_y: from one to the next in x and y.
+    Returns the block (0: none was met), how many times the vector was gone, the cell that was reached, the axis along which its face
+    was met (0, 1, 2), how much of the way led through water, and whether it entered water from outside.
     """
-    along_x, along_y = size_y * size_z, size_z
     ahead_x, ahead_y, ahead_z = int(inv_x > 0), int(inv_y > 0), int(inv_z > 0)
     step_x = along_x if inv_x > 0 else -along_x
     step_y = along_y if inv_y > 0 else -along_y
@@ -137,18 +139,30 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
             cell_at += step_z
             axis = 2
     s = min(s, end)
-    t = s * norm
     if wet_from >= 0.0:
         wet += s - wet_from
+    return block, s, cell_at, axis, wet, surface
 
+
+@njit(fastmath=True, inline="always")
+def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end, norm, texels_per_block):
+    """Colour (r, g, b) seen from (x0, y0, z0) along (dx, dy, dz), of length `norm`, as far as `end` times that vector.
+
+    inv_*: their reciprocals. cells, light: all cells in one row, z fastest; atlas: all bytes in one row.
+    """
+    along_x, along_y = size_y * size_z, size_z
+    block, s, cell_at, axis, wet, surface = _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end)
+    t = s * norm
     if block:
         # where on the face it is: `first` and `second` are the two coordinates along the face, row 0 of a texture is `second` high
         px, py, pz = x0 + s * dx, y0 + s * dy, z0 + s * dz
         is_x, is_z = axis == 0, axis == 2
         first, along_first, size_first = (py, along_y, size_y) if is_x else (px, along_x, size_x)
         second, along_second, size_second = (py, along_y, size_y) if is_z else (pz, 1, size_z)
-        before = cell_at - (step_x if is_x else step_z if is_z else step_y)
-        turn = ahead_x if is_x else 4 + ahead_z if is_z else 2 + ahead_y
+        rises = int(inv_x > 0) if is_x else int(inv_z > 0) if is_z else int(inv_y > 0)
+        step = along_x if is_x else 1 if is_z else along_y
+        before = cell_at - (step if rises else -step)
+        turn = 2 * axis + rises
         slope = (abs(dx) if is_x else abs(dz) if is_z else abs(dy)) / norm
         shade = _lit(light, before, first, second, along_first, along_second, size_first, size_second)
         shade *= _SHADES[turn]
@@ -194,6 +208,39 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
     return red, green, blue
 
 
+@njit(fastmath=True, inline="always")
+def _across(height, width):
+    """How far to the right each column looks at distance 1, [width], and the rays of a row for `_aim` to fill."""
+    half = math.tan(FIELD_OF_VIEW / 2)
+    right = np.empty(width)
+    for column in range(width):
+        right[column] = ((2 * column + 1) / width - 1) * half * width / height
+    return right, np.empty((6, width))
+
+
+@njit(fastmath=True, inline="always")
+def _aim(row, height, right, x, y, z, cos_yaw, sin_yaw, cos_pitch, sin_pitch, size_x, size_y, size_z, rays):
+    """Fill the rays [6, width] of a row of pixels (dx, dy, their reciprocals, end, norm); what they share: dz and its reciprocal."""
+    # directions are ahead + u * right + v * up; the smallest parts are kept off 0
+    v = (1 - (2 * row + 1) / height) * math.tan(FIELD_OF_VIEW / 2)
+    dz = sin_pitch + v * cos_pitch
+    inv_z = 1.0 / dz if abs(dz) > 1e-9 else math.copysign(1e9, dz)
+    end_z = ((size_z if dz > 0 else 0) - z) * inv_z
+    level_x, level_y = (cos_pitch - v * sin_pitch) * cos_yaw, (cos_pitch - v * sin_pitch) * sin_yaw
+    for column in range(len(right)):
+        u = right[column]
+        dx, dy = level_x + u * sin_yaw, level_y - u * cos_yaw
+        inv_x = 1.0 / (dx if abs(dx) > 1e-9 else 1e-9)
+        inv_y = 1.0 / (dy if abs(dy) > 1e-9 else 1e-9)
+        norm = math.sqrt(1.0 + u * u + v * v)
+        # the ray ends where it leaves the box of the world, or where nothing is seen any more
+        end = min(((size_x if inv_x > 0 else 0) - x) * inv_x, ((size_y if inv_y > 0 else 0) - y) * inv_y)
+        rays[0, column], rays[1, column], rays[2, column], rays[3, column] = dx, dy, inv_x, inv_y
+        rays[4, column] = min(min(end, end_z), VIEW_DISTANCE / norm) - 1e-4
+        rays[5, column] = norm
+    return dz, inv_z
+
+
 @njit(fastmath=True)
 def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
     """Fill `out`, uint8 [H, W, 3], with the view from the eye at (x, y, z)."""
@@ -201,39 +248,43 @@ def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
     size_x, size_y, size_z = grid.shape
     grid, above, light, atlas = grid.reshape(-1), above.reshape(-1), light.reshape(-1), atlas.reshape(-1)
     cos_yaw, sin_yaw, cos_pitch, sin_pitch = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
-    half = math.tan(FIELD_OF_VIEW / 2)
-    texels_per_block = 16 * 2 * half / height
-    right = np.empty(width)
-    row_dx, row_dy, row_inv_x, row_inv_y, row_end, row_norm = np.empty((6, width))
-    for column in range(width):
-        right[column] = ((2 * column + 1) / width - 1) * half * width / height
+    texels_per_block = 16 * 2 * math.tan(FIELD_OF_VIEW / 2) / height
+    right, rays = _across(height, width)
     for row in range(height):
-        # directions are ahead + u * right + v * up; the smallest parts are kept off 0
-        v = (1 - (2 * row + 1) / height) * half
-        dz = sin_pitch + v * cos_pitch
-        inv_z = 1.0 / dz if abs(dz) > 1e-9 else math.copysign(1e9, dz)
-        end_z = ((size_z if dz > 0 else 0) - z) * inv_z
-        level_x, level_y = (cos_pitch - v * sin_pitch) * cos_yaw, (cos_pitch - v * sin_pitch) * sin_yaw
-        for column in range(width):
-            u = right[column]
-            dx, dy = level_x + u * sin_yaw, level_y - u * cos_yaw
-            inv_x = 1.0 / (dx if abs(dx) > 1e-9 else 1e-9)
-            inv_y = 1.0 / (dy if abs(dy) > 1e-9 else 1e-9)
-            norm = math.sqrt(1.0 + u * u + v * v)
-            # the ray ends where it leaves the box of the world, or where nothing is seen any more
-            end = min(((size_x if inv_x > 0 else 0) - x) * inv_x, ((size_y if inv_y > 0 else 0) - y) * inv_y)
-            row_dx[column], row_dy[column], row_inv_x[column], row_inv_y[column] = dx, dy, inv_x, inv_y
-            row_end[column] = min(min(end, end_z), VIEW_DISTANCE / norm) - 1e-4
-            row_norm[column] = norm
+        dz, inv_z = _aim(row, height, right, x, y, z, cos_yaw, sin_yaw, cos_pitch, sin_pitch, size_x, size_y, size_z, rays)
         cells = above if dz >= 0.0 else grid
         for column in range(width):
             red, green, blue = _ray(
-                cells, light, atlas, size_x, size_y, size_z, x, y, z, row_dx[column], row_dy[column], dz,
-                row_inv_x[column], row_inv_y[column], inv_z, row_end[column], row_norm[column], texels_per_block,
+                cells, light, atlas, size_x, size_y, size_z, x, y, z, rays[0, column], rays[1, column], dz,
+                rays[2, column], rays[3, column], inv_z, rays[4, column], rays[5, column], texels_per_block,
             )  # fmt: skip
             out[row, column, 0] = np.uint8(red + 0.5)
             out[row, column, 1] = np.uint8(green + 0.5)
             out[row, column, 2] = np.uint8(blue + 0.5)
+
+
+@njit(fastmath=True, cache=True)
+def measure(grid, above, x, y, z, yaw, pitch, out):
+    """Write to `out`, float32 [H, W], the depth of every pixel that shows a block, seen from the eye at (x, y, z).
+
+    Depth is in blocks along the optical axis. Water is looked through. Pixels of the sky, and of what is too far to be seen, stay as
+    they are.
+    """
+    height, width = out.shape
+    size_x, size_y, size_z = grid.shape
+    grid, above = grid.reshape(-1), above.reshape(-1)
+    cos_yaw, sin_yaw, cos_pitch, sin_pitch = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
+    right, rays = _across(height, width)
+    for row in range(height):
+        dz, inv_z = _aim(row, height, right, x, y, z, cos_yaw, sin_yaw, cos_pitch, sin_pitch, size_x, size_y, size_z, rays)
+        cells = above if dz >= 0.0 else grid
+        for column in range(width):
+            block, s, _, _, _, _ = _walk(
+                cells, size_y * size_z, size_z, x, y, z, rays[0, column], rays[1, column], dz,
+                rays[2, column], rays[3, column], inv_z, rays[4, column],
+            )  # fmt: skip
+            if block:
+                out[row, column] = s
 
 
 @njit(cache=True)
