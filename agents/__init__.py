@@ -1,1 +1,1 @@
-"""Things that act: scripted walkers, planners, learners."""
+"""Agents: scripted walkers, planners and learners."""

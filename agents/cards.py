@@ -1,10 +1,10 @@
-"""Who walks over the table of Memory Cards (CoME, appendix C.1).
+"""Scripted walkers of Memory Cards (CoME, appendix C.1).
 
-    cards-random  the paper's policy for its training sequences: toggle with chance 0.4, each of the four moves with 0.15
-    zig-zag       its special test: line by line, every card is turned once, then on the way back once more, and so on
+    cards-random  the paper's policy for training sequences: toggle with probability 0.4, each of the four moves with 0.15
+    zig-zag       the paper's special test: row by row, turn every card once, then once more on the way back, and so on
 
-From a table that lies covered, zig-zag shows all cards after one pass of 31 actions, hides them with the second, and with the third
-asks what was where. Each pass is a segment of the episode.
+If all cards are face down at first, the first pass of 31 actions turns all of them up, the second turns them down, and the third tests
+what is remembered. Each pass is a segment of the episode.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Moves = Generator[int, None, None]
 
 
 def cards_random(walker: Walker) -> Moves:
-    """Toggle, or move somewhere, for ever."""
+    """Toggle or move at random, forever."""
     chances = [CHANCES[action] for action in ACTIONS]
     while True:
         yield int(walker.rng.choice(len(ACTIONS), p=chances))
 
 
 def zig_zags(walker: Walker) -> Moves:
-    """To the corner at the top left, then zig-zag down, up, down, ... for ever."""
+    """Move to the corner at the top left, then zig-zag down, up, down, ... forever."""
     walker.begin("corner")
     yield from [ACTIONS.index("left")] * round(walker.pose[0])
     yield from [ACTIONS.index("up")] * round(3 - walker.pose[1])

@@ -1,11 +1,11 @@
-"""Planning by sampling, as pure functions of a cost: CEM, its categorical form, and MPPI.
+"""Sampling-based planning, as pure functions of a cost: CEM, its categorical form, and MPPI.
 
     found = cem(cost, mean, std, keys, bounds, CEMConfig(samples=64, elites=8, iterations=4))
     found.plan  # [B, *shape], inside the bounds
 
-B lanes are planned side by side, each with K candidates of its own, and every iteration asks for all costs in one call:
-cost(candidates [B, K, *shape]) -> [B, K], lower is better. A lane's candidates depend on its key alone, so a lane plans alike at any
-batch size. A cost that is no finite number is never chosen and never learned from.
+B lanes are planned side by side, with K candidates each. Every iteration computes all costs in one call: cost(candidates [B, K, *shape])
+-> [B, K], lower is better. A lane's candidates depend on its key alone, so its plan does not depend on the batch size. A candidate whose
+cost is not finite is never chosen and does not enter any update.
 
 CEM: Rubinstein 1999, "The cross-entropy method for combinatorial and continuous optimization". MPPI: Williams et al. 2017, "Information
 theoretic MPC for model-based reinforcement learning", equation 26 (with the costs of whole candidates). NWM: Bar et al. 2025, "Navigation
@@ -42,16 +42,16 @@ def _check_answer(answer: str) -> None:
 
 @dataclass(frozen=True)
 class CEMConfig:
-    """How candidates are drawn and what is learned from them."""
+    """Settings of `cem` and `categorical_cem`. A wrong value raises `ValueError`."""
 
-    samples: int = 64  # K, candidates of each lane
-    elites: int = 8  # of them, those that the next distribution is fitted to
+    samples: int = 64  # K, candidates per lane
+    elites: int = 8  # best candidates, to which the next distribution is fitted
     iterations: int = 4
-    min_std: float = 0.05  # in units of the variable (categorical: `min_chance`)
-    min_chance: float = 0.02  # of each category
-    smoothing: float = 0.0  # share of the old distribution in the new one
-    with_mean: bool = True  # the first candidate is the distribution's mean (or most likely categories)
-    answer: str = "best"  # what is returned: the best candidate ever seen, or the last "mean"
+    min_std: float = 0.05  # lower bound of the std, in units of the plan (not in `categorical_cem`)
+    min_chance: float = 0.02  # lower bound of each category's probability (only in `categorical_cem`)
+    smoothing: float = 0.0  # weight of the old distribution in the new one
+    with_mean: bool = True  # the first candidate is the distribution's mean (or its most likely categories)
+    answer: str = "best"  # the returned plan: "best" candidate of all iterations, or "mean" of the last distribution
 
     def __post_init__(self) -> None:
         _check_counts(self.samples, self.iterations)
@@ -67,11 +67,11 @@ class CEMConfig:
 
 @dataclass(frozen=True)
 class MPPIConfig:
-    """All candidates count, by their costs."""
+    """Settings of `mppi`. A wrong value raises `ValueError`."""
 
     samples: int = 64
     iterations: int = 1
-    temperature: float = 1.0  # in units of the cost: a candidate worse by this much counts e times less
+    temperature: float = 1.0  # in units of the cost: an excess cost of this size divides a candidate's weight by e
     with_mean: bool = True
     answer: str = "mean"
 
@@ -91,16 +91,16 @@ class Gaussian(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gives."""
+    """The result of a search."""
 
     plan: Tensor  # [B, *shape], float or int64
-    cost: Tensor  # [B]: of the plan; infinite where no candidate had a finite one (then the plan is the first mean)
-    distribution: Any  # after the last iteration: a `Gaussian`, or chances [B, *shape, A]
+    cost: Tensor  # [B]: of the plan; infinite if no candidate had a finite cost (the plan is then the first mean)
+    distribution: Any  # after the last iteration: a `Gaussian`, or probabilities [B, *shape, A]
     lowest: Tensor  # [B, iterations]: the lowest cost of each iteration
 
 
 def cem(cost: Cost, mean: Tensor, std: Tensor, keys: Tensor, bounds: Bounds, config: CEMConfig = CEMConfig()) -> Found:
-    """The cross-entropy method: mean and std float [B, *shape], keys int64 [B, 2]; every candidate lies in the bounds."""
+    """The cross-entropy method. mean and std float [B, *shape], keys int64 [B, 2]. Candidates are clipped to the bounds."""
 
     def update(old: Gaussian, candidates: Tensor, costs: Tensor) -> Gaussian:
         chosen, weights = _elites(candidates, costs, config.elites)
@@ -114,7 +114,7 @@ def cem(cost: Cost, mean: Tensor, std: Tensor, keys: Tensor, bounds: Bounds, con
 
 
 def mppi(cost: Cost, mean: Tensor, std: Tensor, keys: Tensor, bounds: Bounds, config: MPPIConfig = MPPIConfig()) -> Found:
-    """Model predictive path integral control: the mean of all candidates, weighted by exp(-cost / temperature); std stays."""
+    """Model predictive path integral control: the mean of all candidates, weighted by exp(-cost / temperature). The std is constant."""
 
     def update(old: Gaussian, candidates: Tensor, costs: Tensor) -> Gaussian:
         lowest = costs.amin(1, keepdim=True)
@@ -128,12 +128,12 @@ def mppi(cost: Cost, mean: Tensor, std: Tensor, keys: Tensor, bounds: Bounds, co
 
 
 def categorical_cem(cost: Cost, chances: Tensor, keys: Tensor, config: CEMConfig = CEMConfig()) -> Found:
-    """CEM over categories, each place of the plan on its own: chances float [B, *shape, A] -> plans int64 [B, *shape]."""
+    """CEM over independent categories: probabilities `chances` float [B, *shape, A] -> plans int64 [B, *shape]."""
     num = chances.shape[-1]
     if config.min_chance * num >= 1:
         raise ValueError(f"min_chance must be below 1 / {num} for {num} categories, got {config.min_chance}")
     if not bool((chances >= 0).all()) or not bool((chances.sum(-1) > 0).all()):
-        raise ValueError("chances must not be negative, and some must be positive in each place")
+        raise ValueError("chances must not be negative, and must have a positive sum along the last axis")
     shape = tuple(chances.shape[1:-1])
 
     def floored(values: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def categorical_cem(cost: Cost, chances: Tensor, keys: Tensor, config: CEMConfig
     return _search(cost, floored(chances.float()), keys, draw, update, likeliest, config)
 
 
-# -- what all of them share -------------------------------------------------------------------------------------------------------------
+# -- shared by all searches -------------------------------------------------------------------------------------------------------------
 
 
 def _gaussian_search(
@@ -169,8 +169,8 @@ def _gaussian_search(
         raise ValueError("mean and std must be finite, and std not negative")
 
     def draw(state: Gaussian, these: Tensor) -> Tensor:
-        spread = state.std.clamp(min=min_std)[:, None] * rng.noise(these, (config.samples, *mean.shape[1:]))
-        return (state.mean[:, None] + spread).clamp(low, high)
+        noise = state.std.clamp(min=min_std)[:, None] * rng.noise(these, (config.samples, *mean.shape[1:]))
+        return (state.mean[:, None] + noise).clamp(low, high)
 
     def inside(state: Gaussian) -> Tensor:
         return state.mean.clamp(low, high)
@@ -187,7 +187,7 @@ def _search(
     centre: Callable[[Any], Tensor],
     config: Any,
 ) -> Found:
-    """Draw, judge, learn; the best candidate of all iterations is kept."""
+    """Repeat: draw candidates, compute their costs, update the distribution. The best candidate of all iterations is kept."""
     best = centre(state)
     if keys.shape != (len(best), 2):
         raise ValueError(f"keys must be [{len(best)}, 2], one for each lane, got {list(keys.shape)}")
@@ -198,24 +198,24 @@ def _search(
         candidates = draw(state, rng.fold(keys, iteration))
         if config.with_mean:
             candidates[:, 0] = centre(state)
-        costs = _judged(cost, candidates)
+        costs = _costs(cost, candidates)
         value, at = costs.min(1)
         better = value < best_cost
         best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), candidates[rows, at], best)
         best_cost = torch.minimum(value, best_cost)
         lowest.append(value)
         state = update(state, candidates, costs)
-    if config.answer == "mean":  # judged too, so that what is returned has a finite cost if anything has
+    if config.answer == "mean":  # its cost is computed too: if it is not finite, the best candidate is returned instead
         last = centre(state)
-        value = _judged(cost, last[:, None])[:, 0]
+        value = _costs(cost, last[:, None])[:, 0]
         fine = value.isfinite()
         best = torch.where(fine.view(-1, *[1] * (best.ndim - 1)), last, best)
         best_cost = torch.where(fine, value, best_cost)
     return Found(best, best_cost, state, torch.stack(lowest, 1))
 
 
-def _judged(cost: Cost, candidates: Tensor) -> Tensor:
-    """Costs float32 [B, K]; what is no finite number becomes infinite."""
+def _costs(cost: Cost, candidates: Tensor) -> Tensor:
+    """Costs float32 [B, K], infinite where the cost is not finite."""
     costs = cost(candidates)
     if costs.shape != candidates.shape[:2]:
         raise ValueError(f"cost must give [B, K] = {list(candidates.shape[:2])}, got {list(costs.shape)}")
@@ -224,7 +224,7 @@ def _judged(cost: Cost, candidates: Tensor) -> Tensor:
 
 
 def _elites(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best candidates [B, E, *shape], and their weights [B, E, 1...]: equal, and 0 for those without a finite cost."""
+    """The best candidates [B, E, *shape] and their weights [B, E, 1...], which are equal, but 0 where the cost is not finite."""
     ranked, order = costs.sort(dim=1, stable=True)
     chosen = candidates[torch.arange(len(costs), device=costs.device)[:, None], order[:, :count]]
     fine = ranked[:, :count].isfinite().float()
@@ -232,13 +232,13 @@ def _elites(candidates: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tens
     return chosen, weights.view(*weights.shape, *[1] * (candidates.ndim - 2))
 
 
-# -- NWM's own setting ------------------------------------------------------------------------------------------------------------------
+# -- NWM's planner ----------------------------------------------------------------------------------------------------------------------
 
 NWM_CEM = CEMConfig(samples=120, elites=5, iterations=1, min_std=1e-3, with_mean=False, answer="mean")
 NWM_HORIZON = 8  # steps of 1/4 s
 NWM_REPEATS = 3  # dreams of each candidate, whose costs are averaged
-NWM_BOUNDS = (-1.0, 1.0)  # of (dx, dy) normalised to the data, and of the final turn in half turns
-NWM_PRIORS = {  # means and standard deviations of (dx, dy, final turn) per data set, as released
+NWM_BOUNDS = (-1.0, 1.0)  # of dx and dy normalised to the data, and of the final turn in half turns
+NWM_PRIORS = {  # data set -> means and standard deviations of (dx, dy, final turn), from NWM's released code
     "recon": ((-0.10, 0.0, 0.0), (0.02, 0.1, 0.1)),
     "scand": ((-0.25, 0.0, 0.0), (0.04, 0.1, 0.1)),
     "sacson": ((-0.33, 0.0, 0.0), (0.03, 0.1, 0.1)),
@@ -247,12 +247,12 @@ NWM_PRIORS = {  # means and standard deviations of (dx, dy, final turn) per data
 
 
 def straight_line(samples: Tensor, horizon: int, to_spacings: Callable[[Tensor], Tensor]) -> Tensor:
-    """NWM's candidates: a straight line at constant speed, and one turn at its end.
+    """NWM's candidates: a straight line at constant speed with one turn at its end.
 
-    samples [..., 3]: the displacement of one step, normalised, and the final turn in half turns (x pi radians). `to_spacings` undoes the
-    normalisation of a displacement [..., 2]. Returns [..., horizon, 3]: the displacement of each step, still normalised and always in
-    the frame that the path starts in, and the turn of each step in radians: the first one looks along the line, the last one adds the
-    final turn.
+    samples [..., 3]: the normalised displacement of one step, and the final turn in half turns (times pi radians).
+    to_spacings: undoes the normalisation of a displacement [..., 2].
+    Returns [..., horizon, 3]: the displacement of each step, normalised and in the frame of the path's start, and the turn of each step in
+    radians. The first turn aligns the view with the line; the last one adds the final turn.
     """
     if samples.shape[-1] != 3 or horizon < 1:
         raise ValueError(f"samples must be [..., 3] and horizon positive, got {list(samples.shape)} and {horizon}")
@@ -265,8 +265,10 @@ def straight_line(samples: Tensor, horizon: int, to_spacings: Callable[[Tensor],
 
 
 def straight_line_prior(displacements: Tensor, turns: Tensor) -> Gaussian:
-    """The prior of straight lines that a data set's own walks give: normalised displacements [N, 2] of one step and final turns [N] in
-    half turns -> mean and std [1, 3]. The first moments are the data's; there is no hand-set table as in `NWM_PRIORS`."""
+    """A prior of straight lines fitted to a data set, in place of a table such as `NWM_PRIORS`.
+
+    Normalised displacements [N, 2] of one step and final turns [N] in half turns -> their mean and std [1, 3].
+    """
     if displacements.ndim != 2 or displacements.shape[1:] != (2,) or turns.shape != displacements.shape[:1] or len(turns) < 2:
         raise ValueError(f"displacements must be [N, 2] and turns [N] with N > 1, got {list(displacements.shape)} and {list(turns.shape)}")
     samples = torch.cat([displacements.float(), turns.float()[:, None]], 1)

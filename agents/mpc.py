@@ -1,11 +1,11 @@
-"""An agent that plans in imagination: branch the world it knows, dream K futures, act on the best plan, look, and plan again.
+"""Model predictive control: branch a model, imagine K futures, take the first actions of the best plan, observe, and plan again.
 
     agent = PlanningAgent([dream], make_objective("pose", goal_poses=goals), PRESETS["cem"], seed=0)
     action = agent.act()                       # of every lane: [B, *action_space.shape]
-    dream.observe([frame], [action], [pose])   # what really came of it; then act again
+    dream.observe([frame], [action], [pose])   # the real outcome; then act again
 
-A model is any env with `branch` (contract.md): a dream that is shown real frames, or the truth itself as the best model there can be.
-All candidates of all lanes are dreamed in one batch, split only beyond `at_once` rows, and share what is remembered.
+A model is any env with `branch` (docs/contract.md): a dream, or the ground truth itself as a perfect model. All candidates of all lanes
+are imagined in one batch of at most `at_once` rows, and share the memory of their lane.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from wmgym.kinematics import Displacement
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How far one looks ahead, and how one searches."""
+    """Settings of a planner. The names that `CEMConfig` and `MPPIConfig` also have mean the same. A wrong value raises `ValueError`."""
 
     method: str = "cem"  # or "mppi"
     line: bool = False  # straight lines with a final turn (NWM; continuous actions only) instead of free sequences
-    horizon: int = 8  # env steps looked ahead
-    hold: int = 1  # steps that one decision lasts: both in the dream and before planning again
+    horizon: int = 8  # env steps that a plan covers
+    hold: int = 1  # steps for which a decision is held, in imagination and in the env; a new plan follows each decision
     samples: int = 64
     elites: int = 8
     iterations: int = 3
-    repeats: int = 1  # dreams of each candidate with different noise, whose costs are averaged
+    repeats: int = 1  # futures per candidate with different noise, whose costs are averaged
     spread: float = 0.5  # std of the first Gaussian, as a share of half the action's range
     min_std: float = 0.05
     temperature: float = 0.5  # of MPPI, in units of the cost
     answer: str = "best"
     with_mean: bool = True
-    warm_start: float = 0.8  # share of the last distribution, moved on by one decision, in the next first one
-    at_once: int = 512  # rows dreamed in one batch
+    warm_start: float = 0.8  # weight of the last distribution, shifted by one decision, in the first one of the next search
+    at_once: int = 512  # rows imagined in one batch
 
     def __post_init__(self) -> None:
         if self.method not in ("cem", "mppi"):
@@ -64,20 +64,23 @@ class PlannerConfig:
 
     @property
     def decisions(self) -> int:
+        """Decisions in one plan."""
         return self.horizon // self.hold
 
     @property
     def frames(self) -> int:
-        """Frames that are dreamed for one plan of one lane."""
+        """Frames imagined per plan and lane."""
         return (self.samples * self.iterations + (self.answer == "mean")) * self.repeats * self.horizon
 
     @property
     def cem(self) -> CEMConfig:
+        """The settings of the CEM search."""
         names = ("samples", "elites", "iterations", "min_std", "answer", "with_mean")
         return CEMConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def mppi(self) -> MPPIConfig:
+        """The settings of the MPPI search."""
         return MPPIConfig(self.samples, self.iterations, self.temperature, self.with_mean, self.answer)
 
 
@@ -94,7 +97,7 @@ PRESETS = {
         with_mean=False,
         warm_start=0.0,
     ),
-    # Enough for `navigate-near` with the truth as the model, and cheap enough for two cores: 256 frames a plan, a plan every 4 steps.
+    # Enough for `navigate-near` with the truth as the model, and cheap enough for two cores: 256 frames per plan, a plan every 4 steps.
     "cem": PlannerConfig(hold=4, samples=16, elites=4, iterations=2),
     "mppi": PlannerConfig(method="mppi", answer="mean"),
 }
@@ -102,16 +105,16 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """What a plan is made of, and the env actions that it stands for."""
+    """The variables that a search optimises, and the env actions that they stand for."""
 
-    prior: Any  # one lane's `Gaussian` [*shape], or chances [*shape, A]
+    prior: Any  # of one lane: a `Gaussian` [*shape], or probabilities [*shape, A]
     expand: Callable[[Tensor], Tensor]  # plans [B, K, *shape] -> env actions [B, K, horizon, *action_space.shape]
     bounds: tuple[Tensor, Tensor] | None = None  # of continuous plans, [*shape]
-    is_sequence: bool = True  # one decision after the other, so that a plan can be moved on in time
+    is_sequence: bool = True  # the first axis of a plan is time, so that a plan can be shifted by one decision
 
 
 def free_sequence(space: gym.Space, config: PlannerConfig) -> Parametrisation:
-    """Any action at each decision."""
+    """A free choice of action at each decision. ValueError for an action space that this cannot plan in."""
 
     def held(plans: Tensor) -> Tensor:
         return plans.repeat_interleave(config.hold, 2)
@@ -121,7 +124,7 @@ def free_sequence(space: gym.Space, config: PlannerConfig) -> Parametrisation:
     if isinstance(space, spaces.MultiDiscrete):
         num = int(space.nvec.max())
         if (space.nvec != num).any():
-            raise ValueError(f"planning needs as many categories in each place, got {space}")
+            raise ValueError(f"planning needs the same number of categories in each place, got {space}")
         return Parametrisation(torch.full((config.decisions, *space.shape, num), 1 / num), held)
     if isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
         low, high = (torch.from_numpy(bound).float().expand(config.decisions, *space.shape) for bound in (space.low, space.high))
@@ -131,9 +134,9 @@ def free_sequence(space: gym.Space, config: PlannerConfig) -> Parametrisation:
 
 
 def straight_lines(config: PlannerConfig, prior: Gaussian, moves: Displacement) -> Parametrisation:
-    """NWM's candidates for envs whose action is a displacement in the frame of the pose it starts from (`*-Recon-v0`).
+    """NWM's candidates, for envs whose action is a displacement in the frame of the pose before it (`*-Recon-v0`).
 
-    prior: mean and std [3] (`cem.NWM_PRIORS`, or `cem.straight_line_prior` of the data at hand). moves: what the actions mean.
+    prior: mean and std [3], from `cem.NWM_PRIORS`, or from `cem.straight_line_prior` of a data set. moves: the env's kinematics.
     """
 
     def expand(plans: Tensor) -> Tensor:
@@ -146,7 +149,9 @@ def straight_lines(config: PlannerConfig, prior: Gaussian, moves: Displacement) 
 class PlanningAgent:
     """Plans for all lanes of its models at once.
 
-    models: envs with `branch`, vector or single, whose lanes follow one another; all have one action space.
+    models: single or vector envs with `branch`, all with the same action space; their lanes are concatenated in order.
+    objective: the cost of imagined futures; its tensors have one row per lane.
+    seed: lane i draws its candidates and its futures' noise from seed + i.
     """
 
     def __init__(
@@ -167,8 +172,8 @@ class PlanningAgent:
         if config.method == "mppi" and parametrisation.bounds is None:
             raise ValueError(f"MPPI plans continuous actions, and these are {self.space}: use method 'cem'")
         self.parametrisation = parametrisation
-        self.found: Found | None = None  # the newest plan
-        self.dreamed = 0  # frames dreamed so far
+        self.found: Found | None = None  # result of the newest search
+        self.dreamed = 0  # frames imagined so far
         self._keys = rng.make_keys([seed + lane for lane in range(self.lanes)])
         self._decision = 0
         self._start: Any = None
@@ -180,11 +185,11 @@ class PlanningAgent:
             self.found = self.plan()
             steps = self.parametrisation.expand(self.found.plan[:, None])[:, 0].numpy()
             self._queue = list(np.moveaxis(steps[:, : self.config.hold], 1, 0))
-            self._start = self._moved_on(self.found.distribution)
+            self._start = self._next_start(self.found.distribution)
         return self._queue.pop(0)
 
     def plan(self) -> Found:
-        """Search once from where the models stand."""
+        """Search once from the models' present states."""
         keys = rng.fold(self._keys, self._decision)
         self._decision += 1
         seeds = noise_seeds(keys, self.config.repeats)
@@ -202,9 +207,9 @@ class PlanningAgent:
         return search.cem(cost, start.mean, start.std, keys, self.parametrisation.bounds, self.config.cem)
 
     def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes only, in order: the episodes of the others are over. A lane's plans do not depend on the others.
+        """Continue with these lanes only, in this order, when the episodes of the others are over. Their plans do not change by it.
 
-        A vector model that loses lanes is replaced by what its `select` gives. Tensors of the objective must have a row for each lane.
+        A vector model that loses lanes is replaced by the result of its `select`.
         """
         index, models, first = torch.tensor([int(lane) for lane in lanes]), [], 0
         for model in self.models:
@@ -234,9 +239,9 @@ class PlanningAgent:
             return Gaussian(*(part.expand(self.lanes, *part.shape) for part in prior))
         return prior.expand(self.lanes, *prior.shape)
 
-    def _moved_on(self, distribution: Any) -> Any:
-        """Where the next search begins: what is left of this one, then the prior. Only the means are kept of a Gaussian: a
-        search that begins narrow cannot leave its plan."""
+    def _next_start(self, distribution: Any) -> Any:
+        """The next search's first distribution: this one without its first decision, then the prior. Of a Gaussian only the mean is kept,
+        since a search with a narrow first distribution cannot leave its plan."""
         prior, share = self._prior(), self.config.warm_start
         if not self.parametrisation.is_sequence:
             return prior
@@ -247,11 +252,13 @@ class PlanningAgent:
 
 
 def imagine(model: Any, actions: np.ndarray, seeds: Sequence[int], at_once: int = 512) -> Futures:
-    """Take actions [B, K, T, *shape] in branches of the model's B lanes; a lane's futures share the noise of its seed, so that they differ
-    by their actions alone. A future that has ended rests: it earns nothing more. At most `at_once` rows are dreamed together.
+    """Futures of the model's B lanes under actions [B, K, T, *shape].
 
-    Only the last frames are read. With a model made with obs_type="torch" they stay on its device; but every step decodes its frames, since
-    `core.World` has no step that stays in latent space (`WorldModel.imagine` is one).
+    seeds: one per lane. All futures of a lane share the noise of its seed, so that they differ by their actions alone. A future that has
+    ended earns nothing more. At most `at_once` rows are stepped together.
+
+    Only the last frames are used, but every step decodes its frames: `core.World` has no step that stays in latent space
+    (`WorldModel.imagine` does). The frames stay on the model's device if the model was made with obs_type="torch".
     """
     lanes, count, steps = actions.shape[:3]
     part = max(1, at_once // lanes)
@@ -272,7 +279,7 @@ def imagine(model: Any, actions: np.ndarray, seeds: Sequence[int], at_once: int 
 
 
 def noise_seeds(keys: Tensor, repeats: int) -> Tensor:
-    """Seeds of the dreams of each lane, int64 [B, repeats]."""
+    """Noise seeds of each lane's futures, int64 [B, repeats]."""
     words = rng.bits(rng.fold(keys, 0x64726561), repeats)
     return (words[..., 0] << 31) ^ words[..., 1]
 
@@ -282,13 +289,15 @@ def num_lanes(env: Any) -> int:
 
 
 def action_space(env: Any) -> gym.Space:
-    """What one lane is told."""
+    """The action space of one lane."""
     return env.single_action_space if isinstance(env, VectorEnv) else env.action_space
 
 
 def preset(name: str, **changes: Any) -> PlannerConfig:
-    """A planner by name, with some of its settings changed (those that are None are not). A horizon of another length or other samples
-    take the planner's hold and elites with them, unless these are given too."""
+    """A planner by name, with some of its settings replaced; a change of None keeps the planner's own value.
+
+    If only `samples` is given, `elites` is at most `samples`. If only `horizon` is given, `hold` becomes a divisor of it.
+    """
     if name not in PRESETS:
         raise ValueError(f"planner must be one of {', '.join(PRESETS)}, got {name!r}")
     given = {key: value for key, value in changes.items() if value is not None}

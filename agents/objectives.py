@@ -1,10 +1,10 @@
-"""What a planner wants: costs of imagined futures, given goal images or goal poses. Lower is better.
+"""Planning objectives: costs of imagined futures, from goal images, goal poses or rewards. Lower is better.
 
     objective = make_objective("ssim", goal_frames=frames)  # uint8 [B, H, W, 3], one for each lane
     objective(futures)                                      # float32 [B, K]
 
-"lpips", "dreamsim", "ssim" and "latent" compare the last frame of each future with the goal frame; "pose" is told where the goal is;
-"reward" asks for what the environment pays.
+"lpips", "dreamsim", "ssim" and "latent" compare the last frame of each future with the goal frame. "pose" uses the distance to the goal's
+pose. "reward" uses the environment's rewards.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ OBJECTIVES = (*IMAGE_OBJECTIVES, "pose", "reward")
 class Futures:
     """K futures of each of B lanes, T steps long."""
 
-    frames: Tensor  # uint8 [B, K, H, W, 3]: the last one of each
-    poses: Tensor  # float32 [B, K, T, 5]: after every step
+    frames: Tensor  # uint8 [B, K, H, W, 3]: the last frame of each future
+    poses: Tensor  # float32 [B, K, T, 5]: after each step
     rewards: Tensor  # float32 [B, K, T]
 
 
-Objective = Callable[[Futures], Tensor]  # -> float32 [B, K]; those below are dataclasses, whose tensors have a row for each lane
+Objective = Callable[[Futures], Tensor]  # -> float32 [B, K]; the dataclasses below have tensors with one row per lane
 
 
 def make_objective(
@@ -45,10 +45,13 @@ def make_objective(
     yaw_weight: float = 0.0,
     discount: float = 0.95,
 ) -> Objective:
-    """The objective of a name; ValueError if it lacks its goal.
+    """An objective by name. ValueError if the name is unknown or the goal that it needs is missing.
 
-    goal_frames uint8 [B, H, W, 3]; goal_poses float [B, 5]; encode: frames uint8 [N, T, H, W, 3] -> latents, as a `WorldModel` has it;
-    yaw_weight: metres that a radian is worth at the end of a path ("pose"); discount of "reward" per step.
+    goal_frames: uint8 [B, H, W, 3].
+    goal_poses: float [B, 5].
+    encode: frames uint8 [N, T, H, W, 3] -> latents, such as `WorldModel.encode` ("latent").
+    yaw_weight: cost in metres per radian of the final heading error ("pose").
+    discount: per step ("reward").
     """
     if name not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
@@ -56,7 +59,7 @@ def make_objective(
         return Reward(discount)
     if name == "pose":
         if goal_poses is None:
-            raise ValueError("objective 'pose' needs goal_poses [B, 5]: a goal image says nothing of where it is")
+            raise ValueError("objective 'pose' needs goal_poses [B, 5]: a goal image does not contain its pose")
         poses = _tensor(goal_poses).float()
         if poses.ndim != 2 or poses.shape[1] != 5 or not bool(poses.isfinite().all()):
             raise ValueError(f"goal_poses must be finite [B, 5], got {list(poses.shape)}")
@@ -68,7 +71,7 @@ def make_objective(
         raise ValueError(f"goal_frames must be uint8 [B, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     if name == "latent":
         if encode is None:
-            raise ValueError("objective 'latent' needs the world's own encode")
+            raise ValueError("objective 'latent' needs encode, the encoder of the world model")
         return ToLatent(encode(frames[:, None])[:, 0].float(), encode)
     measure = {"lpips": image.lpips, "dreamsim": image.dreamsim, "ssim": lambda a, b: 1 - image.ssim(a, b)}[name]
     return ToImage(frames, measure)
@@ -76,7 +79,7 @@ def make_objective(
 
 @dataclass(frozen=True)
 class ToImage:
-    """Distance of the last frame to the goal frame."""
+    """Perceptual distance of the last frame to the goal frame."""
 
     goals: Tensor  # uint8 [B, H, W, 3]
     measure: Callable[[Tensor, Tensor], Tensor]  # frames, frames [N, H, W, 3] -> [N]
@@ -88,7 +91,7 @@ class ToImage:
 
 @dataclass(frozen=True)
 class ToLatent:
-    """Mean squared distance of the last frame's latent to the goal's."""
+    """Mean squared error between the last frame's latent and the goal's."""
 
     goals: Tensor  # float [B, C, h, w]
     encode: Callable[[Tensor], Tensor]
@@ -99,7 +102,7 @@ class ToLatent:
 
 @dataclass(frozen=True)
 class ToPose:
-    """Mean over the path of the horizontal distance to the goal, so that being there sooner is better; and how one looks at the end."""
+    """Horizontal distance to the goal, averaged over the path so that an earlier arrival costs less, plus the final heading error."""
 
     goals: Tensor  # float [B, 5]
     yaw_weight: float = 0.0  # metres per radian
@@ -112,7 +115,7 @@ class ToPose:
 
 @dataclass(frozen=True)
 class Reward:
-    """Minus the discounted sum of rewards."""
+    """The negative discounted sum of rewards."""
 
     discount: float
 

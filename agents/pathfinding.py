@@ -1,9 +1,9 @@
-"""Shortest walks over blocks: A* and flood fill on what stops a body.
+"""Shortest paths for a walker in a block world: A* and flood fill.
 
-A *cell* (x, y, z) is a place to stand: block (x, y, z - 1) is solid, (x, y, z) and (x, y, z + 1) are free; z is the height of
-the feet. One move leads to a cell of the 4 neighbouring columns at the same height, one block up (by a jump, which needs a
-third free block overhead) or up to three down, or to a diagonal neighbour at the same height when both corners can be stood on.
-Water is not solid: lakes are walked through on their beds.
+A *cell* (x, y, z) is a place to stand: block (x, y, z - 1) is solid, blocks (x, y, z) and (x, y, z + 1) are free, and z is the height of
+the feet. A move leads to one of the 4 neighbouring columns at the same height, one block up (a jump, which needs a third free block
+overhead) or up to three blocks down, or to a diagonal neighbour at the same height if both columns beside it are cells too. Water is not
+solid, so paths cross lakes along the bottom.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit
 
 MAX_DROP = 3
-CLIMB_COST = 0.5  # a jump costs half a block of walking more
-DROP_COST = 0.25  # per block
+CLIMB_COST = 0.5  # extra cost of a jump, in blocks walked
+DROP_COST = 0.25  # extra cost per block of a drop
 
 Cell = tuple[int, int, int]
 Solid = Callable[[tuple[int, int, int], tuple[int, int, int]], np.ndarray]  # (low, high) -> bool [X, Y, Z]; high excluded
@@ -25,31 +25,32 @@ Solid = Callable[[tuple[int, int, int], tuple[int, int, int]], np.ndarray]  # (l
 
 @dataclass(frozen=True)
 class Region:
-    """What is solid in a box of the world, read once; all searches happen in it."""
+    """The solid blocks in a box of the world, read once. Searches stay inside the box."""
 
     solid: np.ndarray  # bool [X, Y, Z]
-    low: Cell
+    low: Cell  # lowest corner of the box
 
     @staticmethod
     def around(solid: Solid, center: Cell, reach: int, height: int = 24) -> Region:
-        """The box of `reach` blocks to each side and `height` up and down."""
+        """The box that extends `reach` blocks to each side of `center` and `height` blocks up and down."""
         low = (center[0] - reach, center[1] - reach, center[2] - height)
         high = (center[0] + reach + 1, center[1] + reach + 1, center[2] + height + 1)
         return Region(np.ascontiguousarray(solid(low, high)), low)
 
     def is_solid(self, cell: Cell) -> bool:
-        """Whether a block stops a body; blocks outside the box do."""
+        """Whether a block stops a body. Blocks outside the box do."""
         i = self._index(cell)
         if not all(0 <= n < size for n, size in zip(i, self.solid.shape)):
             return True
         return bool(self.solid[i])
 
     def can_stand(self, cell: Cell) -> bool:
+        """Whether a walker can stand at these coordinates."""
         x, y, z = cell
         return self.is_solid((x, y, z - 1)) and not self.is_solid((x, y, z)) and not self.is_solid((x, y, z + 1))
 
     def cell_of(self, pose: np.ndarray) -> Cell | None:
-        """The cell under a pose: where the feet stand, also when only the edge of the body does, or where they would land."""
+        """The cell that supports a body at a pose (under its middle or its edge), else the cell onto which it would fall, else None."""
         px, py, z = float(pose[0]), float(pose[1]), math.floor(float(pose[2]) + 0.01)
         for dx, dy in ((0.0, 0.0), (0.3, 0.0), (-0.3, 0.0), (0.0, 0.3), (0.0, -0.3), (0.3, 0.3), (0.3, -0.3), (-0.3, 0.3), (-0.3, -0.3)):
             cell = (math.floor(px + dx), math.floor(py + dy), z)
@@ -62,17 +63,17 @@ class Region:
         return None
 
     def path(self, start: Cell, goal: Cell) -> list[Cell] | None:
-        """The cheapest walk from start to goal, both included; None if there is none inside the box."""
+        """The cheapest path from start to goal, both included; None if there is none inside the box."""
         if not (self.can_stand(start) and self.can_stand(goal)):
             return None
         cost, parent = _search(self.solid, self._flat(start), self._flat(goal), np.inf)
         return self._trace(cost, parent, goal)
 
-    def flood(self, start: Cell, reach: float = np.inf) -> Flood:
-        """Every cell that can be walked to within a cost of `reach`."""
+    def flood(self, start: Cell, reach: float = np.inf) -> Reachable:
+        """All cells that can be reached at a cost of at most `reach`. ValueError if `start` is not a cell."""
         if not self.can_stand(start):
-            raise ValueError(f"one cannot stand at {start}")
-        return Flood(self, *_search(self.solid, self._flat(start), -1, reach))
+            raise ValueError(f"start must be a cell to stand on, got {start}")
+        return Reachable(self, *_search(self.solid, self._flat(start), -1, reach))
 
     def _index(self, cell: Cell) -> Cell:
         return (cell[0] - self.low[0], cell[1] - self.low[1], cell[2] - self.low[2])
@@ -92,25 +93,26 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Flood:
+class Reachable:
     """The cells that can be reached from a start, with their costs."""
 
     region: Region
     cost: np.ndarray  # float32 [X * Y * Z], inf where not reached
-    parent: np.ndarray
+    parent: np.ndarray  # int32 [X * Y * Z]: flat index of the previous cell, -1 at the start and where not reached
 
     def cells(self) -> np.ndarray:
-        """Reached cells, int64 [N, 3], always in the same order."""
+        """The reached cells, int64 [N, 3], sorted by flat index."""
         index = np.nonzero(np.isfinite(self.cost))[0]
         return np.stack(np.unravel_index(index, self.region.solid.shape), -1) + np.array(self.region.low)
 
     def path(self, goal: Cell) -> list[Cell] | None:
+        """The cheapest path from the start to a cell; None if it was not reached."""
         return self.region._trace(self.cost, self.parent, goal)
 
 
 @njit(cache=True)
 def _search(solid, start, goal, reach):
-    """A* from one flat index to another (`goal` -1: Dijkstra over everything within `reach`) -> costs and parents, flat."""
+    """A* from one flat index to another, or with `goal` -1 Dijkstra's search within `reach`: costs and parents, flat."""
     X, Y, Z = solid.shape
     cost = np.full(X * Y * Z, np.inf, np.float32)
     parent = np.full(X * Y * Z, -1, np.int32)

@@ -1,11 +1,12 @@
-"""A small behaviour-cloned policy in the manner of GNM (Shah et al. 2023): where does one drive next, to get to the view in this picture?
+"""A small behaviour-cloned policy similar to GNM (Shah et al. 2023): from recent frames and a goal image to the next positions.
 
     last 4 frames --convolutions--> \\
-                                      MLP --> 8 positions: mean, and how sure
+                                      MLP --> 8 positions: mean and standard deviation
     last and goal --convolutions--> /
 
-Fitted to the drives at hand: the goal is a frame 1 to 20 steps ahead, the target the 8 positions that came. Positions are told in waypoint
-spacings. GNM gives one path; to have others to rank, all positions are moved by one normal number per axis, times their deviations.
+It is trained on recorded drives: the goal is a frame 1 to 20 steps ahead, and the target is the next 8 positions, in units of the waypoint
+spacing. GNM predicts one path. To get several paths for ranking, each proposal shifts all positions by one normal sample per axis, times
+their standard deviations.
 """
 
 from __future__ import annotations
@@ -32,23 +33,25 @@ from wmgym.nets.layers import Mlp
 from wmgym.train.loop import Draw, LoopConfig, fit
 
 FURTHEST_GOAL = 20  # steps
-MOST_BYTES = 100_000 * 64 * 64 * 3  # of frames, kept in memory: 100,000 of the default size
+MOST_BYTES = 100_000 * 64 * 64 * 3  # limit of the frames in memory: 100,000 of the default size
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    context: int = 4  # frames, the present one among them
-    horizon: int = 8  # positions
-    size: int = 64  # side of the frames it looks at, whatever those are that it is shown
+    """Architecture and training of a `Policy`."""
+
+    context: int = 4  # input frames, including the present one
+    horizon: int = 8  # predicted positions
+    size: int = 64  # side to which input frames are resized
     width: int = 256
-    steps: int = 600
+    steps: int = 600  # of training
     batch: int = 64
     rate: float = 1e-3
     seed: int = 0
 
 
 class Policy(nn.Module):
-    """A `proposals.Proposer`."""
+    """A `proposals.Proposer`. spacing: metres per unit of its predicted positions."""
 
     def __init__(self, config: PolicyConfig, spacing: float) -> None:
         super().__init__()
@@ -58,19 +61,20 @@ class Policy(nn.Module):
         self.head = Mlp(2 * config.width, config.width, 4 * config.horizon)
 
     def forward(self, frames: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, context, H, W, 3] and [B, H, W, 3] -> mean and log deviation [B, horizon, 2] of positions in spacings."""
+        """uint8 [B, context, H, W, 3] and [B, H, W, 3] -> mean and log std [B, horizon, 2] of positions, in units of the spacing."""
         seen, goal = to_float(frames), to_float(goals)
         features = torch.cat([self.seen(seen.flatten(1, 2)), self.goal(torch.cat([seen[:, -1], goal], 1))], 1)
         mean, log_std = self.head(features).view(len(frames), 2, self.config.horizon, 2).unbind(1)
         return mean, log_std.clamp(-4, 2)
 
     def loss(self, frames: Tensor, goals: Tensor, places: Tensor) -> Tensor:
-        """Gaussian negative log likelihood of the positions [B, horizon, 2] that came, in spacings."""
+        """Gaussian negative log likelihood of the true positions [B, horizon, 2], in units of the spacing."""
         mean, log_std = self(frames, goals)
         return (log_std + 0.5 * ((places - mean) / log_std.exp()).square()).mean()
 
     @torch.no_grad()
     def propose(self, view: View, count: int) -> Tensor:
+        """See `proposals.Proposer.propose`."""
         device = next(self.parameters()).device
         frames, goals = (resized(torch.from_numpy(x).to(device), self.config.size) for x in (view.frames, view.goals))
         mean, log_std = (x.float().cpu() for x in self(frames, goals))
@@ -81,7 +85,7 @@ class Policy(nn.Module):
 
 
 def resized(frames: Tensor, size: int) -> Tensor:
-    """uint8 [..., H, W, 3] as uint8 [..., size, size, 3]: each pixel the mean of what it covers."""
+    """uint8 [..., H, W, 3] resized to uint8 [..., size, size, 3] by area averaging."""
     if frames.shape[-3:-1] == (size, size):
         return frames
     flat = F.interpolate(frames.flatten(0, -4).movedim(-1, 1).float(), (size, size), mode="area")
@@ -89,7 +93,7 @@ def resized(frames: Tensor, size: int) -> Tensor:
 
 
 def along(places: Tensor) -> Tensor:
-    """Positions [..., T, 2] as a path of poses [..., T, 5] that looks where it goes."""
+    """Positions [..., T, 2] as a path of poses [..., T, 5] that face their direction of travel."""
     before = torch.cat([torch.zeros_like(places[..., :1, :]), places[..., :-1, :]], -2)
     step = places - before
     yaw = torch.atan2(step[..., 1], step[..., 0])[..., None]
@@ -97,9 +101,9 @@ def along(places: Tensor) -> Tensor:
 
 
 def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: PolicyConfig, out: Path, progress: bool = True) -> Policy:
-    """Fit the policy, or go on with `out/policy-state.safetensors`; what is there whole as `out/policy.safetensors` is read.
+    """Train a policy and write `out/policy.safetensors`, or read that file if it exists.
 
-    ValueError if that was fitted with another config.
+    An interrupted training resumes from `out/policy-state.safetensors`. ValueError if the file was made with another config.
     """
     torch.manual_seed(config.seed)
     policy = Policy(config, spacing)
@@ -125,7 +129,7 @@ def fit_policy(trajectories: Sequence[Trajectory], spacing: float, config: Polic
 
 
 class _Drives:
-    """Frames and poses of drives in memory, end to end."""
+    """Frames and poses of drives in memory, concatenated."""
 
     def __init__(self, trajectories: Sequence[Trajectory], config: PolicyConfig, progress: bool) -> None:
         self.config = config
@@ -136,7 +140,7 @@ class _Drives:
                 chosen.append(trajectory)
                 room -= len(trajectory)
         if not chosen:
-            raise ValueError(f"no drive is longer than {config.horizon} frames: nothing for a policy to learn from")
+            raise ValueError(f"no drive is longer than {config.horizon} frames: a policy cannot be trained")
         self.poses = torch.from_numpy(np.concatenate([t.poses for t in chosen]))
         lengths = np.array([len(t) for t in chosen])
         ends = lengths.cumsum()
@@ -148,7 +152,7 @@ class _Drives:
         self.now = np.flatnonzero(np.arange(ends[-1]) + config.horizon <= self.last)
 
     def draw(self, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames [B, context, ...], goals [B, ...], positions to come [B, horizon, 2] in metres."""
+        """A random batch: frames [B, context, ...], goals [B, ...], and the next positions [B, horizon, 2] in metres."""
         config = self.config
         now = generator.choice(self.now, config.batch)
         goal = np.minimum(now + generator.integers(1, FURTHEST_GOAL + 1, config.batch), self.last[now])

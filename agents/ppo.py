@@ -1,12 +1,12 @@
-"""PPO (Schulman et al. 2017) by Stable-Baselines3, learning in dreams or in truths alike.
+"""PPO (Schulman et al. 2017) with Stable-Baselines3, in dreams and in ground truths.
 
     env = sb3.make_vec("WorldPack-Minecraft-v0", 16, task="navigate-near")
     model = train(env, PPOConfig(), steps=40_000, seed=0, file=Path("agent.safetensors"))
     rows = evaluate(policy_of(model), gym.make_vec("Minecraft-v0", 16, autoreset_mode="disabled"), seeds)
 
-An agent is kept as safetensors with its settings in the header, not as Stable-Baselines3's zip, which holds pickles. Training goes in
-stretches: each begins with new episodes and random numbers that depend on the seed and the steps done so far, so that a run that was
-killed goes on, from its last stretch, as if it had not been.
+An agent is saved as safetensors with its settings in the header, not as Stable-Baselines3's zip, which contains pickles. Training
+proceeds in stretches, each followed by a save. A stretch begins with new episodes, and its random numbers depend only on the seed and the
+steps so far, so an interrupted run continues from its last save with the same result.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Act = Callable[[Any], Any]  # batched observations -> one action per lane
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Settings that learn `navigate-near` in tens of thousands of steps; the names are Stable-Baselines3's."""
+    """Settings, by Stable-Baselines3's names. The defaults learn `navigate-near` in tens of thousands of steps."""
 
-    n_steps: int = 64  # of each lane, between updates
+    n_steps: int = 64  # per lane, between two updates
     batch_size: int = 256
     n_epochs: int = 6
     learning_rate: float = 1e-3
@@ -52,9 +52,9 @@ class PPOConfig:
     gae_lambda: float = 0.95
     ent_coef: float = 0.01
     clip_range: float = 0.2
-    features: int = 64  # that the picture is summed up in
+    features: int = 64  # width of the frame's features
     hidden: int = 64
-    reward_scale: float = 0.05  # arrival pays 100: values of that size learn slowly; reported returns are not scaled
+    reward_scale: float = 0.05  # rewards reach 100, and values of that size learn slowly; reported returns are not scaled
     stretch: int = 8  # updates between two saves
 
     def __post_init__(self) -> None:
@@ -63,8 +63,11 @@ class PPOConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-class Glance(BaseFeaturesExtractor):
-    """A picture at 16 x 16 pixels through two small convolutions, and numbers as they are: a tenth of the work of the usual network."""
+class SmallFeatures(BaseFeaturesExtractor):
+    """Features of an observation: two small convolutions over each image, scaled to 16 x 16 pixels, and all other entries unchanged.
+
+    It needs a tenth of the computation of Stable-Baselines3's default network.
+    """
 
     def __init__(self, space: spaces.Space, features: int = 64) -> None:
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
@@ -72,7 +75,7 @@ class Glance(BaseFeaturesExtractor):
         sizes = {name: features if name in pictures else get_flattened_obs_dim(part) for name, part in parts.items()}
         super().__init__(space, sum(sizes.values()))
         self.is_dict = isinstance(space, spaces.Dict)
-        self.pictures = nn.ModuleDict({name or "frame": _glance(part, features) for name, part in pictures.items()})
+        self.pictures = nn.ModuleDict({name or "frame": _image_features(part, features) for name, part in pictures.items()})
         self.names = [(name, name or "frame") for name in parts]
 
     def forward(self, observations: Any) -> Tensor:
@@ -81,15 +84,15 @@ class Glance(BaseFeaturesExtractor):
         return torch.cat(parts, 1)
 
 
-def _glance(picture: spaces.Space, features: int) -> nn.Module:
-    assert isinstance(picture, spaces.Box)  # channels first, as Stable-Baselines3 turns it
-    convolutions = (nn.Conv2d(picture.shape[0], 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU())
+def _image_features(space: spaces.Space, features: int) -> nn.Module:
+    assert isinstance(space, spaces.Box)  # Stable-Baselines3 has moved the channels to the front
+    convolutions = (nn.Conv2d(space.shape[0], 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU())
     return nn.Sequential(nn.AdaptiveAvgPool2d(16), *convolutions, nn.Flatten(), nn.Linear(32 * 4 * 4, features), nn.ReLU())
 
 
 @dataclass
 class Counter(BaseCallback):
-    """Counts episodes, and keeps (steps done, return) of each that ends."""
+    """Counts finished episodes and records (steps so far, return) of each."""
 
     episodes: int = 0
     returns: list[tuple[int, float]] = field(default_factory=list)
@@ -106,7 +109,7 @@ class Counter(BaseCallback):
 
 
 class ScaledReward(VecEnvWrapper):
-    """Rewards times a number; what a monitor inside of it counts stays as it is."""
+    """Multiplies rewards by a constant. A monitor inside it still reports unscaled returns."""
 
     def __init__(self, env: VecEnv, scale: float) -> None:
         super().__init__(env)
@@ -122,22 +125,22 @@ class ScaledReward(VecEnvWrapper):
 
 @dataclass(frozen=True)
 class Trained:
-    """A learner, and how it came about."""
+    """The result of training."""
 
     model: PPO
-    opened: int  # episodes begun, also those that a stretch cut short
-    returns: list[tuple[int, float]]  # (steps done, return) of each finished episode
+    opened: int  # episodes begun, including those that the end of a stretch interrupted
+    returns: list[tuple[int, float]]  # (steps so far, return) of each finished episode
 
 
 def build(env: VecEnv, config: PPOConfig, seed: int, device: str = "cpu", tensorboard: Path | None = None) -> PPO:
-    """A learner that has seen nothing."""
+    """An untrained learner. tensorboard: folder for logs, if TensorBoard is installed."""
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     if policy == "MlpPolicy" and is_image_space(env.observation_space):
         policy = "CnnPolicy"
     names = ("n_steps", "batch_size", "n_epochs", "learning_rate", "gamma", "gae_lambda", "ent_coef", "clip_range")
     logs = str(tensorboard) if tensorboard is not None and importlib.util.find_spec("tensorboard") else None
     layers = {"pi": [config.hidden], "vf": [config.hidden]}
-    kwargs = {"net_arch": layers, "features_extractor_class": Glance, "features_extractor_kwargs": {"features": config.features}}
+    kwargs = {"net_arch": layers, "features_extractor_class": SmallFeatures, "features_extractor_kwargs": {"features": config.features}}
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     scaled = ScaledReward(env, config.reward_scale)
     return PPO(policy, scaled, policy_kwargs=kwargs, seed=seed, device=device, tensorboard_log=logs, **settings)
@@ -154,10 +157,10 @@ def train(
     tensorboard: Path | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Trained:
-    """Learn for so many steps of all lanes together, from `file` if it is there; it is written after each stretch.
+    """Train for `steps` steps, summed over lanes, or continue the training of `file` if it exists. `file` is written after each stretch.
 
-    env: with a monitor (`sb3.make_vec` has one). steps: rounded up to whole updates of `n_steps` in each lane; ValueError if the file's
-    agent has learned for more. progress is told the steps done.
+    env: has a monitor (`sb3.make_vec` adds one). steps: rounded up to whole updates of `n_steps` per lane. progress: called with the steps
+    so far. ValueError if `file` was trained with other settings, or for more steps.
     """
     if steps < 1:
         raise ValueError(f"steps must be positive, got {steps}")
@@ -170,7 +173,8 @@ def train(
         header, model.num_timesteps = found, found["steps"]
     update = config.n_steps * env.num_envs
     if model.num_timesteps >= steps + update:
-        raise ValueError(f"{file} has learned for {model.num_timesteps} steps, more than {steps}: ask for as many, or use another folder")
+        done = model.num_timesteps
+        raise ValueError(f"{file} has learned for {done} steps, more than {steps}: raise steps to at least {done}, or use another folder")
     while model.num_timesteps < steps:
         progress(model.num_timesteps)
         set_random_seed(seed + model.num_timesteps)
@@ -191,7 +195,7 @@ def train(
 
 
 def save(file: Path, model: PPO, header: dict[str, Any]) -> None:
-    """Weights and what the optimiser remembers, as safetensors; the rest as JSON in its header."""
+    """Write the weights and the optimiser's state as safetensors, with `header` as JSON."""
     tensors: dict[str, Tensor] = {f"policy/{name}": value.detach().cpu().clone() for name, value in model.policy.state_dict().items()}
     tensors |= {f"optimiser/{name}": value.cpu() for name, value in optimiser_tensors(model.policy.optimizer).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +203,7 @@ def save(file: Path, model: PPO, header: dict[str, Any]) -> None:
 
 
 def load(file: Path, env: VecEnv, *, device: str = "cpu") -> PPO:
-    """The agent of a file, for an env with the spaces that it was trained in."""
+    """Read an agent for an env. ValueError if the file is not an agent, or was trained with other spaces."""
     _, header = _read(file)
     settings = dict(header["settings"])
     seed = settings.pop("seed")
@@ -212,7 +216,7 @@ def load(file: Path, env: VecEnv, *, device: str = "cpu") -> PPO:
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = read_file(file)
     if "agent" not in header:
-        raise ValueError(f"{file} holds no agent: it is another of wmgym's files")
+        raise ValueError(f"{file} is a wmgym file but does not hold an agent")
     return tensors, json.loads(header["agent"])
 
 
@@ -226,11 +230,11 @@ def _restore(file: Path, model: PPO) -> dict[str, Any]:
     return header
 
 
-# -- how good it is ---------------------------------------------------------------------------------------------------------------------
+# -- evaluation -------------------------------------------------------------------------------------------------------------------------
 
 
 def policy_of(model: PPO, deterministic: bool = False) -> Act:
-    """The agent as a function; sampled actions get free of corners that the likeliest ones stay in."""
+    """The agent as a function. By default actions are sampled: the most likely ones tend to get stuck in corners."""
     return lambda observation: model.predict(observation, deterministic=deterministic)[0]
 
 
@@ -241,9 +245,9 @@ def random_policy(env: VectorEnv, seed: int) -> Act:
 
 
 def evaluate(act: Act, env: VectorEnv, seeds: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
-    """One episode per seed, as many at once as the env has lanes; the env must be made with autoreset_mode="disabled".
+    """Run one episode per seed, in parallel over the env's lanes. The env must be made with autoreset_mode="disabled".
 
-    A row per episode: its seed, return, length, and whether it ended by itself (`success`).
+    Returns one row per episode: seed, return, length, and whether it terminated (`success`).
     """
     if env.metadata["autoreset_mode"].value != "Disabled":
         raise ValueError("evaluate needs an env with autoreset_mode='disabled', whose ended lanes rest")

@@ -1,7 +1,7 @@
-"""Paths of a robot, dreamed and judged: straight lines searched by CEM (NWM's planner), and paths that a policy proposes, ranked.
+"""Path planning for a robot in imagination: CEM over straight lines (NWM's planner), and ranking of paths that a policy proposes.
 
-A path is poses float32 [..., T, 5] seen from where it begins. A proposer is any object that gives N paths for a context and a goal: GNM,
-NoMaD, or the small policy in `policy.py`.
+A path is poses float32 [..., T, 5] relative to its start. A proposer is any object that gives N paths for recent frames and a goal image:
+GNM, NoMaD, or the small policy in `policy.py`.
 
     found = plan_line(world, state, objective, prior, NWM_CEM)          # NWM
     ranked = rank(world, state, objective, policy.propose(view, 16))    # "NWM + policy x16"
@@ -25,25 +25,25 @@ from wmgym.geometry import relative_pose, wrap_angle
 from wmgym.kinematics import Displacement
 from wmgym.world_model import WorldModel
 
-_DREAMS = 0x647265  # a search draws its candidates from the keys folded with 0, 1, ...: dreams have a stream of their own
+_DREAMS = 0x647265  # fold of the keys for the noise of dreams; a search uses the folds 0, 1, ... for its candidates
 
 
 @dataclass(frozen=True)
 class View:
-    """What a policy is shown: one row per problem."""
+    """The input of a policy, one row per problem."""
 
-    frames: np.ndarray  # uint8 [B, n, H, W, 3], oldest first; rows that have seen fewer repeat their first
+    frames: np.ndarray  # uint8 [B, n, H, W, 3], oldest first; rows with fewer frames repeat their first
     goals: np.ndarray  # uint8 [B, H, W, 3]
-    keys: Tensor  # int64 [B, 2]: each row's randomness
+    keys: Tensor  # int64 [B, 2]: random key of each row
 
 
 class Proposer(Protocol):
     """Proposes paths to a goal image."""
 
-    context: int  # frames it looks at
+    context: int  # frames that it needs
 
     def propose(self, view: View, count: int) -> Tensor:
-        """`count` paths for each row, the most likely one first: poses float32 [B, count, T, 5] seen from the last frame's pose."""
+        """`count` paths per row, the most likely first: poses float32 [B, count, T, 5] relative to the last frame's pose."""
         ...
 
 
@@ -58,12 +58,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class DreamConfig:
-    """How paths are dreamed."""
+    """How paths are imagined."""
 
-    repeats: int = 1  # dreams of each with other noise, whose costs are averaged
+    repeats: int = 1  # dreams per path with different noise, whose costs are averaged
     at_once: int = 512  # paths in one batch
     as_released: bool = False  # see `actions_along`
-    tick: Callable[[int], None] = lambda frames: None  # told after each step of a batch how many frames were made
+    tick: Callable[[int], None] = lambda frames: None  # called after each step of a batch with the number of its frames
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.at_once < 1:
@@ -71,9 +71,9 @@ class DreamConfig:
 
 
 def rank(world: WorldModel, state: WorldState, objective: Objective, paths: Tensor, config: DreamConfig = DreamConfig()) -> Chosen:
-    """Dream each of the proposed paths [B, N, T, 5] and take the one whose last frame is nearest to the goal."""
+    """Imagine each of the proposed paths [B, N, T, 5] and choose the one with the lowest cost per row."""
     costs, frames = score(world, state, objective, paths, config)
-    best = torch.where(costs.isfinite(), costs, torch.inf).argmin(1)  # what is no number is the best only if all are: then the first
+    best = torch.where(costs.isfinite(), costs, torch.inf).argmin(1)  # the first path if no cost is finite
     rows = torch.arange(len(best))
     return Chosen(paths[rows, best], frames.cpu()[rows, best], costs[rows, best])
 
@@ -101,14 +101,14 @@ def plan_line(
 
 
 def rank_frames(count: int, steps: int, config: DreamConfig) -> int:
-    """How many frames `rank` dreams for each row with `count` proposals of `steps` poses."""
+    """Frames that `rank` imagines per row with `count` proposals of `steps` poses."""
     return count * config.repeats * steps
 
 
 def line_frames(search: CEMConfig, horizon: int, config: DreamConfig) -> int:
-    """How many frames `plan_line` dreams for each row: those of all candidates, of the mean where that is the answer, and of the plan."""
-    judged = search.samples * search.iterations + (search.answer == "mean")
-    return rank_frames(judged, horizon, config) + horizon
+    """Frames that `plan_line` imagines per row: for all candidates, for the mean if it is the answer, and for the plan."""
+    scored = search.samples * search.iterations + (search.answer == "mean")
+    return rank_frames(scored, horizon, config) + horizon
 
 
 def line_paths(samples: Tensor, horizon: int, moves: Displacement) -> Tensor:
@@ -120,9 +120,9 @@ def line_paths(samples: Tensor, horizon: int, moves: Displacement) -> Tensor:
 
 
 def actions_along(paths: Tensor, moves: Displacement, *, as_released: bool = False) -> Tensor:
-    """The actions that follow paths [..., T, 5]: float32 [..., T, 3], each in the frame of the pose it starts from.
+    """The actions that follow paths [..., T, 5]: float32 [..., T, 3], each in the frame of the pose before it.
 
-    `as_released` leaves the displacements in the frame of the start, as NWM's released planner does; turns are the same.
+    With `as_released` displacements stay in the frame of the path's start, as in NWM's released planner. Turns do not change.
     """
     start = torch.zeros_like(paths[..., :1, :])
     before = torch.cat([start, paths[..., :-1, :]], -2)
@@ -146,9 +146,9 @@ def score(world: WorldModel, state: WorldState, objective: Objective, paths: Ten
 
 @torch.no_grad()
 def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConfig = DreamConfig(), repeat: int = 0) -> Futures:
-    """Follow paths [B, K, T, 5] from a state of B rows. The paths of a row share its noise, so that they differ by what is done alone.
+    """Imagine paths [B, K, T, 5] from a state of B rows. The paths of a row share its memory and its noise, so only their actions differ.
 
-    They also share what is remembered. Frames stay on the world's device, poses do not.
+    Frames stay on the world's device; poses and rewards (0) are on the CPU.
     """
     rows, count, steps = paths.shape[:3]
     actions = actions_along(paths, moves_of(world), as_released=config.as_released).to(state.poses.device)
@@ -171,7 +171,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
 
 
 def moves_of(world: WorldModel) -> Displacement:
-    """What the world's actions mean; ValueError if they are no displacements."""
+    """The kinematics of a world. ValueError if its actions are not displacements."""
     if not isinstance(world.kinematics, Displacement):
         kind = type(world.kinematics).__name__
         raise ValueError(f"planning along paths needs a world whose actions are displacements, this one has {kind}")

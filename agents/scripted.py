@@ -1,17 +1,17 @@
-"""Walkers: scripted agents that make the episodes which world models learn from and are judged on.
+"""Walkers: scripted agents that record the episodes on which world models are trained and evaluated.
 
-`make_walker(name, env, rng)` gives one; `walker.act(pose)` gives the next action, or None when the walk is over. The same
-random generator and the same poses give the same walk. `walker.segments` tells, exactly, which frames belong to which part.
+`make_walker(name, env, rng)` makes one. `walker.act(pose)` gives the next action, or None when the walk is over. Equal generators and
+poses give equal walks. `walker.segments` records which frames belong to which part of the walk.
 
     random                   uniform actions
-    look-around              a full turn to the left and back again, sometimes with a look up or down
-    explorer                 wanders, looks about, and comes back to earlier places and headings
+    look-around              a full turn to the left and back, sometimes with a look up or down
+    explorer                 random walks and turns that often return to earlier places and headings
     loop-ABA-R, loop-ABCA-R  LoopNav's tasks: look around, walk to B (and C) at a range of R blocks, walk back to A
     turn-loop                turns to the left on the spot, then all the way back
     cards-random, zig-zag    turn cards (cards.py)
 
-All but `random` need the actions of their world, and all that walk in `Minecraft-v0` need `env.unwrapped.solid`. Memory Maze has
-walkers of its own under the same names, and an `oracle` (`maze_walkers.py`).
+All but `random` need the actions of their world. `explorer` and the loops also need `env.unwrapped.solid` in `Minecraft-v0`. Memory Maze
+has its own walkers under the same names, and an `oracle` (maze_walkers.py).
 """
 
 from __future__ import annotations
@@ -28,52 +28,50 @@ import numpy as np
 from wmgym.agents.cards import cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
 from wmgym.data.episode import RETURN, Segment
+from wmgym.geometry import wrap_angle
 from wmgym.settings import TABLE, minecraft
 
 NOOP, FORWARD, BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(10)
 TURN = math.radians(15)
 FULL_TURN = 24  # actions
-WAIT = 15  # actions: LoopNav records 3 s more after the goal
+WAIT = 15  # actions at the end: LoopNav records 3 s after the goal
 
 Moves = Generator[int, None, None]
 
 
 @dataclass(frozen=True)
 class ExplorerConfig:
-    """How often the explorer does what. Chances are per errand: a walk somewhere and what is done there."""
+    """Frequencies of the explorer's behaviours. A trip is a walk to a place and the behaviours there; probabilities are per trip."""
 
-    reach: float = 16.0  # blocks walked on an errand, at most
-    returns: float = 0.6  # chance that an errand leads back to a place and heading of before
-    turn_about: float = 0.25  # chance to look around at the end: turn some way, often back again
-    tilt: float = 0.5  # chance to look up or down for a while
-    sidestep: float = 0.6  # chance of some strafing or stepping back
-    restless: float = 0.05  # chance per step of a jump or a pause while walking
+    reach: float = 16.0  # greatest walking distance of a trip, in blocks
+    returns: float = 0.6  # probability that a trip leads to an earlier place and heading
+    turn_about: float = 0.25  # probability of turning some way at the end, often followed by the same turn back
+    tilt: float = 0.5  # probability of looking up or down during the trip
+    sidestep: float = 0.6  # probability of some steps to the side or back
+    restless: float = 0.05  # probability per step of a jump or a pause while walking
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """LoopNav's rules for the goals of a loop."""
 
-    nearest: float = 0.8  # goals are at least this part of the range away (horizontally) ...
-    max_climb: int = 10  # ... and at most this much higher or lower
-    detour: float = 3.0  # and reached by a walk of at most this many ranges
-    arrival: float = 1.0  # blocks, horizontally
+    nearest: float = 0.8  # least horizontal distance of a goal, as a share of the range
+    max_climb: int = 10  # greatest difference in height, in blocks
+    detour: float = 3.0  # greatest path cost to a goal, in multiples of the range
+    arrival: float = 1.0  # horizontal distance in blocks at which a goal counts as reached
     max_steps: int = 2500
 
 
 class WalkFailed(Exception):
-    """The walk cannot go on: no goal in reach, stuck for good, or too long."""
+    """The walk cannot continue: there is no goal within reach, the walker is stuck, or the walk is too long."""
 
 
 class Walker:
-    """Runs a program of moves against the poses it is given.
-
-    A program is a generator that yields actions and finds the resulting pose in `walker.pose`.
-    """
+    """Runs a program: a generator that yields actions and reads the resulting pose from `walker.pose`."""
 
     def __init__(self, name: str, env: gym.Env, rng: np.random.Generator, program: Callable[[Walker], Moves], open_ended: bool) -> None:
         self.name = name
-        self.open_ended = open_ended  # never over by itself
+        self.open_ended = open_ended  # the program never ends
         self.rng = rng
         self.env = env
         self.pose = np.zeros(5, np.float32)
@@ -81,7 +79,7 @@ class Walker:
         self.pitch = 0  # look-ups minus look-downs
         self.segments: list[Segment] = []
         self.outcome = "running"  # then "done" or "aborted: <why>"
-        self.stuck = 0  # how often a walk had to be planned anew
+        self.stuck = 0  # times that the walker was stuck or found no path
         self._moves = program(self)
 
     def act(self, pose: np.ndarray) -> Any:
@@ -99,14 +97,14 @@ class Walker:
         return action
 
     def begin(self, name: str, goal: Cell | np.ndarray | None = None) -> None:
-        """The actions from here on belong to this segment."""
+        """Start a segment with the next action."""
         first = self.actions + 1 if self.segments else 0
         where = None if goal is None else (float(goal[0]), float(goal[1]), float(goal[2]))
         self.segments.append(Segment(name, first, where))
 
 
 def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker], Moves], bool]:
-    """The program of a walker's name in a world, and whether it never ends by itself; ValueError if there is none."""
+    """The program of a walker in a world, and whether it is open-ended. ValueError if there is no walker of this name."""
     programs = _programs(world)
     kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.named}
     loop = re.fullmatch(r"loop-(ABC?A)-([1-9]\d*)", name)
@@ -121,13 +119,13 @@ def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker]
 class Programs(NamedTuple):
     """The walkers of one world."""
 
-    named: Mapping[str, tuple[Callable[[Walker], Moves], bool]]  # and whether it never ends by itself
-    loop: Callable[[str, int], Callable[[Walker], Moves]] | None  # of a task ("ABA") and a range
+    named: Mapping[str, tuple[Callable[[Walker], Moves], bool]]  # name -> program, and whether it is open-ended
+    loop: Callable[[str, int], Callable[[Walker], Moves]] | None  # task ("ABA") and range -> program
 
 
 def _programs(world: str) -> Programs:
     if world == "memory_maze":
-        from wmgym.agents import maze_walkers as maze  # here, because that one is built on this file
+        from wmgym.agents import maze_walkers as maze  # here, because that file imports this one
 
         turning = {"look-around": (maze.look_around, False), "turn-loop": (maze.turn_loop, False)}
         return Programs({"oracle": (maze.oracle, True), "explorer": (maze.explorer, True), **turning}, maze.loop)
@@ -138,7 +136,7 @@ def _programs(world: str) -> Programs:
 
 
 def world_of(env: gym.Env) -> str:
-    """Which world's walkers an environment takes: by what its actions mean, else by their number; "" if it is none that we know."""
+    """The world whose walkers fit an environment, by the meanings of its actions, else by their number; "" if there is none."""
     if not hasattr(env.unwrapped, "get_action_meanings"):
         return "minecraft" if getattr(env.action_space, "n", None) == len(minecraft.ACTIONS) else ""
     meanings = tuple(env.unwrapped.get_action_meanings())
@@ -146,13 +144,16 @@ def world_of(env: gym.Env) -> str:
 
 
 def make_walker(name: str, env: gym.Env, rng: np.random.Generator) -> Walker:
-    """The walker of a name (see the top of this file) in an environment that has been reset."""
+    """A walker by name (see the top of this file), for an environment that has been reset.
+
+    ValueError if the name is unknown, or if the environment lacks what the walker needs.
+    """
     world = world_of(env)
     if not world and name != "random":
         raise ValueError(f"walker {name!r} needs the ten actions of Minecraft-v0, got the action space {env.action_space}; use 'random'")
     program, open_ended = find_program(name, world or "minecraft")
     if world == "minecraft" and (name == "explorer" or name.startswith("loop-")) and not hasattr(env.unwrapped, "solid"):
-        raise ValueError(f"walker {name!r} needs a world that says what is solid, {env.unwrapped} does not; use 'turn-loop' or 'random'")
+        raise ValueError(f"walker {name!r} needs a world that reports solid blocks, {env.unwrapped} does not; use 'turn-loop' or 'random'")
     return Walker(name, env, rng, program, open_ended)
 
 
@@ -169,7 +170,7 @@ def _random(walker: Walker) -> Generator[Any, None, None]:
         elif isinstance(space, gym.spaces.Box):
             yield rng.uniform(space.low, space.high).astype(space.dtype)
         else:
-            raise ValueError(f"the random walker does not know the action space {space}")
+            raise ValueError(f"walker 'random' needs Discrete, MultiDiscrete or Box actions, got {space}")
 
 
 def _look_around(walker: Walker) -> Moves:
@@ -198,7 +199,7 @@ def _turn_loop(walker: Walker) -> Moves:
 def _explorer(walker: Walker) -> Moves:
     config, rng = ExplorerConfig(), walker.rng
     walker.begin("explore")
-    places: list[tuple[Cell, float]] = []  # cells and headings of before
+    places: list[tuple[Cell, float]] = []  # earlier cells and headings
     while True:
         before = walker.actions
         here = _region(walker, int(config.reach) + 4)
@@ -233,7 +234,7 @@ def _explorer(walker: Walker) -> Moves:
         if now is not None:
             places = (places + [(now, float(walker.pose[3]))])[-12:]
         if walker.actions == before:
-            yield TURN_LEFT if rng.random() < 0.5 else TURN_RIGHT  # nowhere to go: at least look about
+            yield TURN_LEFT if rng.random() < 0.5 else TURN_RIGHT  # there was nowhere to go
 
 
 def _loop(task: str, reach: int, config: LoopConfig) -> Callable[[Walker], Moves]:
@@ -249,7 +250,7 @@ def _loop(task: str, reach: int, config: LoopConfig) -> Callable[[Walker], Moves
                 raise WalkFailed(f"did not reach {name}")
         walker.begin(RETURN, home)
         if not (yield from _walk(walker, home_cell, config.arrival, aim=home, max_steps=config.max_steps)):
-            raise WalkFailed("did not find back")
+            raise WalkFailed("did not return to the start")
         walker.begin("end", home)
         yield from _pause(WAIT)
 
@@ -272,7 +273,7 @@ def _loop_goal(walker: Walker, reach: int, config: LoopConfig) -> Cell:
 
 
 def _far_cell(cells: np.ndarray, cost: np.ndarray, start: Cell, reach: float, rng: np.random.Generator) -> Cell:
-    """One of the cells, the further ones more often (otherwise walks would hardly leave the spot in narrow places)."""
+    """A random cell. The probability grows with the distance, or walks in narrow places would hardly leave their start."""
     distance = np.hypot(cells[:, 0] - start[0], cells[:, 1] - start[1])
     chance = distance + 1e-3
     x, y, z = cells[int(rng.choice(len(cells), p=chance / chance.sum()))]
@@ -292,16 +293,16 @@ def _pause(times: int) -> Moves:
 
 
 def _turn(walker: Walker, turns: int) -> Moves:
-    """Turn by 15 degrees so many times, to the left if positive."""
+    """Turn `turns` times by 15 degrees, to the left if positive."""
     yield from _repeat(TURN_LEFT if turns > 0 else TURN_RIGHT, abs(turns))
 
 
 def _face(walker: Walker, yaw: float) -> Moves:
-    yield from _turn(walker, round(_wrap(yaw - walker.pose[3]) / TURN))
+    yield from _turn(walker, round(wrap_angle(yaw - walker.pose[3]) / TURN))
 
 
 def _tilt(walker: Walker, pitch: int) -> Moves:
-    """Look up (or down) until that many notches above the horizon."""
+    """Look up or down to `pitch` notches of 15 degrees above the horizon."""
     while walker.pitch != pitch:
         up = pitch > walker.pitch
         walker.pitch += 1 if up else -1
@@ -312,12 +313,12 @@ def _walk(
     walker: Walker,
     goal: Cell,
     arrival: float,
-    aim: np.ndarray | None = None,  # the exact spot, if not the middle of the goal's cell
+    aim: np.ndarray | None = None,  # the exact position; default the middle of the goal's cell
     restless: float = 0.0,
-    patience: int = 12,  # times to get stuck before giving up
+    patience: int = 12,  # attempts before giving up
     max_steps: float = math.inf,
 ) -> Generator[int, None, bool]:
-    """Walk to a cell; whether one came within `arrival` blocks of it (horizontally)."""
+    """Walk to a cell. Returns whether the walker came within `arrival` blocks of it (horizontally)."""
     spot = _middle(goal) if aim is None else aim[:3]
     rng = walker.rng
     for _ in range(patience):
@@ -333,7 +334,7 @@ def _walk(
                 raise WalkFailed(f"longer than {max_steps} steps")
             at = _progress(path, at, walker.pose)
             if math.dist(walker.pose[:2], path[at][:2]) > 2.0:
-                break  # fell or was pushed off the path: plan anew, without blame
+                break  # fell or was pushed off the path: plan again
             action = _steer(walker.pose, path, at, spot)
             if restless and action == FORWARD and rng.random() < restless:
                 action = int(rng.choice([JUMP, NOOP]))
@@ -347,7 +348,7 @@ def _walk(
 
 
 def _above(walker: Walker, spot: np.ndarray) -> bool:
-    """Whether one stands (or floats, or falls) over a spot, and not on another floor."""
+    """Whether the walker is at the height of a spot or directly above it, not on another floor."""
     if abs(walker.pose[2] - spot[2]) < 1.5:
         return True
     cell = _region(walker, 2, 10).cell_of(walker.pose)
@@ -366,26 +367,26 @@ def _plan(walker: Walker, goal: Cell) -> list[np.ndarray] | None:
 
 
 def _shake(walker: Walker) -> Moves:
-    """A few random moves that often free a body caught on a corner."""
+    """A few random moves, which often free a body that is stuck on a corner."""
     walker.stuck += 1
     move = int(walker.rng.choice([BACK, STRAFE_LEFT, STRAFE_RIGHT, JUMP]))
     yield from _repeat(move, int(walker.rng.integers(1, 3)))
 
 
 def _progress(path: list[np.ndarray], at: int, pose: np.ndarray) -> int:
-    """The nearest of the next few waypoints; the later one of two that are as near."""
+    """Index of the nearest of the next few waypoints; of equally near ones, the later."""
     ahead = range(at, min(at + 4, len(path)))
     return min(ahead, key=lambda i: (round(math.dist(pose[:2], path[i][:2]), 2), -i))
 
 
 def _steer(pose: np.ndarray, path: list[np.ndarray], at: int, spot: np.ndarray) -> int:
-    """Turn towards a waypoint a little ahead, or go there, jumping up a step that is near."""
+    """Turn towards a waypoint slightly ahead, or walk to it, with a jump before a step up."""
     ahead = min(at + 2, len(path) - 1)
     while ahead > at + 1 and not _straight(path, at, ahead):
         ahead -= 1
     target = spot if ahead == len(path) - 1 else path[ahead]
     bearing = math.atan2(target[1] - pose[1], target[0] - pose[0])
-    error = _wrap(bearing - pose[3])
+    error = wrap_angle(bearing - pose[3])
     if abs(error) > TURN / 2 + 1e-3:
         return TURN_LEFT if error > 0 else TURN_RIGHT
     for i in range(at, min(at + 3, len(path))):
@@ -395,7 +396,7 @@ def _steer(pose: np.ndarray, path: list[np.ndarray], at: int, spot: np.ndarray) 
 
 
 def _straight(path: list[np.ndarray], first: int, last: int) -> bool:
-    """Whether waypoints lie on one line at one height, so that those between may be passed over."""
+    """Whether the waypoints from `first` to `last` are on a straight line at one height, so that those in between can be skipped."""
     step = path[first + 1] - path[first]
     return all(np.array_equal(path[i + 1] - path[i], step) for i in range(first, last)) and step[2] == 0
 
@@ -415,7 +416,3 @@ def _standing(walker: Walker, region: Region) -> Cell:
 
 def _middle(cell: Cell) -> np.ndarray:
     return np.array([cell[0] + 0.5, cell[1] + 0.5, cell[2]], np.float64)
-
-
-def _wrap(angle: float) -> float:
-    return (angle + math.pi) % (2 * math.pi) - math.pi

@@ -1,1 +1,1 @@
-"""Ground-truth environments: the worlds that the dreams are compared with."""
+"""Ground-truth environments, against which dreams are measured."""

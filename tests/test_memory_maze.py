@@ -20,7 +20,7 @@ from standins import assert_same
 import wmgym
 from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, record
-from wmgym.agents.maze_walkers import Chart
+from wmgym.agents.maze_walkers import MazeMap
 from wmgym.agents.scripted import make_walker
 from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_maze import gl, upstream
@@ -384,7 +384,7 @@ def test_near_targets_are_near_by_the_shortest_way_and_asked_for() -> None:
         assert near.ball.named == far.ball.named and (near.ball.maze.layout == far.ball.maze.layout).all()
         assert (info["pose"] != elsewhere["pose"]).any()
         target = near.ball.maze.targets[near.ball.named, :2]
-        lengths.append(Chart(near.ball.maze).length(info["pose"][:2], target))
+        lengths.append(MazeMap(near.ball.maze).length(info["pose"][:2], target))
         bearing = math.atan2(target[1] - info["pose"][1], target[0] - info["pose"][0])
         assert abs(math.remainder(bearing - info["pose"][3], math.tau)) <= math.pi / 4 + 1e-5
         assert_same(near.reset(seed=seed)[1]["pose"], info["pose"])
@@ -392,7 +392,7 @@ def test_near_targets_are_near_by_the_shortest_way_and_asked_for() -> None:
     assert near.horizon == 30
     goal = near.ball.maze.targets[1 - near.ball.named, :2]
     _, info = near.reset(seed=11, options={"goal": goal})
-    assert Chart(near.ball.maze).length(info["pose"][:2], goal) < 5  # near whichever is asked for
+    assert MazeMap(near.ball.maze).length(info["pose"][:2], goal) < 5  # near whichever is asked for
     start = np.array([*near.ball.maze.to_metres(np.argwhere(near.ball.maze.layout.T)[0] + 0.5), 0, 1, 0], np.float32)
     np.testing.assert_allclose(near.reset(seed=11, options={"start": start})[1]["pose"], start, atol=1e-5)
 
@@ -429,7 +429,7 @@ def test_states_of_others_are_refused() -> None:
 def test_ways_are_the_shortest_and_keep_off_walls() -> None:
     env = MemoryMazeEnv(size=8)
     env.reset(seed=3)
-    maze, chart = env.ball.maze, Chart(env.ball.maze)
+    maze, chart = env.ball.maze, MazeMap(env.ball.maze)
     cells = [tuple(cell) for cell in np.argwhere(maze.layout.T)]
     steps = {cells[0]: 0}
     queue = [cells[0]]
@@ -443,7 +443,7 @@ def test_ways_are_the_shortest_and_keep_off_walls() -> None:
     for cell, count in steps.items():
         goal = maze.to_metres(np.array(cell) + 0.5)
         assert math.dist(start, goal) - 0.5 <= chart.length(start, goal) <= 2 * count + 0.5
-        for point in chart.way(start, goal):
+        for point in chart.path(start, goal):
             assert maze.fits(*point)
 
 

@@ -18,7 +18,7 @@ from prismarine_here import needs_node
 import wmgym  # noqa: F401  # registers
 from wmgym.agents.collect import CollectArgs, collect
 from wmgym.data.episode import list_episodes, load_episode
-from wmgym.envs.minecraft.env import MinecraftEnv, hands
+from wmgym.envs.minecraft.env import MinecraftEnv, minerl_action
 from wmgym.envs.minecraft.prismarine.install import data_folder, find_node
 
 HERE = ["voxel", pytest.param("prismarine", marks=needs_node)]
@@ -103,8 +103,8 @@ def test_hands_in_lanes_are_hands_alone() -> None:
     vec.reset(seed=4)
     env.reset(seed=5)
     for camera in ((0, 5), (3, -2)):
-        told = hands("forward", "jump", camera=camera)
-        frames, *_, infos = vec.step({key: np.stack([hands()[key], value]) for key, value in told.items()})
+        told = minerl_action("forward", "jump", camera=camera)
+        frames, *_, infos = vec.step({key: np.stack([minerl_action()[key], value]) for key, value in told.items()})
         frame, *_, info = env.step(told)
         np.testing.assert_array_equal(frames[1], frame)
         np.testing.assert_array_equal(infos["pose"][1], info["pose"])

@@ -13,7 +13,7 @@ import pytest
 from prismarine_here import needs_node
 
 from wmgym.envs.minecraft.backend import make_backend
-from wmgym.envs.minecraft.env import MinecraftEnv, hands
+from wmgym.envs.minecraft.env import MinecraftEnv, minerl_action
 from wmgym.envs.minecraft.faults import BackendDied, BackendFault
 from wmgym.envs.minecraft.prismarine.install import data_folder, find_node
 from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
@@ -68,9 +68,9 @@ def test_a_player_walks_on_a_server_as_in_our_own_worlds(server: Server) -> None
     start = info["pose"]
     assert frame[:20].mean(axis=(0, 1))[2] > 200 and frame[50:].mean(axis=(0, 1)).argmax() == 1  # sky above, grass below
     for _ in range(12):
-        first = env.step(hands("forward"))[-1]["pose"]
+        first = env.step(minerl_action("forward"))[-1]["pose"]
     for _ in range(10):
-        last = env.step(hands("forward"))[-1]["pose"]
+        last = env.step(minerl_action("forward"))[-1]["pose"]
     assert np.hypot(*(last - first)[:2]) / 0.5 == pytest.approx(4.317, rel=2e-3)
     x, y, z = (int(v) for v in np.floor(last[:3]))
     assert env.solid((x, y, z - 1), (x + 1, y + 1, z)).all() and not env.solid((x, y, z), (x + 1, y + 1, z + 2)).any()

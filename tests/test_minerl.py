@@ -20,7 +20,7 @@ from minerl_standin import HUNG, LOST, MORTAL
 from test_process import gone
 
 from wmgym.envs.minecraft.backend import make_backend
-from wmgym.envs.minecraft.env import MinecraftEnv, hands
+from wmgym.envs.minecraft.env import MinecraftEnv, minerl_action
 from wmgym.envs.minecraft.faults import BackendFault, BackendStartError, BackendTimeout
 from wmgym.envs.minecraft.minerl import engine as minerl
 from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
@@ -98,7 +98,7 @@ def test_turning_left_moves_the_picture_right(env: MinecraftEnv) -> None:
 def test_hands_are_one_tick() -> None:
     with MinecraftEnv("free", action_mode="minerl", **STANDIN) as one:  # type: ignore[arg-type]
         _, info = one.reset(seed=1, options={"start": [0, 0, 70, 0, 0]})
-        *_, info = one.step(hands("forward", camera=(5, -30)))
+        *_, info = one.step(minerl_action("forward", camera=(5, -30)))
         np.testing.assert_allclose(info["pose"][3:], [math.radians(30), -math.radians(5)], atol=1e-5)
         assert np.hypot(*info["pose"][:2]) == pytest.approx(4.317 / 20, abs=1e-5)
 
@@ -147,8 +147,8 @@ def test_lanes_are_single_envs(env: MinecraftEnv) -> None:
 def test_a_killed_controller_leaves_no_worker_and_no_folder() -> None:
     program = (
         "import sys, time; from wmgym.envs.minecraft.minerl.engine import MineRLBackend as B; "
-        "e = B(sys.executable, 'minerl_standin:Simulator', [32, 48]); e.reset(1, None); print(e._peer.pid, e._peer._folder, flush=True); "
-        "time.sleep(1000)"
+        "e = B(sys.executable, 'minerl_standin:Simulator', [32, 48]); e.reset(1, None); "
+        "print(e._process.pid, e._process._folder, flush=True); time.sleep(1000)"
     )
     controller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert controller.stdout is not None

@@ -21,7 +21,7 @@ from test_process import gone
 
 import wmgym  # noqa: F401  # registers
 from wmgym.envs.minecraft.backend import BACKENDS, make_backend
-from wmgym.envs.minecraft.env import MinecraftEnv, hands
+from wmgym.envs.minecraft.env import MinecraftEnv, minerl_action
 from wmgym.envs.minecraft.faults import BackendDied, BackendStartError, BackendTimeout
 from wmgym.envs.minecraft.prismarine import install
 from wmgym.envs.minecraft.prismarine.engine import PrismarineBackend
@@ -192,16 +192,16 @@ def test_a_full_turn_shows_the_same_picture(engine: PrismarineBackend) -> None:
 def test_a_saved_state_goes_on_bit_for_bit_in_another_process(free: MinecraftEnv) -> None:
     free.reset(seed=2)
     for _ in range(10):
-        free.step(hands("forward", "jump", camera=(1.5, -3)))
-    dig = hands("attack", camera=(20, 0))
+        free.step(minerl_action("forward", "jump", camera=(1.5, -3)))
+    dig = minerl_action("attack", camera=(20, 0))
     for _ in range(30):
         free.step(dig)  # into the ground
     state = free.save_state()
-    there = [free.step(hands("forward", "sprint", "attack", camera=(0, 2))) for _ in range(15)]
+    there = [free.step(minerl_action("forward", "sprint", "attack", camera=(0, 2))) for _ in range(15)]
     other = MinecraftEnv("free", "prismarine", action_mode="minerl")
     other.load_state(state)
     for frame, *_, info in there:
-        again, *_, other_info = other.step(hands("forward", "sprint", "attack", camera=(0, 2)))
+        again, *_, other_info = other.step(minerl_action("forward", "sprint", "attack", camera=(0, 2)))
         np.testing.assert_array_equal(frame, again)
         np.testing.assert_array_equal(info["pose"], other_info["pose"])
     other.close()
@@ -241,9 +241,9 @@ def speed(env: MinecraftEnv, *keys: str) -> float:
     start = flat_place(env)
     env.reset(seed=1, options={"start": start})
     for _ in range(12):
-        first = env.step(hands(*keys))[-1]["pose"]
+        first = env.step(minerl_action(*keys))[-1]["pose"]
     for _ in range(10):
-        last = env.step(hands(*keys))[-1]["pose"]
+        last = env.step(minerl_action(*keys))[-1]["pose"]
     assert last[2] == first[2], "not flat"
     return math.dist(first[:2], last[:2]) / 0.5
 
@@ -272,18 +272,18 @@ def test_one_moves_at_minecrafts_speeds(free: MinecraftEnv, keys: tuple[str, ...
 @needs_node
 def test_a_jump_rises_1_252_blocks(free: MinecraftEnv) -> None:
     free.reset(seed=1, options={"start": flat_place(free)})
-    ground = free.step(hands())[-1]["pose"][2]
-    heights = [free.step(hands("jump"))[-1]["pose"][2] for _ in range(10)]
+    ground = free.step(minerl_action())[-1]["pose"][2]
+    heights = [free.step(minerl_action("jump"))[-1]["pose"][2] for _ in range(10)]
     assert max(heights) - ground == pytest.approx(1.252, abs=1e-3)
 
 
 @needs_node
 def test_the_camera_turns_by_degrees_down_and_right(free: MinecraftEnv) -> None:
     free.reset(seed=1, options={"start": np.array([*OPEN_SKY[:3], 0.5, 0], np.float32)})
-    *_, info = free.step(hands(camera=(10, 30)))
+    *_, info = free.step(minerl_action(camera=(10, 30)))
     assert info["pose"][3] == pytest.approx(0.5 - math.radians(30), abs=1e-6)
     assert info["pose"][4] == pytest.approx(-math.radians(10), abs=1e-6)
-    *_, info = free.step(hands(camera=(180, 0)))
+    *_, info = free.step(minerl_action(camera=(180, 0)))
     assert info["pose"][4] == pytest.approx(-math.pi / 2, abs=1e-6)  # one cannot look further down than down
 
 
@@ -312,9 +312,9 @@ def test_digging_takes_a_block_away_until_the_next_reset(free: MinecraftEnv) -> 
     _, info = free.reset(seed=2)
     start = info["pose"]
     assert below(start).all()
-    free.step(hands(camera=(90, 0)))
+    free.step(minerl_action(camera=(90, 0)))
     for _ in range(60):
-        *_, info = free.step(hands("attack"))
+        *_, info = free.step(minerl_action("attack"))
     assert info["pose"][2] < start[2] - 0.9
     _, info = free.reset(seed=2)
     np.testing.assert_array_equal(info["pose"], start)
@@ -371,7 +371,7 @@ def test_a_start_in_a_wall_is_refused_and_nothing_has_moved(engine: PrismarineBa
 def test_after_node_is_killed_reset_begins_anew(number: signal.Signals) -> None:
     env = MinecraftEnv("free", "prismarine")
     frame, info = env.reset(seed=3)
-    peer = env._engine._peer  # type: ignore[attr-defined]
+    peer = env._engine._process  # type: ignore[attr-defined]
     display = children(peer.pid)
     assert len(display) == 1  # its Xvfb
     os.kill(peer.pid, number)
@@ -390,7 +390,7 @@ def test_after_node_is_killed_reset_begins_anew(number: signal.Signals) -> None:
 def test_nothing_outlives_a_killed_controller() -> None:
     program = (
         "import time; from wmgym.envs.minecraft.prismarine.engine import PrismarineBackend as B; e = B(view_distance=2); "
-        "e.reset(1, None); print(e._peer.pid, e._peer._folder, flush=True); time.sleep(1000)"
+        "e.reset(1, None); print(e._process.pid, e._process._folder, flush=True); time.sleep(1000)"
     )
     controller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert controller.stdout is not None
@@ -421,7 +421,7 @@ def test_a_hung_node_is_killed_in_time() -> None:
     env = MinecraftEnv("free", "prismarine", timeout=60)
     env.reset(seed=3)
     env._engine._timeout = 0.5  # type: ignore[attr-defined]
-    pid = env._engine._peer.pid  # type: ignore[attr-defined]
+    pid = env._engine._process.pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(BackendTimeout, match=r"did not answer within 0.5 s"):
         env.step(1)
@@ -454,15 +454,15 @@ def test_without_xvfb_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_lane_that_dies_takes_only_itself() -> None:
     vec = MinecraftVectorEnv(2, task="free", backend="prismarine")
     first, _ = vec.reset(seed=3)
-    other = vec._lanes.engines[0]._peer  # type: ignore[attr-defined]
-    os.kill(vec._lanes.engines[1]._peer.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    other = vec._lanes.engines[0]._process  # type: ignore[attr-defined]
+    os.kill(vec._lanes.engines[1]._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     with pytest.raises(BackendDied):
         step_on(vec, np.array([1, 1]))
     with pytest.raises(gym.error.ResetNeeded):
         vec.step(np.array([1, 1]))
     again, _ = vec.reset(seed=3)
     np.testing.assert_array_equal(first, again)
-    assert vec._lanes.engines[0]._peer is other  # type: ignore[attr-defined]
+    assert vec._lanes.engines[0]._process is other  # type: ignore[attr-defined]
     vec.close()
 
 
@@ -479,7 +479,7 @@ def test_nothing_leaks_over_200_restarts() -> None:
     env.reset(seed=0)
     before = held()
     for restart in range(200):
-        peer = env._engine._peer  # type: ignore[attr-defined]
+        peer = env._engine._process  # type: ignore[attr-defined]
         os.kill(peer.pid, signal.SIGKILL)
         with pytest.raises(BackendDied):
             step_on(env)

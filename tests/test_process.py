@@ -16,17 +16,20 @@ import pytest
 
 from wmgym.envs.minecraft import process
 from wmgym.envs.minecraft.faults import BackendDied, BackendError, BackendFault, BackendStartError, BackendTimeout
-from wmgym.envs.minecraft.process import Peer
+from wmgym.envs.minecraft.process import EngineProcess
 
 STANDIN = Path(__file__).with_name("peer_standin.py")
 
 
-def start(begin: str = "well", timeout: float = 20) -> Peer:
-    return Peer("the stand-in", lambda socket, frames: [sys.executable, str(STANDIN), socket, frames, begin], start_timeout=timeout)
+def start(begin: str = "well", timeout: float = 20) -> EngineProcess:
+    def command(socket: str, frames: str) -> list[str]:
+        return [sys.executable, str(STANDIN), socket, frames, begin]
+
+    return EngineProcess("the stand-in", command, start_timeout=timeout)
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
+def peer() -> Iterator[EngineProcess]:
     one = start()
     yield one
     one.close()
@@ -47,23 +50,23 @@ def gone(pid: int, within: float = 5) -> bool:
     return not is_running(pid)
 
 
-def test_what_is_asked_is_answered(peer: Peer) -> None:
+def test_what_is_asked_is_answered(peer: EngineProcess) -> None:
     assert peer.hello == {"hello": 1}
     value = 0.1 + 0.2  # JSON keeps every bit of a float64
     answer, content = peer.request(5, op="bytes", value=value)
     assert answer["echo"]["value"] == value and content == b"abc"
 
 
-def test_pictures_arrive_through_shared_memory(peer: Peer) -> None:
+def test_pictures_arrive_through_shared_memory(peer: EngineProcess) -> None:
     picture = np.arange(2 * 3 * 4, dtype=np.uint8)
     peer.reserve(2, 3)
     peer.request(5, op="draw", picture=picture.tolist())
-    np.testing.assert_array_equal(peer.pictures(2, 3), picture.reshape(2, 3, 4))
+    np.testing.assert_array_equal(peer.newest_frame(2, 3), picture.reshape(2, 3, 4))
     peer.reserve(4, 3)  # more room; what is there stays
-    np.testing.assert_array_equal(peer.pictures(2, 3), picture.reshape(2, 3, 4))
+    np.testing.assert_array_equal(peer.newest_frame(2, 3), picture.reshape(2, 3, 4))
 
 
-def test_a_refusal_is_a_value_error_and_harms_nothing(peer: Peer) -> None:
+def test_a_refusal_is_a_value_error_and_harms_nothing(peer: EngineProcess) -> None:
     with pytest.raises(ValueError, match="there is a block"):
         peer.request(5, op="refuse")
     assert peer.request(5, op="echo")[0]["echo"] == {"op": "echo"}
@@ -81,7 +84,7 @@ def test_a_refusal_is_a_value_error_and_harms_nothing(peer: Peer) -> None:
     ],
 )
 def test_each_fault_has_its_error_and_shows_the_log(
-    peer: Peer, op: str, error: type[BackendError], said: str, monkeypatch: pytest.MonkeyPatch
+    peer: EngineProcess, op: str, error: type[BackendError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "GRACE", 0.3)
     with pytest.raises(error, match=said) as caught:
@@ -101,10 +104,10 @@ def test_a_process_that_does_not_start_says_why() -> None:
     with pytest.raises(BackendTimeout, match=r"did not start within 0.5 s"):
         start("hang", timeout=0.5)
     with pytest.raises(BackendStartError, match="cannot be started"):
-        Peer("nothing", lambda socket, frames: ["/no/such/program"])
+        EngineProcess("nothing", lambda socket, frames: ["/no/such/program"])
 
 
-def test_what_it_has_started_ends_with_it(peer: Peer) -> None:
+def test_what_it_has_started_ends_with_it(peer: EngineProcess) -> None:
     child = peer.request(5, op="child")[0]["pid"]
     peer.close()
     assert gone(peer.pid) and gone(child)
@@ -135,7 +138,7 @@ def test_nothing_outlives_a_killed_controller() -> None:
     shutil.rmtree(folder)  # the stand-in does not, as engines do
 
 
-def test_a_forked_copy_of_the_controller_ends_nothing(peer: Peer) -> None:
+def test_a_forked_copy_of_the_controller_ends_nothing(peer: EngineProcess) -> None:
     child = os.fork()
     if child == 0:
         peer.close()

@@ -1,4 +1,4 @@
-"""Memory Cards, the discrete ground truth of the CoME paper: `MemoryCardsEnv` and, for many lanes, `MemoryCardsVectorEnv`."""
+"""Memory Cards, the discrete ground truth of the CoME paper: `MemoryCardsEnv`, and `MemoryCardsVectorEnv` for many lanes."""
 
 from wmgym.envs.memory_cards.env import MemoryCardsEnv
 from wmgym.envs.memory_cards.vector_env import MemoryCardsVectorEnv

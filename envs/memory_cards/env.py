@@ -1,18 +1,18 @@
-"""`MemoryCards-v0`: cards on a 4 x 4 table, turned one by one (CoME, appendix C.1 and D.1). What was seen must be remembered.
+"""`MemoryCards-v0`: a memory test with cards on a 4 x 4 table that are turned one at a time (CoME, appendix C.1 and D.1).
 
-Actions: up, down, left, right move a cursor, toggle turns the card under it. The objects stay where they are for an episode; the
-reward is 0; an episode has 250 steps. The pose is the cursor's cell: x is the column from the left, y the row from the bottom.
+Actions: up, down, left and right move a cursor; toggle turns the card under it. The layout is fixed for an episode. The reward is 0. An
+episode has 250 steps. The pose is the cursor's cell: x is the column from the left, y the row from the bottom.
 
-The paper does not say everything. What it leaves open is a keyword:
+A keyword covers each point that the paper leaves open:
 
-deck     "pairs" (default): eight objects lie on two cards each. Whoever knows the deck but not the layout is right about a card with
-         chance 1/8, which is the 13 % that the paper calls chance. "blanks": eight cards have an object each, eight are blank;
-         saying "blank" is right half of the time.
-cover    how the cards lie at first: "all" covered (default), "none", or "random" for each card. The paper's test sequences start
-         with all or none covered; of its training sequences it says nothing.
-cursor   whether the cursor is drawn, a ring in the margin of its tile (default), or not. The paper does not mention one.
+deck     "pairs" (default): eight objects on two cards each. A guess that knows the deck but not the layout is right with probability
+         1/8, which matches the paper's chance level of 13 %. "blanks": eight cards have one object each and eight are blank; the
+         guess "blank" is right half of the time.
+cover    which cards are face down at first: "all" (default), "none", or "random" (each card independently). The paper's test sequences
+         start with "all" or "none"; it does not describe its training sequences.
+cursor   True (default): the cursor is drawn as a ring in the margin of its tile. The paper does not mention a cursor.
 
-The cursor starts at the top left unless `reset(options={"start": pose})` says otherwise, and the edge of the table stops it.
+The cursor starts at the top left, or at `reset(options={"start": pose})`. It stops at the edge of the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wmgym.envs.checks import check_reset_options
+from wmgym.envs.checks import check_not_over, check_reset_options, check_state_keys
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import CELLS, COVERS, DECKS, SIDE, Table
 from wmgym.settings import memory_cards as setting
@@ -41,7 +41,7 @@ STATE = ("horizon", "elapsed", "objects", "is_open", "cursor", "np_random", "see
 
 @dataclass(frozen=True)
 class Rules:
-    """What is fixed when an env is made; checks itself."""
+    """The settings of an env, checked."""
 
     task: str = "free"
     deck: str = "pairs"
@@ -70,22 +70,24 @@ class Rules:
         return spaces.Box(0, 255, (self.size, self.size, 3), np.uint8)
 
     def draw(self, table: Table) -> NDArray[np.uint8]:
-        """What the agent sees: [N, size, size, 3]."""
+        """The observation: uint8 [N, size, size, 3]."""
         return cards.draw(table, self.size, self.cursor)
 
     def render(self, table: Table) -> NDArray[np.uint8]:
-        """What `render()` shows: [N, render_size, render_size, 3]."""
+        """The result of `render()`: uint8 [N, render_size, render_size, 3]."""
         return cards.draw(table, self.render_size or self.size, self.cursor)
 
     def open(self, rng: np.random.Generator, start: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_], int]:
-        """An episode's first table: objects, which cards lie open, the cursor's cell."""
+        """Deal the table of a new episode: objects [16], which cards are face up [16], the cursor's cell."""
         return (*cards.deal(rng, self.deck, self.cover), start or 0)
 
 
 class MemoryCardsEnv(gym.Env):
-    """One table of cards; see the top of this file for `deck`, `cover` and `cursor`.
+    """One table of cards. `info["pose"]` is the cursor's cell.
 
-    size, render_size: sides of the frames observed and rendered, multiples of 4. horizon: steps after which an episode is cut off.
+    deck, cover, cursor: see the top of this file.
+    size, render_size: sides in pixels of the frames observed and rendered, multiples of 4 from 16 to 2048.
+    horizon: steps after which an episode is truncated; default 250.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -110,19 +112,22 @@ class MemoryCardsEnv(gym.Env):
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Deal the cards anew. `options`: `start` (the cursor's pose)."""
         start = check_options(options)
         super().reset(seed=seed)
         objects, is_open, cursor = self.rules.open(self.np_random, start)
         self._table, self._elapsed = Table(objects[None], is_open[None], np.array([cursor])), 0
-        return self._seen(self._table)
+        return self._shown(self._table)
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One action. After the end of an episode it raises `ResetNeeded`."""
         before = self._running()
+        check_not_over(self._elapsed >= self.horizon)
         if not self.action_space.contains(action):
             raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
         self._table = cards.move(before, np.array([action]))
         self._elapsed += 1
-        frame, info = self._seen(self._table)
+        frame, info = self._shown(self._table)
         return frame, 0.0, False, self._elapsed >= self.horizon, info
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -133,29 +138,32 @@ class MemoryCardsEnv(gym.Env):
         self._table = None
 
     def save_state(self) -> dict[str, Any]:
-        """Everything that the rest of the episode, and the episodes after it, depend on."""
+        """Everything that this and the following episodes depend on, as a value."""
         return state_of(self._running(), 0, self.horizon, self._elapsed, self.np_random, self._np_random_seed)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a value of `save_state`, bit for bit."""
+        """Continue from a value of `save_state`, bit for bit. ValueError if it is not one."""
         check_state(state)
         self.horizon, self._elapsed = int(state["horizon"]), int(state["elapsed"])
         self._table = table_of([state])
         self._np_random, self._np_random_seed = load_generator(state["np_random"]), state["seed"]
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MemoryCardsVectorEnv:
-        """n futures of this moment, as a vector env that never resets by itself; this env is untouched.
+        """n futures of the present state, as a vector env that never resets by itself. This env is untouched.
 
-        They keep this env's generator, or get new ones from `seeds`. Nothing in an episode is random: that matters to a later reset.
+        Branches keep this env's generator, or get new ones from `seeds`: either one number, to which the branch's index is added, or one
+        number per branch. An episode draws no random numbers, so the seeds matter only for a later reset.
         """
-        from wmgym.envs.memory_cards.vector_env import branched  # here, because that one is built on this file
+        from wmgym.envs.memory_cards.vector_env import branched  # here, because that file imports this one
 
         return branched(self.rules, [self.save_state()], np.array([self._elapsed >= self.horizon]), n, seeds, "numpy")
 
     def get_action_meanings(self) -> list[str]:
+        """What each action does, in words."""
         return list(setting.ACTIONS)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """The keys of `gymnasium.utils.play`."""
         return dict(setting.SETTING.keys)
 
     def _running(self) -> Table:
@@ -163,11 +171,11 @@ class MemoryCardsEnv(gym.Env):
             raise gym.error.ResetNeeded("reset() must be called first")
         return self._table
 
-    def _seen(self, table: Table) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    def _shown(self, table: Table) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         return self.rules.draw(table)[0], {"pose": cards.poses(table)[0]}
 
 
-# what the vector env uses too
+# shared with the vector env
 
 
 def state_of(table: Table, lane: int, horizon: int, elapsed: int, rng: np.random.Generator, seed: int | None) -> dict[str, Any]:
@@ -184,23 +192,19 @@ def state_of(table: Table, lane: int, horizon: int, elapsed: int, rng: np.random
 
 
 def table_of(states: Sequence[Mapping[str, Any]]) -> Table:
-    """The tables of saved states, in fresh memory."""
+    """The tables of saved states, as copies."""
     objects, is_open = (np.stack([np.array(state[name]) for state in states]) for name in ("objects", "is_open"))
     return Table(objects, is_open, np.array([int(state["cursor"]) for state in states]))
 
 
 def check_state(state: Any) -> None:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"load_state takes what save_state gave, got {type(state).__name__}")
-    missing = [key for key in STATE if key not in state]
-    if missing:
-        raise ValueError(f"load_state takes what save_state gave; this has no {missing[0]!r}")
+    check_state_keys(state, STATE)
     if np.shape(state["objects"]) != (CELLS,) or np.shape(state["is_open"]) != (CELLS,) or not 0 <= int(state["cursor"]) < CELLS:
-        raise ValueError("load_state takes what save_state gave; this is no table of 16 cards")
+        raise ValueError("load_state needs what save_state gave; this state is not of a table of 16 cards")
 
 
 def check_options(options: Any) -> int | None:
-    """The cell to start at, if `reset` was told one."""
+    """The cursor's first cell in the options of `reset`; None if it is not given."""
     given = check_reset_options(options, ("start",))
     if given.get("start") is None:
         return None

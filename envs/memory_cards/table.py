@@ -1,7 +1,7 @@
-"""The table of Memory Cards: sixteen cards, which of them lie open, and a cursor. Rules and pictures, for many tables at once.
+"""The table of Memory Cards: sixteen cards, face up or face down, and a cursor. Rules and drawing, for many tables at once.
 
-A `Table` is a value: `move` gives a new one. Cells are numbered row by row from the top left, 4 * row + column. Pictures are put
-together from tiles that are drawn here by formula, once per size.
+A `Table` is a value: `move` returns a new one. Cells are numbered row by row from the top left: 4 * row + column. Frames are composed
+of tiles, which are drawn here by formula, once per size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from wmgym.settings.memory_cards import ACTIONS
 SIDE = 4  # cards in a row
 CELLS = SIDE * SIDE
 OBJECTS = 8
-BLANK, BACK = OBJECTS, OBJECTS + 1  # what else a tile may show
-KINDS = OBJECTS + 2
+BLANK, BACK = OBJECTS, OBJECTS + 1  # tiles of a blank card and of a card face down
+KINDS = OBJECTS + 2  # of tiles
 TOGGLE = ACTIONS.index("toggle")
-REST = len(ACTIONS)  # told to a table whose episode is over
+REST = len(ACTIONS)  # the action of a table whose episode is over: nothing changes
 DECKS = ("pairs", "blanks")
 COVERS = ("all", "none", "random")
 
@@ -28,7 +28,7 @@ _TABLE_TOP = (38, 44, 52)
 _FACE = (240, 236, 224)
 _CURSOR = (255, 196, 0)
 _COLOURS = ((214, 48, 49), (9, 132, 70), (33, 97, 214), (232, 132, 12), (134, 60, 190), (0, 150, 160), (92, 60, 30), (222, 72, 150))
-_FINE = 8  # samples across a pixel, so that edges are smooth
+_FINE = 8  # samples along a side of a pixel, for smooth edges
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Table:
     """N tables."""
 
     objects: NDArray[np.int64]  # [N, 16]: 0 to 7, or BLANK
-    is_open: NDArray[np.bool_]  # [N, 16]
-    cursor: NDArray[np.int64]  # [N]: a cell
+    is_open: NDArray[np.bool_]  # [N, 16]: face up
+    cursor: NDArray[np.int64]  # [N]: its cell
 
 
 def deal(rng: np.random.Generator, deck: str, cover: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """One table's objects [16] and which cards lie open [16]."""
+    """The objects of one table [16], and which of its cards are face up [16]."""
     cards = np.tile(np.arange(OBJECTS), 2) if deck == "pairs" else np.concatenate([np.arange(OBJECTS), np.full(OBJECTS, BLANK)])
     objects = rng.permutation(cards)
     is_open = rng.random(CELLS) < 0.5 if cover == "random" else np.full(CELLS, cover == "none")
@@ -49,7 +49,7 @@ def deal(rng: np.random.Generator, deck: str, cover: str) -> tuple[NDArray[np.in
 
 
 def _next_cells() -> NDArray[np.int64]:
-    """Where each action, and resting, leads from each cell: [6, 16]. The edge of the table stops the cursor."""
+    """The cell to which each action, and REST, moves the cursor from each cell: [6, 16]. The cursor stops at the edge."""
     rows, columns = np.divmod(np.arange(CELLS), SIDE)
     table = np.tile(np.arange(CELLS), (REST + 1, 1))
     for action, (down, right) in {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}.items():
@@ -62,7 +62,7 @@ _NEXT = _next_cells()
 
 
 def move(table: Table, actions: NDArray[np.int64]) -> Table:
-    """One action, or REST, on each table: [N]."""
+    """The tables after one action each, [N]; an action may be REST."""
     is_open = table.is_open
     turned = np.flatnonzero(actions == TOGGLE)
     if len(turned):
@@ -80,40 +80,40 @@ def poses(table: Table) -> NDArray[np.float32]:
 
 
 def cell_of(pose: NDArray[np.float32]) -> int:
-    """The cell of a pose; ValueError if it is none."""
+    """The cell at a pose. ValueError if there is none."""
     column, row = float(pose[0]), float(SIDE - 1 - pose[1])
     if not (column in range(SIDE) and row in range(SIDE)):
         raise ValueError(f"start must be a cell, x and y of 0, 1, 2 or 3, got {[float(v) for v in pose[:2]]}")
     return int(row) * SIDE + int(column)
 
 
-# pictures
+# drawing
 
 
 def draw(table: Table, size: int, show_cursor: bool = True) -> NDArray[np.uint8]:
-    """Pictures of the tables: [N, size, size, 3]; `size` is a multiple of 4."""
+    """Frames of the tables: uint8 [N, size, size, 3]. `size` is a multiple of 4."""
     lines, (count, side) = _lines(size), (len(table.cursor), size // SIDE)
     shown = np.where(table.is_open, table.objects, BACK)
     if show_cursor:
         shown[np.arange(count), table.cursor] += KINDS
-    at = shown.reshape(count, SIDE, 1, SIDE) * side + np.arange(side)[:, None]  # which tile's which line stands where: [N, 4, side, 4]
+    at = shown.reshape(count, SIDE, 1, SIDE) * side + np.arange(side)[:, None]  # index into `lines` of each tile's rows: [N, 4, side, 4]
     return lines.take(at).view(np.uint8).reshape(count, size, size, 3)
 
 
 @lru_cache(maxsize=8)
 def _lines(size: int) -> NDArray[np.void]:
-    """Every line of pixels of every tile, each as one item: [2 * KINDS * side]."""
+    """The rows of pixels of all tiles, each row as one item: [2 * KINDS * side]."""
     side = size // SIDE
     return np.ascontiguousarray(tiles(side)).reshape(-1, side * 3).view(f"V{side * 3}").reshape(-1)
 
 
 def tiles(side: int) -> NDArray[np.uint8]:
-    """All tiles, without and with the cursor round them: [2 * KINDS, side, side, 3]; 0 to 7 objects, 8 blank, 9 the back."""
+    """All tiles, first without and then with the cursor: uint8 [2 * KINDS, side, side, 3]. 0 to 7 objects, 8 blank, 9 the back."""
     edge = max(1, side // 12)
     margin = np.ones((side, side), bool)
     margin[edge:-edge, edge:-edge] = False
     across = (np.arange(side * _FINE) + 0.5) / (side * _FINE) * 2 - 1
-    v, u = np.meshgrid(-across, across, indexing="ij")  # right and up, -1 to 1
+    v, u = np.meshgrid(-across, across, indexing="ij")  # u to the right, v up, both from -1 to 1
     faces = [_blend(_smooth(shape, side), colour, _FACE) for shape, colour in zip(_shapes(u, v), _COLOURS, strict=True)]
     faces.append(np.full((side, side, 3), _FACE, np.float64))
     weave = _smooth(((u + v) % 0.5 < 0.25) ^ ((u - v) % 0.5 < 0.25), side)
@@ -139,7 +139,7 @@ def _shapes(u: NDArray[np.float64], v: NDArray[np.float64]) -> list[NDArray[np.b
 
 
 def _smooth(shape: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
-    """The share of each pixel that a shape covers."""
+    """The share of each pixel that a shape covers: [side, side]."""
     return shape.reshape(side, _FINE, side, _FINE).mean((1, 3))
 
 

@@ -1,6 +1,6 @@
-"""Many tables of cards behind Gymnasium's vector API: one call moves all cursors, one draws all tables.
+"""Many tables of cards behind Gymnasium's vector API: one call moves all cursors, one call draws all tables.
 
-Lane i of an env that was reset with seed s is the single env that was reset with seed s + i, bit for bit, across autoresets too.
+After `reset(seed=s)` lane i equals the single env that was reset with seed s + i, bit for bit, also across autoresets.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from wmgym.envs.checks import check_state_keys
 from wmgym.envs.memory_cards import env as single
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.env import Rules
@@ -22,11 +23,12 @@ from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_count,
 
 
 class MemoryCardsVectorEnv(LanesEnv):
-    """N tables of cards. No step loops over lanes; only a new episode does, since each lane has a generator of its own.
+    """N tables of cards. A step does not loop over lanes; a reset does, since each lane has its own generator.
 
-    autoreset_mode: "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset).
-    obs_type: "numpy", or "torch": observations are tensors on the CPU. max_episode_steps: another name of `horizon`, as
-    `gymnasium.make_vec` gives it. The rest is as in `MemoryCardsEnv`.
+    The keywords of `MemoryCardsEnv`, and:
+    autoreset_mode: "next_step", "same_step" or "disabled" (an ended lane rests, with its flags set, until it is reset).
+    obs_type: "numpy", or "torch" for tensors on the CPU.
+    max_episode_steps: another name of `horizon`, used by `gymnasium.make_vec`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -54,7 +56,7 @@ class MemoryCardsVectorEnv(LanesEnv):
         empty = np.zeros((self.num_envs, CELLS), np.int64)
         self._table = Table(empty, empty > 0, empty[:, 0])
         self._elapsed = np.zeros(self.num_envs, np.int64)
-        self._truncated = np.zeros(self.num_envs, bool)  # nothing here terminates an episode
+        self._truncated = np.zeros(self.num_envs, bool)  # no episode terminates
 
     # ---- lanes ----
 
@@ -64,11 +66,11 @@ class MemoryCardsVectorEnv(LanesEnv):
     def _is_per_lane(self, key: str, value: Any) -> bool:
         return key == "start" and np.ndim(value) == 2
 
-    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[int | None]) -> None:
+    def _open(self, mask: Mask, seeds: Sequence[int | None], options: Sequence[int | None]) -> None:
         objects, is_open, cursor = self._table.objects.copy(), self._table.is_open.copy(), self._table.cursor.copy()
         for lane in np.flatnonzero(mask).tolist():
             self._seed(lane, seeds[lane])
-            objects[lane], is_open[lane], cursor[lane] = self.rules.open(self.np_random[lane], wishes[lane])
+            objects[lane], is_open[lane], cursor[lane] = self.rules.open(self.np_random[lane], options[lane])
         self._table = Table(objects, is_open, cursor)
         self._elapsed, self._truncated = np.where(mask, 0, self._elapsed), self._truncated & ~mask
 
@@ -99,16 +101,15 @@ class MemoryCardsVectorEnv(LanesEnv):
     # ---- more than Gymnasium asks ----
 
     def save_state(self) -> dict[str, Any]:
-        """All that the future depends on. `state["lanes"][i]` is what the single env's `load_state` takes."""
+        """Everything that the future depends on, as a value. `state["lanes"][i]` is a state of the single env."""
         self._check_running()
         lanes = zip(self._elapsed.tolist(), self.np_random, self.np_random_seed, strict=True)
         states = tuple(single.state_of(self._table, i, self.horizon, *lane) for i, lane in enumerate(lanes))
         return {"lanes": states, "truncated": self._truncated.copy()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a value of `save_state`, bit for bit."""
-        if not isinstance(state, Mapping) or "lanes" not in state:
-            raise ValueError("load_state takes what the save_state of a vector env gave")
+        """Continue from a value of `save_state`, bit for bit. ValueError if it is not one, or has another number of lanes."""
+        check_state_keys(state, ("lanes", "truncated"))
         lanes = state["lanes"]
         if len(lanes) != self.num_envs:
             raise ValueError(f"the saved state has {len(lanes)} lanes, this env has {self.num_envs}")
@@ -121,10 +122,10 @@ class MemoryCardsVectorEnv(LanesEnv):
         self._truncated, self._is_running = np.array(state["truncated"], bool), True
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MemoryCardsVectorEnv:
-        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched.
+        """n futures of each lane, next to each other, as a vector env that never resets by itself. This env is untouched.
 
-        They keep the generators of their lanes, or get new ones from `seeds`: one number, to which the branch's number is added,
-        or one per branch.
+        Branches keep the generators of their lanes, or get new ones from `seeds`: either one number, to which the branch's index is
+        added, or one number per branch.
         """
         state = self.save_state()
         return branched(self.rules, state["lanes"], state["truncated"], n, seeds, self.obs_type)
@@ -136,13 +137,13 @@ class MemoryCardsVectorEnv(LanesEnv):
     # ---- parts ----
 
     def _check_actions(self, actions: Any) -> NDArray[np.int64]:
-        told = np.asarray(actions)
-        if told.shape != (self.num_envs,):
-            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(told.shape)}")
+        given = np.asarray(actions)
+        if given.shape != (self.num_envs,):
+            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(given.shape)}")
         count = len(setting.ACTIONS)
-        if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
+        if not np.issubdtype(given.dtype, np.integer) or (given < 0).any() or (given >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
-        return told.astype(np.int64)
+        return given.astype(np.int64)
 
 
 def branched(

@@ -1,5 +1,5 @@
-"""Memory Maze: the published package's tasks, compiled, stepped and drawn by us, with the same frames, rewards and poses.
+"""Memory Maze: the tasks of the published package (upstream) on our own faster simulation, with equal frames, rewards and poses.
 
-`upstream.py` builds a task with the package; `maze.py` makes a model of it that is quick to open, step and draw; `gl.py` finds a
-renderer; `env.py` and `vector_env.py` are the Gymnasium shells.
+`upstream.py` builds a task with the package. `maze.py` simulates it and `sight.py` renders it. `gl.py` chooses an OpenGL
+implementation. `env.py` and `vector_env.py` are the Gymnasium envs.
 """

@@ -1,6 +1,6 @@
-"""How much faster than upstream: both step through the same episode, in turns, in one process, so that a busy machine slows both.
+"""Speed relative to upstream. Both step through the same episode in turns, in one process, so that other load slows both alike.
 
-Frames and rewards are compared on the way; a figure of a run in which they differ would be worth nothing, and says so.
+Frames and rewards are compared at each step. The report counts how many were equal, since a speed ratio is valid only if all are.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from wmgym.envs.memory_maze.env import MemoryMazeEnv
 from wmgym.envs.memory_maze.upstream import Variant, load
 
-BLOCK = 20  # steps that one takes before the other does
+BLOCK = 20  # steps of one env before the other's turn
 RESETS = 5
 
 
 def against_upstream(cells: int, variant: str, seconds: float, seed: int = 0) -> dict[str, Any]:
-    """Milliseconds per step and per reset of ours and of upstream, of wall clock and of processor time: medians, and their ratios.
+    """Median milliseconds per step and per reset of our env and of upstream's, and their ratios in wall-clock and processor time.
 
-    reset: a new maze in an env that is there. make_and_reset: the maze of a seed, for which upstream needs a new env.
+    reset: a new maze in an existing env. make_and_reset: the maze of a given seed, for which upstream needs a new env.
     """
     ours = MemoryMazeEnv(cells, variant, horizon=10**9)
     theirs = upstream_env(cells, ours.kind, seed)
@@ -36,7 +36,7 @@ def against_upstream(cells: int, variant: str, seconds: float, seed: int = 0) ->
         seen = [_timed(spent["ours"], lambda: [ours.step(action)[:2] for action in actions])]  # noqa: B023  # called here
         steps = _timed(spent["upstream"], lambda: [theirs.step(action) for action in actions])  # noqa: B023
         if any(step.last() for step in steps):
-            break  # upstream begins anew by itself
+            break  # upstream resets itself
         equal += [_same(a, step.observation) and reward == step.reward for (a, reward), step in zip(seen[0], steps)]
     resets: dict[str, list[tuple[float, float]]] = {"ours": [], "upstream": [], "upstream make": []}
     for i in range(RESETS):

@@ -1,8 +1,8 @@
-"""The published `memory-maze` package: its tasks without old `gym`, and its variants by name.
+"""The published `memory-maze` package: its tasks without the old `gym`, and its variants by name.
 
-The package's own `__init__` stops where `gym` is missing, so its modules are loaded past it. They build a maze as a dm_control
-task; `open_task` runs that task's own reset, in the same order and on the same random numbers, with one change: the model is
-compiled without its pictures (88 textures, 280 MB, of which 11 differ), which `maze.py` lends to it when it draws.
+The package's `__init__` fails without `gym`, so its modules are loaded without running it. They build a maze as a dm_control task.
+`open_task` runs that task's own reset, in the same order and with the same random numbers, with one change: the model is compiled
+without its image files (88 textures, 280 MB, of which 11 differ). `sight.py` supplies those when it draws.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TEXTURE = re.compile(r"<texture\b[^>]*/>")
 
 @dataclass(frozen=True)
 class Variant:
-    """What a suffix of an id changes."""
+    """The settings that the suffix of an id stands for."""
 
     name: str
-    extra: bool  # where things are is observed too
-    oracle: bool  # a small map with the way to the target is drawn over the frame
-    top: bool  # seen from above
+    extra: bool  # observations include positions and directions
+    oracle: bool  # a small map with the path to the target is drawn over the frame
+    top: bool  # the camera looks down from above
     visible: bool  # low walls, high targets
     six_colours: bool
     control_hz: float
@@ -39,6 +39,7 @@ class Variant:
 
 
 def variant(name: str) -> Variant:
+    """The variant of a suffix. ValueError if there is none of this name."""
     if name not in VARIANTS:
         raise ValueError(f"unknown variant {name!r}; available: {', '.join(map(repr, VARIANTS))}")
     parts = name.split("-")
@@ -55,17 +56,17 @@ def variant(name: str) -> Variant:
 
 
 def load(module: str) -> Any:
-    """A module of the package, such as "tasks"."""
+    """A module of the package, such as "tasks". ImportError, with the remedy, if the package is not installed."""
     name = f"memory_maze.{module}"
     if name in sys.modules:
         return sys.modules[name]
-    gl.choose()  # dm_control settles on a renderer when it is imported
+    gl.choose()  # before dm_control is imported, which chooses a renderer at that moment
     found = importlib.util.find_spec("memory_maze")
     if found is None or found.submodule_search_locations is None:
-        raise ImportError("Memory Maze needs the package memory-maze and what it stands on: pip install 'wmgym[maze]'")
-    logging.getLogger("absl").addFilter(_without_harmless)
-    mine = "memory_maze" not in sys.modules
-    if mine:
+        raise ImportError("Memory Maze needs the package memory-maze and its dependencies: pip install 'wmgym[maze]'")
+    logging.getLogger("absl").addFilter(_is_relevant)
+    is_placeholder = "memory_maze" not in sys.modules
+    if is_placeholder:
         sys.modules["memory_maze"] = types.ModuleType("memory_maze")
         sys.modules["memory_maze"].__path__ = list(found.submodule_search_locations)
     try:
@@ -73,40 +74,40 @@ def load(module: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{error}; Memory Maze needs pip install 'wmgym[maze]'") from error
     finally:
-        if mine:
-            del sys.modules["memory_maze"]  # whoever has gym may still import the package itself
+        if is_placeholder:
+            del sys.modules["memory_maze"]  # so that users with gym can still import the package itself
 
 
-def _without_harmless(record: logging.LogRecord) -> bool:
-    """Each reset would warn of this; it means nothing here."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """False for a warning without consequence that every reset would log."""
     return "Cannot set velocity on Entity" not in record.getMessage()
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedTask:
     """A task that has just been reset."""
 
     task: Any  # the package's MemoryMazeTask
-    physics: Any  # dm_control's, over a model without pictures
-    rng: Any  # numpy RandomState, as the task left it
+    physics: Any  # dm_control's, of a model without image files
+    rng: Any  # numpy RandomState after the reset
     textures: tuple[str, ...]  # the XML of each texture of the model, in order
-    pictures: dict[str, bytes]  # the files that those name
+    pictures: dict[str, bytes]  # the image files that the textures name
 
 
-def open_task(cells: int, kind: Variant, seed: int) -> Opened:
-    """What the package's env is after it was made with this seed and reset once. The side of the frames does not matter to it."""
+def open_task(cells: int, kind: Variant, seed: int) -> OpenedTask:
+    """The state of the package's env after it was made with this seed and reset once. It does not depend on the frame size."""
     make = getattr(_light_tasks(), f"memory_maze_{cells}x{cells}")
     env = make(
         seed=seed, control_freq=kind.control_hz, good_visibility=kind.visible, top_camera=kind.top, randomize_colors=kind.six_colours,
         discrete_actions=False, target_color_in_image=False,
     ).env  # fmt: skip
     env.reset()
-    return Opened(env.task, env.light_physics, env.random_state, env.textures, env.task.root_entity.mjcf_model.get_assets())
+    return OpenedTask(env.task, env.light_physics, env.random_state, env.textures, env.task.root_entity.mjcf_model.get_assets())
 
 
 @cache
 def _light_tasks() -> Any:
-    """The package's module of tasks once more, but its environments compile once, in reset, without pictures, and draw nothing."""
+    """A second copy of the package's tasks module, whose environments compile once, in reset, without image files, and never render."""
     file = load("tasks").__file__
     from dm_control import composer, mjcf
 
@@ -116,7 +117,7 @@ def _light_tasks() -> Any:
 
         def _recompile_physics_and_update_observables(self) -> None:
             if not hasattr(self, "_mjcf_never_compiled"):
-                return  # in the constructor: the maze is made anew by reset in any case
+                return  # called by the constructor; reset makes a new maze anyway
             xml = self._task.root_entity.mjcf_model.to_xml_string()
             self.textures = tuple(TEXTURE.findall(xml))
             physics = mjcf.Physics.from_xml_string(TEXTURE.sub(_without_picture, xml))
@@ -134,7 +135,7 @@ def _light_tasks() -> Any:
 
 
 def _without_picture(texture: re.Match[str]) -> str:
-    """One pixel in place of a file, under the same name."""
+    """The XML of a texture with a single pixel in place of its image file."""
     xml = texture[0]
     if attribute(xml, "file") is None:
         return xml
@@ -142,5 +143,6 @@ def _without_picture(texture: re.Match[str]) -> str:
 
 
 def attribute(xml: str, name: str) -> str | None:
+    """An attribute of an XML element, or None."""
     found = re.search(rf'\b{name}="([^"]*)"', xml)
     return found and found[1]

@@ -1,4 +1,4 @@
-"""Many mazes behind Gymnasium's vector API, in processes of their own: physics and software drawing keep a core busy each."""
+"""Many mazes behind Gymnasium's vector API, in worker processes, since physics and software rendering keep one core busy per maze."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SINGLE = "wmgym.envs.memory_maze.env:MemoryMazeEnv"
 
 
 class MemoryMazeVectorEnv(ProcessVectorEnv):
-    """N mazes. Keywords are those of `MemoryMazeEnv` and of `ProcessVectorEnv`."""
+    """N mazes. The keywords of `MemoryMazeEnv` and of `ProcessVectorEnv`."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""How fast the ground truth `Minecraft-v0` is, on one core: frames, env steps, new worlds.
+"""The speed of the ground truth `Minecraft-v0` on one core: frames, env steps, new worlds.
 
-Times are of this thread's processor, so that other programs on the machine hardly count; each figure is a median.
+Times are processor time of this thread, so that other programs on the machine hardly affect them. Each figure is a median.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from wmgym.settings.minecraft import ACTIONS
 SIZES = {"64": (64, 64), "128": (128, 128), "640x360": (360, 640)}  # height and width
 LANES = (8, 32)
 WORLDS = (0, 1, 2)
-ACTION_SHARES = (0.02, 0.4, 0.02, 0.03, 0.03, 0.2, 0.1, 0.1, 0.05, 0.05)  # a walk that looks about
+ACTION_SHARES = (0.02, 0.4, 0.02, 0.03, 0.03, 0.2, 0.1, 0.1, 0.05, 0.05)  # chance of each action: mostly walking, some turning
 
 
 def bench(seconds: float = 2.0) -> dict[str, float]:
-    """Each figure is measured for about `seconds`, after what has to be compiled is compiled.
+    """Measure each figure for about `seconds`, after compilation.
 
-    frames_per_second_*: pictures along a walk. env_steps_per_second: single env, task "navigate", 64 x 64.
-    vector_steps_per_second_*: lane-steps of so many lanes (in a few worlds, without resets). new_world_ms: a world never seen.
-    known_world_ms: an env's reset to a world that is still kept.
+    frames_per_second_*: frames along a walk, by frame size.
+    env_steps_per_second: single env, task "navigate", 64 x 64.
+    vector_steps_per_second_*: steps summed over lanes, by the number of lanes (in a few worlds, without resets).
+    new_world_ms: generating a world.
+    known_world_ms: resetting an env to a world that is still in the cache.
     """
     result = {}
     views = [view for seed in WORLDS for view in _walk(seed, 20)]
@@ -37,7 +39,7 @@ def bench(seconds: float = 2.0) -> dict[str, float]:
         result[f"frames_per_second_{name}"] = _rate(lambda: _draw(some, height, width), len(some), seconds)  # noqa: B023  # called here
     env = MinecraftEnv(horizon=10**9)
     env.reset(seed=WORLDS[0])
-    result["env_steps_per_second"] = _rate(lambda: [env.step(action) for action in _actions(25)], 25, seconds)
+    result["env_steps_per_second"] = _rate(lambda: _steps(env, 25), 25, seconds)
     for lanes in LANES:
         vec = MinecraftVectorEnv(lanes, task="free", horizon=10**9)
         vec.reset(seed=[WORLDS[lane % len(WORLDS)] for lane in range(lanes)])
@@ -55,8 +57,16 @@ def _actions(count: int) -> np.ndarray:
     return _rng.choice(len(ACTIONS), count, p=ACTION_SHARES)
 
 
+def _steps(env: MinecraftEnv, count: int) -> None:
+    """Random actions; an episode that ends (the goal is reached) is followed by the next."""
+    for action in _actions(count):
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset(seed=WORLDS[0])
+
+
 def _walk(seed: int, count: int) -> list[VoxelBackend]:
-    """Engines that stand at places of a walk through a world, ten steps apart."""
+    """Engines at places along a walk through a world, ten steps apart."""
     walker = VoxelBackend()
     walker.reset(seed, None)
     views = []
@@ -74,7 +84,7 @@ def _draw(views: Sequence[VoxelBackend], height: int, width: int) -> None:
 
 
 def _rate(run: Callable[[], object], per_run: int, seconds: float) -> float:
-    """How many of the `per_run` things that one run does are done in a second: from the median run of at least three."""
+    """Items per second, from the median of at least three runs of `per_run` items each."""
     run()  # compiles
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:

@@ -1,8 +1,8 @@
-"""A process that runs an engine, and the line to it: a Unix socket and a file for pictures in a private folder.
+"""A process that runs an engine, and the connection to it: a Unix socket, and a file for frames, in a private folder.
 
-One request, one reply. A message is its length (uint32, little endian) and JSON; a reply whose JSON says `bytes: n` is followed by n
-raw bytes. Pictures are not sent: the process writes them into a file that both have mapped into memory. Nobody else can connect (the
-folder is ours alone), no port is opened, and either side notices at once when the other is gone.
+Each request gets one reply. A message is its length (uint32, little endian) followed by JSON. A reply whose JSON holds `bytes: n` is
+followed by n raw bytes. Frames do not go through the socket: the process writes them into a file that both sides map into memory. The
+folder is readable by its owner only and no port is opened, so no other user can connect. Each side notices at once when the other exits.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from numpy.typing import NDArray
 
 from wmgym.envs.minecraft.faults import BackendDied, BackendFault, BackendStartError, BackendTimeout
 
-CHANNELS = 4  # RGBA, as drivers give it
-GRACE = 5.0  # seconds to end by itself, and again after SIGTERM
+CHANNELS = 4  # RGBA, the format of OpenGL drivers
+GRACE = 5.0  # seconds to exit on request, and again after SIGTERM
 LOG_BYTES = 8192
 
 
-class Peer:
-    """A running process. Made by `Peer(...)`, which waits until it says hello; any failure closes it and raises a `BackendError`.
+class EngineProcess:
+    """A running process. The constructor waits for its first message; any failure ends the process and raises a `BackendError`.
 
-    command: takes the paths of the socket and of the pictures, gives what to run. environment: added to this process's own.
+    command: maps the paths of the socket and of the frames file to the command line.
+    environment: variables added to those of the calling process.
+    start_timeout: seconds until the first message.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Peer:
         self._frames_file = open(self._folder / "frames", "w+b")  # noqa: SIM115  # closed by _end
         self._frames: mmap.mmap | None = None
         self._socket: socket.socket | None = None
-        self._line: list[socket.socket] = []  # the same, for `_end`
+        self._sockets: list[socket.socket] = []  # holds the same socket, for `_end`
         with open(self._folder / "log", "wb") as log, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._folder / "socket"))
             listener.listen(1)
@@ -65,13 +67,13 @@ class Peer:
                     stderr=log,
                     cwd=self._folder,
                     env={**os.environ, **(environment or {})},
-                    start_new_session=True,  # so that a signal reaches what it has started, too
+                    start_new_session=True,  # so that a signal also reaches its child processes
                 )
             except OSError as error:
                 self._frames_file.close()
                 shutil.rmtree(self._folder, ignore_errors=True)
                 raise BackendStartError(f"{name} cannot be started: {error}") from error
-            self._end = weakref.finalize(self, _end, os.getpid(), self._line, self._process, self._folder, self._frames_file)
+            self._end = weakref.finalize(self, _end, os.getpid(), self._sockets, self._process, self._folder, self._frames_file)
             self._accept(listener, start_timeout)
         try:
             self.hello = self.receive(start_timeout)[0]
@@ -86,7 +88,7 @@ class Peer:
             if time.monotonic() > end:
                 raise BackendTimeout(f"{self.name} did not start within {timeout:g} s", self.close())
         self._socket = listener.accept()[0]
-        self._line.append(self._socket)
+        self._sockets.append(self._socket)
 
     @property
     def pid(self) -> int:
@@ -94,15 +96,16 @@ class Peer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests can still be made."""
+        """Whether requests can still be sent."""
         return self._socket is not None
 
     def request(self, timeout: float, **message: Any) -> tuple[dict[str, Any], bytes]:
-        """Ask, and wait for the answer."""
+        """Send a request and wait for the reply."""
         self.send(message)
         return self.receive(timeout)
 
     def send(self, message: dict[str, Any]) -> None:
+        """Send a request without waiting for the reply."""
         if self._socket is None:
             raise BackendDied(f"{self.name} is not running: reset() starts it")
         try:
@@ -112,7 +115,10 @@ class Peer:
             raise self._gone(error) from None
 
     def receive(self, timeout: float) -> tuple[dict[str, Any], bytes]:
-        """The answer to the oldest request; ValueError if it was refused."""
+        """The reply to the oldest open request: its JSON and its raw bytes. ValueError if the process refused the request.
+
+        BackendTimeout, BackendDied or BackendFault if there is no valid reply within `timeout` seconds. The process is then gone.
+        """
         if self._socket is None:
             raise BackendDied(f"{self.name} is not running: reset() starts it")
         end = time.monotonic() + timeout
@@ -123,7 +129,7 @@ class Peer:
             raise BackendTimeout(f"{self.name} did not answer within {timeout:g} s and was killed", self.close(at_once=True)) from None
         except (OSError, ValueError) as error:
             raise self._gone(error) from None
-        except BaseException:  # interrupted in the middle of an answer: what comes next could not be told from its rest
+        except BaseException:  # interrupted within a reply: the rest of it would be mistaken for the next reply
             self.close(at_once=True)
             raise
         if "refused" in answer:
@@ -140,7 +146,7 @@ class Peer:
             self._socket.settimeout(max(end - time.monotonic(), 1e-3))
             got = self._socket.recv_into(view[done:])
             if got == 0:
-                raise ConnectionResetError("the connection was cut")
+                raise ConnectionResetError("the connection was closed")
             done += got
         return bytes(data)
 
@@ -149,44 +155,47 @@ class Peer:
         why = "it ran out of memory" if "out of memory" in log else _ending(self._process.returncode)
         return BackendDied(f"{self.name} is gone ({why}; {error}); reset() starts a new one", log)
 
-    def pictures(self, height: int, width: int) -> NDArray[np.uint8]:
-        """What was drawn last at this size: uint8 [height, width, 4], a view of the shared memory. Call `reserve` before drawing."""
+    def newest_frame(self, height: int, width: int) -> NDArray[np.uint8]:
+        """The frame drawn last at this size: uint8 [height, width, 4], a view of the shared memory. Needs `reserve` before drawing."""
         assert self._frames is not None
         return np.frombuffer(self._frames, np.uint8, height * width * CHANNELS).reshape(height, width, CHANNELS)
 
     def reserve(self, height: int, width: int) -> None:
-        """Make room for pictures of this size."""
+        """Make room for frames of this size."""
         size = height * width * CHANNELS
         if self._frames is None or len(self._frames) < size:
             self._frames_file.truncate(size)
             self._frames = mmap.mmap(self._frames_file.fileno(), size)
 
     def close(self, at_once: bool = False) -> str:
-        """End the process, by force if it must be or `at_once`, and all that it has started; the end of its log. May be called again."""
+        """End the process and its children, and return the end of its log. It is killed if it does not exit in time, or `at_once`.
+
+        May be called repeatedly.
+        """
         self._socket = self._frames = None
         if at_once:
             _signal(self._process, signal.SIGKILL)
         return self._end() or ""
 
 
-def _end(owner: int, line: list[socket.socket], process: subprocess.Popen[bytes], folder: Path, frames: Any) -> str:
-    """What must happen even if nobody calls `close`: also run when the peer is forgotten, and when Python ends."""
+def _end(owner: int, sockets: list[socket.socket], process: subprocess.Popen[bytes], folder: Path, frames: Any) -> str:
+    """The work of `close`. It also runs when an `EngineProcess` is garbage-collected, and when Python exits."""
     if os.getpid() != owner:
-        return ""  # a forked copy of the owner ends; the owner still needs it
-    for one in line:  # it ends by itself when it is told, and also when the line is cut
+        return ""  # a forked copy of the owner exits; the owner still needs the process
+    for connection in sockets:  # the process exits on "close", and also when the socket closes
         with contextlib.suppress(OSError):
-            one.sendall(_message({"op": "close"}))
-        one.close()
-    started = _descendants(process.pid)  # some begin sessions of their own, as MineRL's Java does
+            connection.sendall(_message({"op": "close"}))
+        connection.close()
+    started = _descendants(process.pid)  # some start their own sessions, such as MineRL's Java
     for force in (None, signal.SIGTERM, signal.SIGKILL):
         if force is not None:
             _signal(process, force)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
             break
-    _signal(process, signal.SIGKILL)  # whatever it has left behind in its session
-    for pid, begun in started.items():
-        if begun and _begun(pid) == begun:
+    _signal(process, signal.SIGKILL)  # whatever remains of its session
+    for pid, start_time in started.items():
+        if start_time and _start_time(pid) == start_time:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     frames.close()
@@ -204,7 +213,7 @@ def _message(message: dict[str, Any]) -> bytes:
 
 
 def _descendants(pid: int) -> dict[int, str]:
-    """What a process has started, and that in turn: process id -> when it began. Empty where there is no /proc."""
+    """All descendants of a process: process id -> start time. Empty on systems without /proc."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -212,13 +221,13 @@ def _descendants(pid: int) -> dict[int, str]:
     found, waiting = {}, [pid]
     while waiting:
         for child in parents.get(waiting.pop(), []):
-            found[child] = _begun(child)
+            found[child] = _start_time(child)
             waiting.append(child)
     return found
 
 
-def _begun(pid: int) -> str:
-    """When a process began, so that another that was given its number is not taken for it; empty if it is gone."""
+def _start_time(pid: int) -> str:
+    """Start time of a process, which tells it apart from a later process with the same id; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):

@@ -1,8 +1,7 @@
-"""An engine in a process of its own (process.py), as this side sees it: the same requests for Node and for MineRL's worker.
+"""The client side of an engine that runs in its own process (process.py). Node and MineRL's worker take the same requests.
 
-Requests: reset (seed, start), step (ticks, keys, and turn and look in notches of 15 degrees or camera in degrees), draw (size), solid (low,
-high), reachable, save, load (state). Places are said in Minecraft's axes and mineflayer's angles, which end here: what leaves this
-file is in ours.
+Requests: reset (seed, start), step (ticks, keys, and either turn and look in notches of 15 degrees or camera in degrees), draw (size),
+solid (low, high), reachable, save, load (state). Messages use Minecraft's axes and mineflayer's angles; this file converts them to ours.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from numpy.typing import NDArray
 from wmgym.envs.checks import check_pose
 from wmgym.envs.minecraft.backend import Pose
 from wmgym.envs.minecraft.faults import BackendDied, BackendError
-from wmgym.envs.minecraft.process import Peer
+from wmgym.envs.minecraft.process import EngineProcess
 from wmgym.settings.minecraft import HANDS
 
-BOUND = 16_384  # blocks: float32 poses stay exact to a millimetre
+BOUND = 16_384  # blocks from the origin; within it float32 poses are exact to a millimetre
 HEIGHT = 256
-TICKS = 4  # per action of the ten: 0.2 s
+TICKS = 4  # per step of mode "discrete": 0.2 s
 
 
 class RemoteBackend:
-    """A backend whose process is started at the first reset, and again after a fault."""
+    """A backend that starts its process at the first reset, and again after a fault."""
 
     bounds = ((-BOUND, -BOUND, 0), (BOUND, BOUND, HEIGHT))
 
     def __init__(
-        self, name: str, start: Callable[[], Peer], field_of_view: float, timeout: float, native: tuple[int, int] | None = None
+        self, name: str, start: Callable[[], EngineProcess], field_of_view: float, timeout: float, native: tuple[int, int] | None = None
     ) -> None:
-        """name: for errors. start: gives a running process. timeout: seconds within which a request is answered. native: the one size
-        (height, width) that the process can draw, if it cannot draw any; its pictures are scaled."""
+        """name: used in errors. start: starts the process. field_of_view: vertical, radians. timeout: seconds for one request.
+        native: the size (height, width) that the process draws, if it can draw only one; frames are scaled from it."""
         if not timeout > 0:
             raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
         self.field_of_view = field_of_view
         self.ending = ""
-        self.pose = np.zeros(5, np.float32)  # as last heard
+        self.pose = np.zeros(5, np.float32)  # from the newest reply
         self._name, self._start, self._timeout, self._native = name, start, float(timeout), native
-        self._peer: Peer | None = None
-        self._size: tuple[int, int] | None = native  # of the pictures that a step is to draw
-        self._is_drawn = False  # whether the picture of that size shows the present
+        self._process: EngineProcess | None = None
+        self._size: tuple[int, int] | None = native  # of the frame that each step draws
+        self._is_drawn = False  # whether the frame in shared memory shows the present state
         self._reachable: tuple[NDArray[np.bool_], int, int] | None = None
 
     # ---- the engine ----
@@ -66,10 +65,10 @@ class RemoteBackend:
         return frame
 
     def solid(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> NDArray[np.bool_]:
-        # ours (x, y, z up) is Minecraft's (x, -z, y): the cell [y, y + 1) is the block -y - 1 there
+        # our (x, y, z up) is (x, -z, y) in Minecraft's axes: our cell [y, y + 1) is Minecraft's block -y - 1
         shape = [max(b - a, 0) for a, b in zip(low, high)]
         _, content = self._talk(op="solid", low=[int(low[0]), int(low[2]), -int(high[1])], high=[int(high[0]), int(high[2]), -int(low[1])])
-        cells = np.frombuffer(content, np.bool_).reshape(shape)  # [X, Z there, Y there] = [X, Y backwards, Z]
+        cells = np.frombuffer(content, np.bool_).reshape(shape)  # Minecraft's [X, Z, Y] = our [X, reversed Y, Z]
         return np.ascontiguousarray(cells[:, ::-1])
 
     def reachable(self, x: float, y: float) -> bool:
@@ -91,11 +90,11 @@ class RemoteBackend:
         return self._moved(self._ask(op="load", state=plain, size=self._size))
 
     def close(self) -> None:
-        if self._peer is not None:
-            self._peer.close()
-            self._peer = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
-    # ---- in two halves, so that lanes can work side by side ----
+    # ---- send and receive apart, so that lanes can run side by side ----
 
     def send_step(self, action: int) -> None:
         keys, left, up = HANDS[action]
@@ -108,33 +107,33 @@ class RemoteBackend:
         return self._moved(self._running().receive(self._timeout)[0])
 
     def draw_into(self, frame: NDArray[np.uint8]) -> None:
-        """The present into [height, width, 3]."""
+        """Draw the present state into [height, width, 3]."""
         size = self._native or (frame.shape[0], frame.shape[1])
         if self._size is None:
-            self._size = size  # from now on, each step draws what is likely to be asked for
+            self._size = size  # from now on each step also draws a frame of this size, which saves a request
         if not (self._is_drawn and size == self._size):
             self._running().reserve(*size)
             self._talk(op="draw", size=size)
             self._is_drawn = size == self._size
-        picture = self._running().pictures(*size)[..., :3]
-        frame[:] = picture if picture.shape == frame.shape else _scaled(picture, frame.shape[:2])
+        drawn = self._running().newest_frame(*size)[..., :3]
+        frame[:] = drawn if drawn.shape == frame.shape else _scaled(drawn, frame.shape[:2])
 
     # ---- parts ----
 
-    def _running(self) -> Peer:
-        """The process, alive or not: what is asked of a dead one says so."""
-        if self._peer is None:
+    def _running(self) -> EngineProcess:
+        """The process. A request to one that has died raises `BackendDied`."""
+        if self._process is None:
             raise BackendDied(f"{self._name} is not running: reset() starts it")
-        return self._peer
+        return self._process
 
     def _begin(self) -> None:
         """Start the process, unless it runs."""
-        if self._peer is not None and not self._peer.is_alive:
-            self._peer = None  # after a fault
-        if self._peer is None:
-            self._peer = self._start()
+        if self._process is not None and not self._process.is_alive:
+            self._process = None  # after a fault
+        if self._process is None:
+            self._process = self._start()
             if self._size is not None:
-                self._peer.reserve(*self._size)
+                self._process.reserve(*self._size)
 
     def _send(self, **message: Any) -> None:
         self._is_drawn = False
@@ -143,9 +142,7 @@ class RemoteBackend:
     def _talk(self, **message: Any) -> tuple[dict[str, Any], bytes]:
         if message["op"] in ("reset", "load"):
             self._begin()
-        peer = self._running()
-        peer.send(message)
-        return peer.receive(self._timeout)
+        return self._running().request(self._timeout, **message)
 
     def _ask(self, **message: Any) -> dict[str, Any]:
         self._is_drawn = False
@@ -161,7 +158,7 @@ class RemoteBackend:
 
 
 class RemoteLanes:
-    """Engines that work side by side, a process each; frames are copied once, from the memory shared with each process."""
+    """Engines that run side by side, one process each. A frame is copied once, out of the memory shared with its process."""
 
     def __init__(self, num_lanes: int, make: Callable[[], RemoteBackend]) -> None:
         self.engines = [make() for _ in range(num_lanes)]
@@ -170,12 +167,13 @@ class RemoteLanes:
         moving = np.flatnonzero(actions >= 0).tolist()
         return self._each(moving, lambda lane: self.engines[lane].send_step(int(actions[lane])))
 
-    def tick(self, hands: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
-        told = {lane: hand for lane, hand in enumerate(hands) if hand is not None}
-        return self._each(list(told), lambda lane: self.engines[lane].send_tick(*told[lane]))
+    def tick(self, inputs: Sequence[tuple[Sequence[str], tuple[float, float]] | None]) -> Pose:
+        moving = {lane: each for lane, each in enumerate(inputs) if each is not None}
+        return self._each(list(moving), lambda lane: self.engines[lane].send_tick(*moving[lane]))
 
     def _each(self, lanes: list[int], send: Callable[[int], None]) -> Pose:
-        """Tell all, then hear all: also those after one that failed, so that no answer is left over for the next question."""
+        """Send to all lanes, then receive from all. A failed lane does not stop the others: an unread reply would be mistaken for the
+        reply to the next request."""
         fault: BackendError | None = None
         sent = []
         for lane in lanes:
@@ -201,13 +199,13 @@ class RemoteLanes:
         return frames
 
 
-def _scaled(picture: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    import cv2  # here, because most engines draw the size that is asked for
+def _scaled(frame: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    import cv2  # here, because most engines draw the requested size themselves
 
-    return cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
-# poses there and here
+# poses in Minecraft's axes and in ours
 
 
 def to_minecraft(pose: Pose) -> list[float]:
@@ -217,7 +215,7 @@ def to_minecraft(pose: Pose) -> list[float]:
 
 
 def from_minecraft(place: Sequence[float]) -> Pose:
-    """The inverse. Rounding to float32 must not carry a yaw up to pi, which is written -pi."""
+    """The inverse of `to_minecraft`. A yaw that float32 rounds up to pi becomes -pi."""
     x, y, z, yaw, pitch = place
     turned = (yaw + math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
     pose = np.array([x, -z, y, turned, pitch], np.float32)
@@ -227,7 +225,7 @@ def from_minecraft(place: Sequence[float]) -> Pose:
 
 
 def check_start(start: Any) -> Pose:
-    """A start pose within the world; whether a body fits there is for the process to say."""
+    """A start pose within the world, or ValueError. The process itself checks that a body fits there."""
     pose = check_pose("start", start)
     x, y, z = (float(v) for v in pose[:3])
     if not (abs(x) < BOUND and abs(y) < BOUND and 0 <= z < HEIGHT):

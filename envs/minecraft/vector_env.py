@@ -1,6 +1,6 @@
-"""Many block worlds behind Gymnasium's vector API: one call moves all bodies, one draws all views.
+"""Many block worlds behind Gymnasium's vector API: one call moves all bodies, one call draws all views.
 
-Lane i of an env that was reset with seed s is the single env that was reset with seed s + i, bit for bit, across autoresets too.
+After `reset(seed=s)` lane i equals the single env that was reset with seed s + i, bit for bit, also across autoresets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from wmgym import tasks
-from wmgym.envs.checks import check_render_mode, check_render_size, check_size
+from wmgym.envs.checks import check_render_mode, check_render_size, check_size, check_state_keys
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
@@ -22,11 +22,11 @@ from wmgym.vectors import Info, LanesEnv, Mask, VectorConfig, as_tensors, check_
 
 
 class MinecraftVectorEnv(LanesEnv):
-    """N Minecraft-like worlds.
+    """N Minecraft-like worlds. The keywords of `MinecraftEnv`, and:
 
-    autoreset_mode: "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset).
-    obs_type: "numpy", or "torch": observations are tensors, on the CPU as these worlds are.
-    max_episode_steps: another name of `horizon`, as `gymnasium.make_vec` gives it. The rest is as in `MinecraftEnv`.
+    autoreset_mode: "next_step", "same_step" or "disabled" (an ended lane rests, with its flags set, until it is reset).
+    obs_type: "numpy", or "torch" for tensors on the CPU.
+    max_episode_steps: another name of `horizon`, used by `gymnasium.make_vec`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -70,16 +70,16 @@ class MinecraftVectorEnv(LanesEnv):
     def _is_per_lane(self, key: str, value: Any) -> bool:
         return key in single.RESET_OPTIONS and np.ndim(value) == 2
 
-    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[tuple[Pose | None, Pose | None]]) -> None:
-        """If an engine's process fails, a `BackendError` is raised, and all lanes must be reset."""
-        asked = any(wish is not None for pair in wishes for wish in pair)
-        before = self.save_state() if asked and self._is_running and find_backend(self.backend).saves else None
+    def _open(self, mask: Mask, seeds: Sequence[int | None], options: Sequence[tuple[Pose | None, Pose | None]]) -> None:
+        """A `BackendError` means that an engine's process failed. All lanes must then be reset."""
+        may_be_refused = any(pose is not None for pair in options for pose in pair)
+        before = self.save_state() if may_be_refused and self._is_running and find_backend(self.backend).saves else None
         try:
             for lane in np.flatnonzero(mask).tolist():
-                self._open_lane(lane, seeds[lane], *wishes[lane])
+                self._open_lane(lane, seeds[lane], *options[lane])
             self._draw(mask)
         except BackendError:
-            self._is_running = False  # a process is gone, and with it what it held
+            self._is_running = False  # the state of that lane is lost with its process
             raise
         except BaseException:
             if before is not None:
@@ -89,8 +89,8 @@ class MinecraftVectorEnv(LanesEnv):
     def _open_lane(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
         """Begin an episode in one lane, as the single env's reset does."""
         self._seed(lane, seed)
-        pose, aim = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
-        self._poses[lane], self._goals[lane] = pose, 0 if aim is None else aim
+        pose, chosen = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
+        self._poses[lane], self._goals[lane] = pose, 0 if chosen is None else chosen
         self._elapsed[lane] = 0
         self._terminated[lane] = self._truncated[lane] = False
 
@@ -116,14 +116,14 @@ class MinecraftVectorEnv(LanesEnv):
         return self._terminated.copy(), self._truncated.copy()
 
     def _draw(self, lanes: Mask) -> None:
-        """Look again in some lanes."""
+        """Render the frames of some lanes."""
         if lanes.any():
             self._frames[lanes] = self._lanes.render(self.size, self.size, None if lanes.all() else np.flatnonzero(lanes))
 
     def _observe(self) -> Any:
         frames = self._frames.copy()
-        seen = {"pov": frames, "compass": tasks.compass(self._poses, self._goals)} if self._has_goal else frames
-        return as_tensors(seen) if self.obs_type == "torch" else seen
+        observation = {"pov": frames, "compass": tasks.compass(self._poses, self._goals)} if self._has_goal else frames
+        return as_tensors(observation) if self.obs_type == "torch" else observation
 
     def _info(self, lanes: Mask) -> dict[str, Any]:
         every = np.ones(self.num_envs, bool)
@@ -146,7 +146,10 @@ class MinecraftVectorEnv(LanesEnv):
     # ---- more than Gymnasium asks ----
 
     def save_state(self) -> dict[str, Any]:
-        """All that the future depends on. `state["lanes"][i]` is what the single env's `load_state` takes."""
+        """Everything that the future depends on, as a value. `state["lanes"][i]` is a state of the single env.
+
+        NotImplementedError if the engine cannot save.
+        """
         single.check_saves(self.backend)
         self._check_running()
         lanes = tuple(
@@ -158,9 +161,8 @@ class MinecraftVectorEnv(LanesEnv):
         return {"lanes": lanes, "terminated": self._terminated.copy(), "truncated": self._truncated.copy()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a value of `save_state`, bit for bit."""
-        if not isinstance(state, Mapping) or "lanes" not in state:
-            raise ValueError("load_state takes what the save_state of a vector env gave")
+        """Continue from a value of `save_state`, bit for bit. ValueError if it is not one, or has other lanes or another task."""
+        check_state_keys(state, ("lanes", "terminated", "truncated"))
         if len(state["lanes"]) != self.num_envs:
             raise ValueError(f"the saved state has {len(state['lanes'])} lanes, this env has {self.num_envs}")
         for lane in state["lanes"]:
@@ -178,10 +180,10 @@ class MinecraftVectorEnv(LanesEnv):
         self._is_running = True
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> MinecraftVectorEnv:
-        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched.
+        """n futures of each lane, next to each other, as a vector env that never resets by itself. This env is untouched.
 
-        They keep the generators of their lanes, or get new ones from `seeds`: one number, to which the branch's number is added,
-        or one per branch.
+        Branches keep the generators of their lanes, or get new ones from `seeds`: either one number, to which the branch's index is
+        added, or one number per branch.
         """
         state = self.save_state()
         lanes = tuple(lane for lane in state["lanes"] for _ in range(check_count("n", n)))
@@ -214,15 +216,15 @@ class MinecraftVectorEnv(LanesEnv):
             return self._lanes.step(np.where(moving, self._check_actions(actions), -1))
         if not isinstance(actions, Mapping):
             raise ValueError(f"actions must be a dict with a row per lane under each key, got {type(actions).__name__}")
-        told = [{key: value[lane] for key, value in actions.items()} for lane in range(self.num_envs)]
-        hands = [single.check_hands(action, self.single_action_space) for action in told]
-        return cast(TickLanes, self._lanes).tick([hand if moves else None for hand, moves in zip(hands, moving)])
+        rows = [{key: value[lane] for key, value in actions.items()} for lane in range(self.num_envs)]
+        inputs = [single.check_minerl_action(row, self.single_action_space) for row in rows]
+        return cast(TickLanes, self._lanes).tick([each if moves else None for each, moves in zip(inputs, moving)])
 
     def _check_actions(self, actions: Any) -> NDArray[np.int64]:
-        told = np.asarray(actions)
-        if told.shape != (self.num_envs,):
-            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(told.shape)}")
+        given = np.asarray(actions)
+        if given.shape != (self.num_envs,):
+            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(given.shape)}")
         count = len(ACTIONS)
-        if not np.issubdtype(told.dtype, np.integer) or (told < 0).any() or (told >= count).any():
+        if not np.issubdtype(given.dtype, np.integer) or (given < 0).any() or (given >= count).any():
             raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
-        return told.astype(np.int64)
+        return given.astype(np.int64)

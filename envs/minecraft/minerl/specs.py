@@ -1,7 +1,7 @@
-"""Which MineRL environments the worker runs: MineRL's own, with the pose added to what is observed and a start that can be chosen.
+"""The MineRL environments that the worker runs: MineRL's own, with the pose in the observation and a selectable start.
 
-Imported by worker.py in MineRL's Python. Written against MineRL 0.4.4 (PyPI; wants gym 0.19: with 0.23 its
-spaces cannot be made) and 1.0 (its repository, never run here).
+Imported by worker.py in MineRL's Python. Written against MineRL 0.4.4 (from PyPI; it needs gym 0.19 and cannot build its spaces with
+0.23) and 1.0 (from its repository; untested).
 """
 
 from minerl.herobraine.hero import handlers
@@ -33,7 +33,7 @@ def navigate(resolution):
 
 
 def human_survival(resolution):
-    """Family "1.0": MineRL's HumanSurvival at a resolution (height, width); its episodes do not end by themselves."""
+    """Family "1.0": MineRL's HumanSurvival at a resolution (height, width), without a time limit."""
     from minerl.herobraine.env_specs.human_survival_specs import HumanSurvival
 
     class LocatedSurvival(HumanSurvival):

@@ -1,8 +1,8 @@
-"""MineRL's side of the line: run by a Python that has MineRL and neither wmgym nor anything else of ours.
+"""The worker of the MineRL backend. It runs in a Python that has MineRL but not wmgym.
 
-    python worker.py '{"socket": PATH, "frames": PATH, "family": "1.0", "resolution": [360, 640]}'
+    python worker.py '{"socket": PATH, "frames": PATH, "owner": PID, "family": "1.0", "resolution": [360, 640]}'
 
-It speaks the protocol of ../process.py. Old gym, old NumPy and Python 3.7 must be able to run it, so it keeps to what they know.
+It implements the protocol of ../process.py and uses only what Python 3.7, old gym and old NumPy support.
 """
 
 import importlib
@@ -18,62 +18,62 @@ import time
 
 import numpy as np
 
-NOTCH = 15.0  # degrees of a turn or look of the ten actions
+NOTCH = 15.0  # degrees per turn or look action
 POSE = ("xpos", "ypos", "zpos", "yaw", "pitch")
 KEYS = ("forward", "back", "left", "right", "jump", "sneak", "sprint", "attack")
-PATIENCE_SECONDS = 3.0
-PATIENCE = 20  # ticks in which a new episode must say where the player is
+OWNER_SECONDS = 3.0  # how long the owner may take to exit after the socket closed
+POSE_TICKS = 20  # ticks within which a new episode must report a pose
 
 
 class Player:
-    """One simulator with MineRL's old-gym interface, and the episode in it."""
+    """One simulator with MineRL's old-gym interface, and its running episode."""
 
     def __init__(self, simulator, max_steps):
         self.simulator = simulator
-        self.max_steps = max_steps  # after which the simulator ends an episode by itself; None: never
-        self.picture = None
-        self.where = None  # xpos, ypos, zpos, yaw, pitch
-        self.ticks = 0  # since the episode was handed over
-        self.steps = 0  # of the simulator, which counts those before, too
+        self.max_steps = max_steps  # steps after which the simulator itself ends an episode; None: never
+        self.frame = None
+        self.location = None  # xpos, ypos, zpos, yaw, pitch
+        self.ticks = 0  # since `reset` returned
+        self.steps = 0  # of the simulator, including those within `reset`
         self.ending = ""
 
     def reset(self, seed, start):
         if start is not None:
             start = degrees(start)
-        getattr(self.simulator, "task", self.simulator).start_at(start)  # of specs.py
-        self.simulator.seed(int(seed))  # each reset forgets the seed, and without one MineRL draws its own
-        self.where, self.ending, self.steps = None, "", 0
-        self.take(self.simulator.reset())
-        for _ in range(PATIENCE):
-            if self.where is not None:
+        getattr(self.simulator, "task", self.simulator).start_at(start)  # defined in specs.py
+        self.simulator.seed(int(seed))  # each reset forgets the seed, and MineRL would then draw its own
+        self.location, self.ending, self.steps = None, "", 0
+        self.keep(self.simulator.reset())
+        for _ in range(POSE_TICKS):
+            if self.location is not None:
                 break
             self.tick((), (0.0, 0.0))
-        if self.where is None:
-            raise RuntimeError("the simulator does not say where the player is: location_stats is missing from its observations")
+        if self.location is None:
+            raise RuntimeError("the simulator reports no pose: location_stats is missing from its observations")
         self.ticks = 0
 
-    def take(self, observation):
-        """Keep what an observation shows and tells."""
-        self.picture = np.asarray(observation["pov"], np.uint8)
+    def keep(self, observation):
+        """Keep the frame of an observation, and its pose if it has one."""
+        self.frame = np.asarray(observation["pov"], np.uint8)
         stats = observation.get("location_stats")
         if stats is not None:
-            self.where = [float(stats[name]) for name in POSE]
+            self.location = [float(stats[name]) for name in POSE]
 
     def tick(self, pressed, camera):
         """One tick of 50 ms; camera: degrees down and to the right."""
         if self.ending:
-            return  # what is over rests
+            return  # the episode is over
         space = self.simulator.action_space
         action = (space.no_op if hasattr(space, "no_op") else space.noop)()
         for key in pressed:
             action[key] = np.array(1)
         action["camera"] = np.array(camera, np.float32)
         observation, _, done, info = self.simulator.step(action)
-        if "error" in info:  # MineRL hides a lost connection behind a random observation
-            raise RuntimeError(f"MineRL lost its Minecraft: {info['error']}")
-        self.take(observation)
-        if "location_stats" in info:  # as a monitor it comes here
-            self.where = [float(info["location_stats"][name]) for name in POSE]
+        if "error" in info:  # after a lost connection MineRL returns a random observation and this entry
+            raise RuntimeError(f"MineRL lost its connection to Minecraft: {info['error']}")
+        self.keep(observation)
+        if "location_stats" in info:  # where MineRL's monitors report
+            self.location = [float(info["location_stats"][name]) for name in POSE]
         self.ticks += 1
         self.steps += 1
         if done:
@@ -86,9 +86,9 @@ class Player:
             self.tick(pressed, camera if tick == 0 else (0.0, 0.0))
 
     def report(self):
-        assert self.where is not None
-        x, y, z, yaw, pitch = self.where
-        turned = math.pi - math.radians(yaw)  # MineRL's yaw is as Java has it: any number of turns, clockwise, 0 along +z
+        assert self.location is not None
+        x, y, z, yaw, pitch = self.location
+        turned = math.pi - math.radians(yaw)  # MineRL's yaw is Java's: not wrapped, clockwise, 0 along +z
         turned -= 2 * math.pi * math.floor((turned + math.pi) / (2 * math.pi))
         return {"pose": [x, y, z, turned, -math.radians(pitch)], "ticks": self.ticks, "ending": self.ending}
 
@@ -100,7 +100,7 @@ def degrees(place):
 
 
 def make_simulator(family, resolution):
-    """The simulator of a family, and after how many steps it ends an episode by itself."""
+    """The simulator of a family, and the steps after which it ends an episode itself (None: never)."""
     if ":" in family:
         module, name = family.split(":")
         simulator = getattr(importlib.import_module(module), name)(tuple(resolution))
@@ -111,8 +111,8 @@ def make_simulator(family, resolution):
     return spec.make(), spec.max_episode_steps
 
 
-class Line:
-    """The socket and the file for pictures."""
+class Connection:
+    """The socket, and the file for frames."""
 
     def __init__(self, config):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -129,52 +129,52 @@ class Line:
             data += part
         return data
 
-    def hear(self):
+    def receive(self):
         return json.loads(self.read(struct.unpack("<I", self.read(4))[0]).decode())
 
-    def say(self, message):
+    def send(self, message):
         text = json.dumps(message).encode()
         self.socket.sendall(struct.pack("<I", len(text)) + text)
 
-    def show(self, picture, size):
-        if list(picture.shape[:2]) != list(size):
-            raise RuntimeError(f"the simulator draws {list(picture.shape[:2])}, not {list(size)}")
+    def publish(self, frame, size):
+        if list(frame.shape[:2]) != list(size):
+            raise RuntimeError(f"the simulator draws {list(frame.shape[:2])}, not {list(size)}")
         if self.memory is None:
             with open(self.path, "r+b") as file:
                 self.memory = mmap.mmap(file.fileno(), 0)
         rgba = np.full(tuple(size) + (4,), 255, np.uint8)
-        rgba[..., :3] = picture
+        rgba[..., :3] = frame
         self.memory[: rgba.size] = rgba.tobytes()
 
 
 def main(config):
-    line = Line(config)
+    connection = Connection(config)
     try:
         player = Player(*make_simulator(config["family"], config["resolution"]))
-    except Exception as error:  # whatever it is, the other side must be told
-        line.say({"error": f"{type(error).__name__}: {error}"})
+    except Exception as error:  # the owner reports it
+        connection.send({"error": f"{type(error).__name__}: {error}"})
         raise
-    line.say({"hello": 1})
+    connection.send({"hello": 1})
     try:
         while True:
-            request = line.hear()
+            request = connection.receive()
             if request["op"] == "close":
                 break
             try:
-                reply = answer(player, line, request)
+                reply = answer(player, connection, request)
             except Exception as error:
-                line.say({"error": f"{type(error).__name__}: {error}"})
+                connection.send({"error": f"{type(error).__name__}: {error}"})
                 raise
-            line.say(reply)
+            connection.send(reply)
     except (EOFError, OSError):
-        orphaned(config["owner"], os.path.dirname(config["socket"]))  # cut off without a word
+        orphaned(config["owner"], os.path.dirname(config["socket"]))  # the socket closed without a "close" request
     finally:
         player.simulator.close()
 
 
 def orphaned(owner, folder):
-    """If our owner was killed, perhaps a moment ago, what it would have tidied up is left to us."""
-    end = time.time() + PATIENCE_SECONDS
+    """Remove the owner's folder if the owner was killed, which may take effect only after the socket has closed."""
+    end = time.time() + OWNER_SECONDS
     while time.time() < end:
         try:
             os.kill(owner, 0)
@@ -184,7 +184,7 @@ def orphaned(owner, folder):
         time.sleep(0.05)
 
 
-def answer(player, line, request):
+def answer(player, connection, request):
     if request["op"] == "reset":
         player.reset(request["seed"], request["start"])
     elif request["op"] == "step":
@@ -192,7 +192,7 @@ def answer(player, line, request):
     elif request["op"] != "draw":
         raise RuntimeError(f"unknown request {request['op']}")
     if request.get("size"):
-        line.show(player.picture, request["size"])
+        connection.publish(player.frame, request["size"])
     return player.report()
 
 

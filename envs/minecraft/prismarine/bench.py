@@ -1,7 +1,7 @@
-"""How fast the Prismarine backend is, on one core: frames of 50 ms at 128 x 128, chunk borders, resets, and lanes side by side.
+"""The speed of the Prismarine backend on one core: frames of 50 ms at 128 x 128, chunk borders, resets, and lanes side by side.
 
-Times are of the processors of this thread and of the Node process, so that other programs on the machine hardly count; what a user
-waits for at worst (`worst_*_ms`, resets, lanes) is the clock's.
+Frame rates use processor time of this thread and of the Node process, so that other programs on the machine hardly affect them. The
+latencies of a user (`worst_*_ms`, resets, lanes) are wall-clock time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ ROUND = 100  # frames timed together
 
 
 def bench(seconds: float = 3.0) -> dict[str, float]:
-    """turning, sprinting: frames per second of processor time. worst_sprint_ms: the longest frame while chunk borders are crossed.
-    known_world_ms, new_world_ms: resets. start_ms: a process and its first world. lanes: env steps of 0.2 s per second in four."""
+    """Measure each frame rate for about `seconds`.
+
+    turning_frames_per_second, sprinting_frames_per_second: frames per second of processor time.
+    worst_sprint_ms: the longest frame while chunk borders are crossed.
+    known_world_ms, new_world_ms: reset to a world in memory, and to a new one.
+    start_ms: starting a process and opening its first world.
+    vector_steps_per_second_4: env steps of 0.2 s per second, summed over four lanes.
+    """
     begin = time.perf_counter()
     engine = PrismarineBackend()
     engine.reset(SEEDS[0], None)
@@ -64,9 +70,9 @@ def _rate(engine: PrismarineBackend, run: Callable[[], None], seconds: float) ->
 
 
 def _used(engine: PrismarineBackend) -> float:
-    """Processor seconds of this thread and of the engine's process so far."""
-    assert engine._peer is not None
-    fields = Path(f"/proc/{engine._peer.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    """Processor seconds that this thread and the engine's process have used so far."""
+    assert engine._process is not None
+    fields = Path(f"/proc/{engine._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return time.thread_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

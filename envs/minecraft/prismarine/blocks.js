@@ -1,12 +1,12 @@
 'use strict'
-// What each block state is, read once from minecraft-data: shapes for the body, models for the picture.
+// Properties of each block state, read once from minecraft-data: shapes for collisions, models for rendering.
 
 const fs = require('fs')
 const path = require('path')
 const { getVersion } = require('prismarine-viewer/viewer/lib/version')
 
 const ASSETS = path.join(path.dirname(require.resolve('prismarine-viewer/package.json')), 'public')
-const STEP = 0.25 // what is lower than this stops nobody: snow, carpets
+const STEP = 0.25 // blocks; lower shapes (snow layers, carpets) do not stop a body
 
 class Blocks {
   constructor (version) {
@@ -20,13 +20,13 @@ class Blocks {
     this.states = []
     const count = 1 + Object.values(this.registry.blocks).reduce((most, block) => Math.max(most, block.maxStateId), 0)
     this.known = new Uint8Array(count)
-    this.opaque = new Uint8Array(count) // fills its cell and hides what is behind it
-    this.solid = new Uint8Array(count) // stops a body
-    this.seen = new Uint8Array(count) // has something to draw
+    this.opaque = new Uint8Array(count) // 1: fills its cell and hides what is behind it
+    this.solid = new Uint8Array(count) // 1: stops a body
+    this.drawn = new Uint8Array(count) // 1: has a model to draw
     this.of(0)
   }
 
-  // The block of a state. It is shared: its position and biome are whatever was set last.
+  // The block of a state. The object is shared: its position and biome are those that were set last.
   of (state) {
     let block = this.states[state]
     if (block === undefined) {
@@ -38,14 +38,14 @@ class Blocks {
       if (block.isLeaves) block.dense = Object.assign(Object.create(block), { transparent: false })
       this.opaque[state] = block.isCube && !block.transparent ? 1 : 0
       this.solid[state] = block.boundingBox === 'block' && shapes.some(shape => shape[4] > STEP) ? 1 : 0
-      this.seen[state] = block.variant.length > 0 ? 1 : 0
+      this.drawn[state] = block.variant.length > 0 ? 1 : 0
       this.known[state] = 1
     }
     return block
   }
 
-  // Make sure that the tables say what these states are.
-  learn (states) {
+  // Fill the tables for these states.
+  register (states) {
     for (let i = 0; i < states.length; i++) if (this.known[states[i]] === 0) this.of(states[i])
   }
 
@@ -56,7 +56,7 @@ class Blocks {
   }
 }
 
-// Which models a block is drawn with. The viewer's own function takes stairs for air, since their name contains it.
+// The models that a block is drawn with. The viewer's own function draws no stairs: their name contains "air".
 function variantsOf (block, models) {
   if (/^(air|cave_air|void_air|barrier|structure_void|light)$/.test(block.name)) return []
   const entry = models[block.name] || models.missing_texture
@@ -71,7 +71,7 @@ function variantsOf (block, models) {
   return found.filter(variant => variant && variant.model)
 }
 
-// Whether a block has the properties that a model asks for: 'a=b,c=d', {a: 'b|c'}, {OR: [...]}, {AND: [...]} or nothing.
+// Whether a block has the properties that a model requires: 'a=b,c=d', {a: 'b|c'}, {OR: [...]}, {AND: [...]} or nothing.
 function matches (block, when) {
   if (!when) return true
   if (typeof when === 'string') when = Object.fromEntries(when.split(',').map(pair => pair.split('=')))

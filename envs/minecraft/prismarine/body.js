@@ -1,5 +1,5 @@
 'use strict'
-// The player: one call of `tick` is 50 ms of prismarine-physics, which has Minecraft's own numbers.
+// The player's body. One call of `tick` simulates 50 ms with prismarine-physics, which uses Minecraft's constants.
 
 const { Vec3 } = require('vec3')
 const { Physics, PlayerState } = require('prismarine-physics')
@@ -7,9 +7,9 @@ const { RaycastIterator } = require('prismarine-world').iterators
 
 const STANDING = 1.62 // blocks from the feet to the eyes
 const SNEAKING = 1.27
-const REACH = 4.5 // of an arm
-const TURN = Math.PI / 12 // one turn or look of the ten actions
-const SETTLE = 40 // ticks for a body to come to rest where it was put
+const REACH = 4.5 // blocks within which a block can be dug
+const TURN = Math.PI / 12 // radians per turn or look action
+const SETTLE = 40 // ticks for a placed body to come to rest
 
 const NUMBERS = ['x', 'y', 'z', 'vx', 'vy', 'vz', 'heading', 'turns', 'pitch', 'onGround', 'isInWater', 'isInLava', 'isInWeb',
   'isCollidedHorizontally', 'isCollidedVertically', 'jumpTicks', 'jumpQueued', 'sneaking', 'digX', 'digY', 'digZ', 'digTicks', 'ticks']
@@ -19,10 +19,10 @@ class Body {
     this.columns = columns
     this.physics = Physics(registry, columns)
     this.player = { version, inventory: { slots: [] }, jumpTicks: 0, jumpQueued: false, fireworkRocketDuration: 0 }
-    this.digs = (x, y, z) => columns.edit(x, y, z, 0) // what happens to a block dug through
+    this.onDug = (x, y, z) => columns.edit(x, y, z, 0) // called when a block has been dug
   }
 
-  // Stand at (x, y, z), looking along a yaw of mineflayer's (radians, 0 along -z, counter-clockwise) and a pitch (up positive).
+  // Stand at (x, y, z) with mineflayer's yaw (radians, 0 along -z, counter-clockwise) and pitch (radians, up positive).
   place (x, y, z, yaw, pitch) {
     this.player.entity = {
       position: new Vec3(x, y, z), velocity: new Vec3(0, 0, 0), yaw, pitch, effects: {}, attributes: undefined, elytraFlying: false,
@@ -31,13 +31,13 @@ class Body {
     this.player.jumpTicks = 0
     this.player.jumpQueued = false
     this.heading = yaw
-    this.turns = 0 // counted, so that 24 turns of 15 degrees look exactly where they began
+    this.turns = 0 // counted, so that 24 turns of 15 degrees give exactly the same yaw again
     this.sneaking = false
     this.dig = { x: 0, y: 0, z: 0, ticks: 0 }
     this.ticks = 0
   }
 
-  // Whether a body fits at (x, y, z): 0.6 wide, 1.8 high. A hair's breadth is forgiven, so that a float32 copy of a place is still one.
+  // Whether a body (0.6 wide, 1.8 high) fits at (x, y, z). The tolerance of 1 mm admits positions rounded to float32.
   fits (x, y, z) {
     const edge = 0.3 - 1e-3
     for (let by = Math.floor(y + 1e-3); by <= Math.floor(y + 1.8 - 1e-3); by++) {
@@ -55,14 +55,14 @@ class Body {
     return true
   }
 
-  // Fall to the ground, or to where water carries, then count from 0.
+  // Fall to the ground, or float to the surface of water, and set the tick count to 0.
   settle () {
     for (let i = 0; i < SETTLE; i++) this.tick({})
     this.player.entity.velocity = new Vec3(0, 0, 0)
     this.ticks = 0
   }
 
-  // Turn by whole 15 degrees: left and up are positive.
+  // Turn by multiples of 15 degrees. Left and up are positive.
   turn (left, up) {
     const entity = this.player.entity
     this.turns = (((this.turns + left) % 24) + 24) % 24
@@ -70,7 +70,7 @@ class Body {
     entity.pitch = limit(entity.pitch + up * TURN)
   }
 
-  // Turn by degrees as a mouse does in MineRL: right and down are positive.
+  // Turn by degrees, with the signs of MineRL's camera: right and down are positive.
   look (right, down) {
     const entity = this.player.entity
     entity.yaw = this.heading = wrap(entity.yaw - right * Math.PI / 180)
@@ -89,7 +89,7 @@ class Body {
     this.ticks++
   }
 
-  // A block falls when the arm has been at it long enough, as by hand.
+  // Dig the block in view. It breaks after as many ticks as it takes without a tool.
   attack () {
     const entity = this.player.entity
     const target = this.target()
@@ -98,7 +98,7 @@ class Body {
     const same = this.dig.ticks > 0 && this.dig.x === x && this.dig.y === y && this.dig.z === z
     this.dig = { x, y, z, ticks: same ? this.dig.ticks + 1 : 1 }
     if (this.dig.ticks * 50 >= target.digTime(null, false, entity.isInWater, !entity.onGround, [], {})) {
-      this.digs(x, y, z)
+      this.onDug(x, y, z)
       this.dig.ticks = 0
     }
   }
@@ -122,7 +122,7 @@ class Body {
     return [position.x, position.y, position.z, yaw, pitch]
   }
 
-  // All that the next tick depends on, as numbers.
+  // Everything that the next tick depends on, as an array of numbers.
   save () {
     const { entity } = this.player
     const all = {

@@ -1,5 +1,5 @@
 'use strict'
-// The blocks of one world, 16 x 16 x 256 at a time, as flat arrays: index (y << 8) | (z << 4) | x.
+// The blocks of one world, in columns of 16 x 16 x 256 blocks as flat arrays. Index: (y << 8) | (z << 4) | x.
 // Columns come from a source: the terrain of a seed, a saved world, or a server.
 
 const { Vec3 } = require('vec3')
@@ -8,25 +8,25 @@ const HEIGHT = 256
 const key = (cx, cz) => (cx + 32768) * 65536 + (cz + 32768)
 
 class Columns {
-  // source.column(cx, cz): {blocks: Uint16Array, biomes: Uint8Array [256]}, null if there is none, or a promise of that
+  // source.column(cx, cz): {blocks: Uint16Array, biomes: Uint8Array [256]}, or null if there is none, or a promise of either
   constructor (blocks, source) {
     this.blocks = blocks
     this.source = source
     this.loaded = new Map()
-    this.edits = new Map() // 'x,y,z' -> [x, y, z, state now, state before]
-    this.changed = () => {} // told (x, y, z) of every block that changes
+    this.edits = new Map() // 'x,y,z' -> [x, y, z, present state, original state]
+    this.onChange = () => {} // called with (x, y, z) of every block that changes
   }
 
   get (cx, cz) { return this.loaded.get(key(cx, cz)) }
 
-  // The column, made or read if it is not at hand; null where the source has none (yet).
+  // The column, from memory or from the source; null if the source does not have it (yet).
   async load (cx, cz) {
-    const had = this.get(cx, cz)
-    if (had !== undefined) return had
-    const made = await this.source.column(cx, cz)
-    if (!made) return null
-    const column = { cx, cz, biomes: made.biomes, blocks: made.blocks, top: topOf(made.blocks) }
-    this.blocks.learn(column.blocks.subarray(0, (column.top + 1) << 8))
+    const loaded = this.get(cx, cz)
+    if (loaded !== undefined) return loaded
+    const found = await this.source.column(cx, cz)
+    if (!found) return null
+    const column = { cx, cz, biomes: found.biomes, blocks: found.blocks, top: topOf(found.blocks) }
+    this.blocks.register(column.blocks.subarray(0, (column.top + 1) << 8))
     this.loaded.set(key(cx, cz), column)
     for (const [x, y, z, state] of this.edits.values()) if (x >> 4 === cx && z >> 4 === cz) this.put(column, x, y, z, state)
     return column
@@ -41,14 +41,14 @@ class Columns {
     return y < 0 || y >= HEIGHT ? 0 : column.blocks[(y << 8) | ((z & 15) << 4) | (x & 15)]
   }
 
-  // What prismarine-physics asks for: a block that knows where it is, null where nothing is known.
+  // The interface that prismarine-physics needs: a block with its position, or null where no column is loaded.
   getBlock (position) {
     const x = Math.floor(position.x)
     const y = Math.floor(position.y)
     const z = Math.floor(position.z)
     const state = this.state(x, y, z)
     if (state < 0) return null
-    const block = Object.create(this.blocks.of(state)) // those of one kind are shared, and the physics keeps several at once
+    const block = Object.create(this.blocks.of(state)) // not the shared object, since the physics holds several blocks at once
     block.position = new Vec3(x, y, z)
     return block
   }
@@ -57,16 +57,16 @@ class Columns {
     this.blocks.of(state)
     column.blocks[(y << 8) | ((z & 15) << 4) | (x & 15)] = state
     if (state !== 0) column.top = Math.max(column.top, y)
-    this.changed(x, y, z)
+    this.onChange(x, y, z)
   }
 
-  // A block that the world itself has changed (a server's news).
+  // Apply a block change that the server reports.
   update (x, y, z, state) {
     const column = this.get(x >> 4, z >> 4)
     if (column !== undefined && y >= 0 && y < HEIGHT && this.state(x, y, z) !== state) this.put(column, x, y, z, state)
   }
 
-  // A block that the player has changed: undone by `restore`.
+  // Apply a block change by the player. `restore` undoes it.
   edit (x, y, z, state) {
     const before = this.state(x, y, z)
     if (before < 0 || before === state || y < 0 || y >= HEIGHT) return
@@ -91,7 +91,7 @@ function topOf (blocks) {
   return at >> 8
 }
 
-// A column of prismarine-chunk as flat arrays.
+// Convert a column of prismarine-chunk to flat arrays.
 function flatten (chunk) {
   const blocks = new Uint16Array(HEIGHT << 8)
   const biomes = new Uint8Array(256)

@@ -1,7 +1,7 @@
-"""`wmgym minecraft install`: the Node packages that the Prismarine and server backends run on, fetched by npm into the user's data folder.
+"""`wmgym minecraft install`: install the Node packages of the Prismarine and server backends with npm, in the user's data folder.
 
-They bring Minecraft's block models and textures, which belong to Mojang: they are for the user who installs them, and are neither
-part of wmgym nor to be passed on. What is fetched is pinned by package-lock.json. A run that was stopped goes on where it was.
+They include Minecraft's block models and textures, which belong to Mojang: they are for the user who installs them, are not part of
+wmgym and must not be redistributed. package-lock.json pins all versions. An interrupted installation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PINS = ("package.json", "package-lock.json")
 MARK = "installed.json"
 NODE = 18  # the oldest major version that works
 LOG_LINES = 15
-# What `gl` is compiled with, and what draws: a command that shows whether it is there, and Debian's name for it.
+# What compiling `gl` needs, and what rendering needs: a name, a command that tests for it, and its Debian package.
 SYSTEM = (
     ("g++", ("g++", "--version"), "g++"),
     ("make", ("make", "--version"), "make"),
@@ -38,18 +38,21 @@ DRAWING = (("Xvfb", ("Xvfb", "-help"), "xvfb libgl1-mesa-dri"),)
 
 @dataclass(frozen=True)
 class InstallArgs:
-    """Fetch the Node packages of the backends "prismarine" and "server" (about 950 MB; a few minutes, most of it compiling `gl`)."""
+    """Install the Node packages of the backends "prismarine" and "server" (about 950 MB; a few minutes, mostly to compile `gl`)."""
 
     folder: Path | None = None
-    """Where to; by default $WMGYM_MINECRAFT, or wmgym/minecraft in the user's data folder."""
+    """Target folder; by default $WMGYM_MINECRAFT, or wmgym/minecraft in the user's data folder."""
 
 
 def install(args: InstallArgs) -> dict[str, Any]:
-    """Fetch, then compile what must be compiled. `wmgym doctor` then draws with it."""
+    """Download the packages, then compile `gl`. A report of what was done.
+
+    ImportError names what is missing on the system; OSError has the end of npm's output. `wmgym doctor` tests the installation.
+    """
     folder = (args.folder or data_folder()).expanduser().resolve()
     node = find_node()
     if shutil.which("npm") is None:
-        raise ImportError("npm is missing: it comes with Node, on Debian as the package npm")
+        raise ImportError("npm is missing: install it with Node (Debian's package is npm)")
     if is_installed(folder):
         return {"folder": str(folder), "node": node, "status": "installed already"}
     missing = [package for _, command, package in (*SYSTEM, *DRAWING) if not _works(command)]
@@ -60,7 +63,7 @@ def install(args: InstallArgs) -> dict[str, Any]:
         shutil.copy(HERE / name, folder / name)
     begin = time.monotonic()
     fetched = folder / "fetched"
-    if not (fetched.exists() and fetched.read_text() == _pins()):  # else a run that was stopped later goes on from there
+    if not (fetched.exists() and fetched.read_text() == _pins()):  # else an earlier run was stopped after the download
         _npm("packages", folder, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
         fetched.write_text(_pins())
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -70,7 +73,7 @@ def install(args: InstallArgs) -> dict[str, Any]:
 
 
 def data_folder() -> Path:
-    """Where the packages are: $WMGYM_MINECRAFT, or a folder in the user's data folder."""
+    """The folder of the packages: $WMGYM_MINECRAFT, or wmgym/minecraft in the user's data folder."""
     given = os.environ.get("WMGYM_MINECRAFT")
     if given:
         return Path(given).expanduser()
@@ -79,7 +82,7 @@ def data_folder() -> Path:
 
 
 def is_installed(folder: Path | None = None) -> bool:
-    """Whether the packages that this version pins are all there."""
+    """Whether the packages are installed in the versions that this wmgym pins."""
     mark = (folder or data_folder()) / MARK
     try:
         return json.loads(mark.read_text())["pins"] == _pins()
@@ -88,32 +91,33 @@ def is_installed(folder: Path | None = None) -> bool:
 
 
 def modules_folder() -> Path:
-    """The folder that Node is to find packages in; ImportError that says how to get them."""
+    """The folder in which Node finds the packages. ImportError, with the command to run, if they are not installed."""
     if not is_installed():
-        raise ImportError(f"the backend's Node packages are not in {data_folder()} (or are of another version): wmgym minecraft install")
+        folder = data_folder()
+        raise ImportError(f"the backend's Node packages are not in {folder} (or are of another version): run wmgym minecraft install")
     return data_folder() / "node_modules"
 
 
 def find_node() -> str:
-    """The node program; ImportError if it is missing or too old."""
+    """The node program. ImportError if it is missing or too old."""
     node = shutil.which("node")
     if node is None:
-        raise ImportError(f"Node is missing: version {NODE} or later is needed, on Debian the packages nodejs and npm")
-    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout.strip()
-    if not said.startswith("v") or int(said[1:].split(".")[0]) < NODE:
-        raise ImportError(f"Node {NODE} or later is needed, {node} is {said or 'broken'}")
+        raise ImportError(f"Node is missing: install version {NODE} or later (Debian's packages are nodejs and npm)")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout.strip()
+    if not version.startswith("v") or int(version[1:].split(".")[0]) < NODE:
+        raise ImportError(f"Node {NODE} or later is needed, {node} is {version or 'broken'}")
     return node
 
 
 def what_is_missing() -> str | None:
-    """Why the Node backends cannot run here, in one line; None if they can."""
+    """Why the Node backends cannot run on this machine, in one line; None if they can."""
     try:
         find_node()
         modules_folder()
     except ImportError as error:
         return str(error)
     if shutil.which("Xvfb") is None and not os.environ.get("DISPLAY"):
-        return f"no display to draw on: apt-get install {DRAWING[0][2]}"
+        return f"there is no display to render on: apt-get install {DRAWING[0][2]}"
     return None
 
 
@@ -128,7 +132,7 @@ def _works(command: tuple[str, ...]) -> bool:
 
 
 def _npm(title: str, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
-    """Run npm with a line of progress; OSError with the end of what it said if it fails. All of it is kept in npm.log."""
+    """Run npm with a progress line. Its output goes to npm.log; if npm fails, an OSError has the end of it."""
     log = folder / "npm.log"
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -146,7 +150,7 @@ def _npm(title: str, folder: Path, *arguments: str, environment: dict[str, str] 
                 process.wait()
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        raise OSError(f"npm {' '.join(arguments)} failed (all of it is in {log}; what is done is kept, run this again to go on):\n{tail}")
+        raise OSError(f"npm {' '.join(arguments)} failed (full output in {log}; run the command again to continue):\n{tail}")
 
 
 def _last_line(log: Path) -> str:

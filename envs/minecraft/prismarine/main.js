@@ -1,17 +1,18 @@
 'use strict'
-// One Minecraft world with one player, told what to do over a Unix socket: one request, so many ticks of 50 ms, one picture.
-// Nothing moves between requests, so that the same requests give the same pictures and places, bit for bit.
+// One Minecraft world with one player, controlled over a Unix socket. A request runs some ticks of 50 ms and draws one frame.
+// Nothing moves between requests, so the same requests give the same frames and poses, bit for bit.
 //
 //   node main.js '{"socket": PATH, "frames": PATH, "version": "1.16.5", "mode": "terrain" | "saved" | "server", ...}'
 //
-// A message is its length (uint32, little endian) and JSON; a reply may say `bytes: n`, and n raw bytes follow. Pictures go into the
-// file `frames`, which both sides have mapped into memory: RGBA, the top row first. When the socket closes, this process ends.
+// A message is its length (uint32, little endian) followed by JSON. A reply whose JSON holds `bytes: n` is followed by n raw bytes.
+// Frames go into the file `frames`, which both sides map into memory: RGBA, the top row first. When the socket closes, this process exits.
 
 const fs = require('fs')
 const net = require('net')
 const path = require('path')
 
-console.log = console.info = console.warn = (...words) => process.stderr.write(words.join(' ') + '\n') // libraries print; stdout is the log too
+// Libraries print. All output goes to the log.
+console.log = console.info = console.warn = (...words) => process.stderr.write(words.join(' ') + '\n')
 
 const config = JSON.parse(process.argv[2])
 const { startDisplay } = require('./display')
@@ -20,7 +21,7 @@ const { Picture } = require('./picture')
 const { Session } = require('./session')
 const { Refused } = require('./refused')
 
-const PATIENCE = 3000 // milliseconds
+const OWNER_TIMEOUT = 3000 // milliseconds that the owner may take to exit after the socket closed
 
 const frames = fs.openSync(config.frames, 'r+')
 const socket = net.connect(config.socket)
@@ -46,7 +47,7 @@ async function start () {
   reply({ hello: 1, renderer: picture.name, node: process.version, minecraft: config.version })
 }
 
-// Draw into the shared file.
+// Draw a frame into the shared file.
 function show (height, width) {
   const size = height * width * 4
   if (pixels.length !== size) pixels = Buffer.alloc(size)
@@ -68,23 +69,24 @@ async function answer (request) {
   if (request.op === 'step') session.prepare(request.ticks)
 }
 
-let heap = Buffer.alloc(0)
+let received = Buffer.alloc(0)
 let queue = Promise.resolve()
 socket.on('connect', () => { queue = queue.then(start).catch(fail) })
 socket.on('data', data => {
-  heap = heap.length ? Buffer.concat([heap, data]) : data
-  while (heap.length >= 4 && heap.length >= 4 + heap.readUInt32LE(0)) {
-    const end = 4 + heap.readUInt32LE(0)
-    const request = JSON.parse(heap.subarray(4, end))
-    heap = heap.subarray(end)
+  received = received.length ? Buffer.concat([received, data]) : data
+  while (received.length >= 4 && received.length >= 4 + received.readUInt32LE(0)) {
+    const end = 4 + received.readUInt32LE(0)
+    const request = JSON.parse(received.subarray(4, end))
+    received = received.subarray(end)
     if (request.op === 'close') process.exit(0)
     queue = queue.then(() => answer(request)).catch(fail)
   }
 })
 
-// The line was cut without a word: our owner has been killed, perhaps a moment ago. What it would have tidied up is then left to us.
+// The socket closed without a "close" request: the owner was probably killed, which may take effect only after the socket has closed.
+// If so, remove its folder.
 function orphaned () {
-  const end = Date.now() + PATIENCE
+  const end = Date.now() + OWNER_TIMEOUT
   setInterval(() => {
     const alone = process.ppid !== config.owner
     if (alone) fs.rmSync(path.dirname(config.socket), { recursive: true, force: true })
@@ -92,7 +94,7 @@ function orphaned () {
   }, 20)
 }
 
-// What a user can put right is told as `refused`; all else is a fault, told with its stack.
+// An error that the user can correct is sent as `refused`. Any other error is a fault, and its stack goes to the log.
 function fail (error) {
   if (error instanceof Refused) return reply({ refused: error.message })
   console.log(error.stack || error)

@@ -1,17 +1,17 @@
 'use strict'
-// Triangles of a column, from prismarine-viewer's section geometry. A pure function of the column and its eight neighbours.
+// The triangles of a column, from prismarine-viewer's section geometry: a pure function of the column and its eight neighbours.
 //
-// A vertex is 24 bytes: x, y, z float32 from the column's corner; u, v float32 in the atlas; red, green, blue as bytes, in which
-// biome tint, ambient occlusion and Minecraft's brightness of the six directions are multiplied already.
+// A vertex is 24 bytes: x, y, z float32 from the column's corner; u, v float32 in the atlas; red, green, blue, 255 as bytes. The colour
+// is the product of biome tint, ambient occlusion and the brightness of the face's direction.
 
 const { Vec3 } = require('vec3')
 const { getSectionGeometry } = require('prismarine-viewer/viewer/lib/models')
 
 const BYTES = 24
-const INSET = 1 / 64 // faces read this much less of their texture: at its very edge the next one in the atlas would show
-const ABSENT = { variant: [], biome: { name: 'plains' } } // what is not drawn: air, and blocks with six opaque neighbours
+const INSET = 1 / 64 // texture coordinates are inset by this share, or the edges would show the next texture in the atlas
+const ABSENT = { variant: [], biome: { name: 'plains' } } // stands for what is not drawn: air, and blocks with six opaque neighbours
 
-// What getSectionGeometry takes for the world: nine columns, and which blocks of the middle one's section can be seen.
+// The world as getSectionGeometry sees it: nine columns, and which blocks of a section of the middle column are visible.
 class Neighbourhood {
   constructor (blocks) {
     this.blocks = blocks
@@ -28,16 +28,16 @@ class Neighbourhood {
     this.near = near
   }
 
-  // Mark what can be seen in the section from height y on; how many blocks that is.
-  look (y) {
-    const { opaque, seen } = this.blocks
+  // Mark the visible blocks of the section that begins at height y. Returns their number.
+  markVisible (y) {
+    const { opaque, drawn } = this.blocks
     const middle = this.near[4].blocks
     let count = 0
     for (let i = 0; i < 4096; i++) {
       const at = (y << 8) | i
       const state = middle[at]
       let show = 0
-      if (seen[state] === 1) {
+      if (drawn[state] === 1) {
         const x = i & 15
         const z = (i >> 4) & 15
         const hidden = opaque[state] === 1 &&
@@ -52,7 +52,7 @@ class Neighbourhood {
     return count
   }
 
-  // The first position asked for is the cursor that walks the section: only for it does it matter what is visible.
+  // The first position object passed in is the cursor that scans the section. Visibility matters only for it, not for its neighbours.
   getBlock (position) {
     if (this.cursor === null) this.cursor = position
     const x = Math.floor(position.x) - this.x
@@ -64,20 +64,21 @@ class Neighbourhood {
     const state = y < 0 || y >= 256 ? 0 : column.blocks[(y << 8) | ((z & 15) << 4) | (x & 15)]
     let block = this.blocks.of(state)
     if (isCursor) this.inLeaves = block.isLeaves
-    else if (this.inLeaves && block.isLeaves) block = block.dense // what leaves hide of leaves is not drawn: half of all triangles in a forest
+    else if (this.inLeaves && block.isLeaves) block = block.dense // omits faces between leaves: half of all triangles in a forest
     block.position = new Vec3(x + this.x, y, z + this.z)
     block.biome = this.biomes[column.biomes[((z & 15) << 4) | (x & 15)]] || this.fallback
     return block
   }
 }
 
-// {vertices: ArrayBuffer, parts: [solid, holed, clear], low, high}: lists of indices of what hides all behind it, of what has holes, and of
-// liquids; and a range in height. isHoled(u, v): whether the texture there has clear pixels.
+// Returns {vertices: ArrayBuffer, parts: [opaque, holed, liquid], low, high}. The parts are lists of vertex indices: of opaque faces, of
+// faces whose texture has transparent pixels, and of liquids. low and high are the column's range in height.
+// isHoled(u, v): whether the texture at (u, v) has transparent pixels.
 function meshColumn (world, column, near, isHoled) {
   world.enter(column.cx, column.cz, near)
   const sections = []
   for (let y = 0; y <= column.top; y += 16) {
-    if (world.look(y) === 0) continue
+    if (world.markVisible(y) === 0) continue
     const section = getSectionGeometry(column.cx * 16, y, column.cz * 16, world, null) // variants are known already, so no models are needed
     if (section.indices.length) sections.push({ ...section, y })
   }
@@ -89,11 +90,11 @@ function meshColumn (world, column, near, isHoled) {
   let first = 0
   for (const { positions, normals, colors, uvs, indices, y } of sections) {
     const count = positions.length / 3
-    // liquids come last: 4 vertices with 12 indices (both sides), all else 4 with 6
+    // Liquids come last. Their faces have 4 vertices and 12 indices (both sides), all others 4 and 6.
     const liquid = (indices.length - count / 4 * 6) / 6 * 4
     for (let i = 0; i < count; i++) {
       const f = (first + i) * 6
-      const corner = 8 * (i >> 2) // of the face's four vertices, opposite ones are 0 and 3
+      const corner = 8 * (i >> 2) // first of the face's four vertices; 0 and 3 are opposite corners
       floats[f] = positions[3 * i] + 8
       floats[f + 1] = positions[3 * i + 1] + 8 + y
       floats[f + 2] = positions[3 * i + 2] + 8
@@ -118,7 +119,7 @@ function meshColumn (world, column, near, isHoled) {
   return { vertices, parts, low, high }
 }
 
-// Minecraft lights a face by its direction: up 1, north and south 0.8, east and west 0.6, down 0.5; as a byte.
+// Minecraft's brightness of a face by its direction (up 1, north and south 0.8, east and west 0.6, down 0.5), as a byte.
 function brightness (x, y, z) {
   return 255 * (y > 0.5 ? 1 : y < -0.5 ? 0.5 : 0.6 * x * x + 0.8 * z * z)
 }

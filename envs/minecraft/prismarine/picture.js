@@ -1,6 +1,6 @@
 'use strict'
-// What the eyes see, drawn with headless WebGL: 75 degrees high, up to `reach` chunks far, fading into the sky.
-// The picture depends on the columns and on where the eyes are, not on the order in which columns were loaded: they are drawn in a fixed order.
+// The first-person view, drawn with headless WebGL, up to `reach` chunks far with fog in the colour of the sky.
+// Columns are drawn in a fixed order, so a frame depends only on the columns and the pose, not on the order in which columns were loaded.
 
 const fs = require('fs')
 const { PNG } = require('pngjs')
@@ -58,7 +58,7 @@ class Picture {
     const holed = bleed(atlas)
     this.isHoled = (u, v) => holed.has(Math.floor(v * atlas.height / TILE) * 4096 + Math.floor(u * atlas.width / TILE))
     this.upload(atlas)
-    // A shader that may discard makes the driver shade what is hidden, too: it is for textures with holes only.
+    // With a shader that may discard, the driver also shades hidden fragments, so it is used only for textures with holes.
     this.solid = this.compile('')
     this.holed = this.compile('if (colour.a < 0.1) discard;')
   }
@@ -66,7 +66,7 @@ class Picture {
   upload (atlas) {
     const gl = this.gl
     gl.enable(gl.DEPTH_TEST)
-    gl.frontFace(gl.CW) // pictures are drawn upside down, so that the first row read is the top one
+    gl.frontFace(gl.CW) // frames are drawn upside down, so that the first row read is the top one
     gl.enable(gl.CULL_FACE)
     gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE)
     gl.clearColor(...SKY, 1)
@@ -104,7 +104,7 @@ class Picture {
 
   // ---- meshes ----
 
-  // Mesh a column whose neighbours are loaded; whether it could be done.
+  // Mesh a column. Returns false if one of its neighbours is not loaded.
   build (columns, column) {
     const near = []
     for (let dx = -1; dx <= 1; dx++) {
@@ -151,7 +151,7 @@ class Picture {
 
   // ---- drawing ----
 
-  // Draw what is seen from an eye (mineflayer's axes and angles) and read it into `pixels`, RGBA, the top row first.
+  // Draw the view from `eye` (mineflayer's axes and angles) into `pixels`, RGBA, the top row first.
   draw (columns, eye, yaw, pitch, height, width, pixels) {
     const gl = this.gl
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.target(height, width))
@@ -172,7 +172,7 @@ class Picture {
     this.drawParts(this.solid, matrix, shown, 0)
     this.drawParts(this.holed, matrix, shown, 1)
     gl.enable(gl.BLEND)
-    this.drawParts(this.solid, matrix, shown.reverse(), 2) // the furthest first
+    this.drawParts(this.solid, matrix, shown.reverse(), 2) // transparent, so the farthest first
     gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, pixels)
   }
 
@@ -193,7 +193,7 @@ class Picture {
     }
   }
 
-  // Somewhere to draw pictures of one size; 24 bits of depth.
+  // The framebuffer for frames of one size, with a depth of 24 bits.
   target (height, width) {
     const key = height + 'x' + width
     let framebuffer = this.targets.get(key)
@@ -214,21 +214,21 @@ class Picture {
       gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer)
       gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, colour, 0)
       gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.DEPTH_STENCIL_ATTACHMENT, gl.RENDERBUFFER, depth)
-      if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) throw new Error(`cannot draw pictures of ${width} x ${height} pixels`)
+      if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) throw new Error(`cannot draw frames of ${width} x ${height} pixels`)
       this.targets.set(key, framebuffer)
     }
     return framebuffer
   }
 }
 
-// Columns within `reach`, the nearest first; those as near in a fixed order.
+// Offsets of the columns within `reach`, the nearest first, with ties in a fixed order.
 function offsets (reach) {
   const all = []
   for (let dx = -reach; dx <= reach; dx++) for (let dz = -reach; dz <= reach; dz++) all.push([dx, dz])
   return all.sort((a, b) => (a[0] * a[0] + a[1] * a[1]) - (b[0] * b[0] + b[1] * b[1]) || a[0] - b[0] || a[1] - b[1])
 }
 
-// The view from the origin, and the four sides of what it sees as inward normals.
+// The view matrix of a camera at the origin, and the inward normals of the four sides of its frustum.
 function camera (yaw, pitch, fieldOfView, height, width, far) {
   const [sy, cy, sp, cp] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)]
   const right = [cy, 0, -sy]
@@ -244,7 +244,7 @@ function camera (yaw, pitch, fieldOfView, height, width, far) {
   return { matrix, sides: [plane(right, g), plane(right, -g), plane(up, f), plane(up, -f)] }
 }
 
-// Whether any of a column from height `low` to `high` may be seen: it is not wholly behind one of the sides.
+// Whether a column from height `low` to `high` may be visible: it is not entirely outside one side of the frustum.
 function inside (sides, offset, low, high) {
   for (const [x, y, z] of sides) {
     const furthest = x * (offset[0] + (x > 0 ? 16 : 0)) + y * (offset[1] + (y > 0 ? high : low)) + z * (offset[2] + (z > 0 ? 16 : 0))
@@ -253,8 +253,8 @@ function inside (sides, offset, low, high) {
   return true
 }
 
-// Give clear pixels of each texture the mean colour of the others, so that smaller copies of it do not darken at the edges.
-// Which textures have pixels that are not opaque: row * 4096 + column of each.
+// Give the transparent pixels of each texture the mean colour of its other pixels, so that its mip levels do not darken at the edges.
+// Returns the textures that have pixels that are not opaque, each as row * 4096 + column.
 function bleed ({ data, width, height }) {
   const holed = new Set()
   for (let ty = 0; ty + TILE <= height; ty += TILE) {

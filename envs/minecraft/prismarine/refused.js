@@ -1,4 +1,4 @@
 'use strict'
-// What was asked for cannot be done, and whoever asked can put it right.
+// A request that cannot be carried out for a reason that the caller can correct.
 class Refused extends Error {}
 module.exports = { Refused }

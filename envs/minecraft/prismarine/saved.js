@@ -1,6 +1,6 @@
 'use strict'
-// A saved world (Anvil): the folder that holds level.dat and region/, or the region folder itself. It is only read: the provider's own
-// reader opens files for writing and pads them, which nobody wants of a world that is looked at.
+// A saved world (Anvil): the folder that holds level.dat and region/, or the region folder itself. Files are opened for reading only;
+// the reader of prismarine-provider-anvil opens them for writing and pads them.
 
 const fs = require('fs')
 const path = require('path')
@@ -29,10 +29,10 @@ async function openSaved ({ world, version }) {
   }
 }
 
-// Where nothing is saved there is nothing.
+// A chunk that is not in the save is empty.
 const empty = () => ({ blocks: new Uint16Array(65536), biomes: new Uint8Array(256).fill(1) })
 
-// The NBT of a chunk; null if it is not in the save. A region file: 1024 places (offset, sectors) in its first sector, then the chunks.
+// The NBT of a chunk, or null if it is not in the save. A region file begins with a table of 1024 chunk locations (offset, sectors).
 function readChunk (files, regions, cx, cz) {
   const name = `r.${cx >> 5}.${cz >> 5}.mca`
   if (!files.has(name)) {
@@ -41,16 +41,16 @@ function readChunk (files, regions, cx, cz) {
   }
   const file = files.get(name)
   if (file === null) return null
-  const place = Buffer.alloc(4)
-  fs.readSync(file, place, 0, 4, 4 * ((cx & 31) + 32 * (cz & 31)))
-  const first = place.readUIntBE(0, 3)
+  const location = Buffer.alloc(4)
+  fs.readSync(file, location, 0, 4, 4 * ((cx & 31) + 32 * (cz & 31)))
+  const first = location.readUIntBE(0, 3)
   if (first === 0) return null
   const head = Buffer.alloc(5)
   fs.readSync(file, head, 0, 5, first * SECTOR)
   const data = Buffer.alloc(head.readUInt32BE(0) - 1)
   fs.readSync(file, data, 0, data.length, first * SECTOR + 5)
   const inflate = INFLATE[head[4]]
-  if (!inflate) throw new Refused(`${name} holds a chunk compressed in a way that is not known (${head[4]})`)
+  if (!inflate) throw new Refused(`${name} holds a chunk with unknown compression ${head[4]}; known are ${Object.keys(INFLATE).join(', ')}`)
   return inflate(data)
 }
 

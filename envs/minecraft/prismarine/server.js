@@ -1,15 +1,15 @@
 'use strict'
-// A world that lives on a Minecraft server: mineflayer is the connection, our own body and picture are the rest, as for our own worlds.
-// The server is told of every tick; what it says of blocks and of where the player must be is taken over at once.
+// A world on a Minecraft server. mineflayer provides the connection; physics and rendering are our own, as for the other worlds.
+// The player's position is sent to the server at every tick. Block changes and forced moves from the server are applied at once.
 
 const mineflayer = require('mineflayer')
 const { Vec3 } = require('vec3')
 const { flatten } = require('./columns')
 const { Refused } = require('./refused')
 
-const JOIN = 30 // seconds to be let in
-const QUIET = 1.5 // seconds without a new column after which the server is taken to send no more
-const MOVE = 3 // seconds for a /tp to be carried out
+const JOIN = 30 // seconds to join the server
+const QUIET = 1.5 // seconds without a new column after which no more are expected
+const MOVE = 3 // seconds for a /tp to take effect
 const POLL = 5 // milliseconds
 
 const sleep = ms => new Promise(resolve => setTimeout(resolve, ms))
@@ -18,7 +18,7 @@ async function connect (config, blocks) {
   const where = `${config.host}:${config.port}`
   const bot = mineflayer.createBot({
     host: config.host, port: config.port, username: config.username, auth: 'offline', version: config.version, physicsEnabled: false, hideErrors: true,
-    checkTimeoutInterval: 300 * 1000 // an agent may think for minutes
+    checkTimeoutInterval: 300 * 1000 // an agent may take minutes between two steps
   })
   const state = { gone: null, columns: null, body: null, moved: 0, arrived: Date.now(), last: 0 }
   const lost = why => { if (state.gone === null) state.gone = why }
@@ -33,7 +33,7 @@ async function connect (config, blocks) {
   const end = Date.now() + JOIN * 1000
   while (!spawned) {
     check()
-    if (Date.now() > end) throw new Error(`the Minecraft server ${where} did not let the player in within ${JOIN} s`)
+    if (Date.now() > end) throw new Error(`the player could not join the Minecraft server ${where} within ${JOIN} s`)
     await sleep(POLL)
   }
   bot.world.on('chunkColumnLoad', () => { state.arrived = Date.now() })
@@ -44,8 +44,8 @@ async function connect (config, blocks) {
   })
   const home = bot.entity.position.clone()
 
-  // Tell the server where the body is and where it looks.
-  const tell = body => {
+  // Send the body's position and view direction to the server.
+  const sendPose = body => {
     const { position, yaw, pitch, onGround } = body.player.entity
     bot.entity.position = position.clone()
     Object.assign(bot.entity, { yaw, pitch, onGround })
@@ -54,7 +54,7 @@ async function connect (config, blocks) {
     })
   }
 
-  // Ask the server to put the player somewhere; whether it did.
+  // Ask the server to move the player. Returns whether it did.
   const move = async ([x, y, z]) => {
     bot.chat(`/tp ${bot.username} ${x} ${y} ${z}`)
     for (const until = Date.now() + MOVE * 1000; Date.now() < until; await sleep(POLL)) {
@@ -67,7 +67,7 @@ async function connect (config, blocks) {
   return {
     check,
     column: (cx, cz) => { const column = bot.world.getColumn(cx, cz); return column ? flatten(column) : null },
-    // Wait until all that is in view has come, or nothing more comes: a server may see less far than we do.
+    // Wait until all columns in view have arrived, or no more arrive: the server's view distance may be shorter than ours.
     await: async (columns, cx, cz, reach) => {
       state.columns = columns
       state.arrived = Date.now()
@@ -76,11 +76,11 @@ async function connect (config, blocks) {
         let missing = 0
         for (let dx = -reach; dx <= reach; dx++) for (let dz = -reach; dz <= reach; dz++) if (!bot.world.getColumn(cx + dx, cz + dz)) missing++
         if (missing === 0 || Date.now() - state.arrived > QUIET * 1000) return
-        if (state.body) tell(state.body) // some servers send columns only to those who move
+        if (state.body) sendPose(state.body) // some servers send columns only to players that move
         await sleep(POLL)
       }
     },
-    // Back to where the player joined, if the server allows it; else from where it stands.
+    // Return to where the player joined if the server allows it, else start at the present position.
     spawn: async () => {
       state.body = null
       if (bot.entity.position.distanceTo(home) > 0.05) await move([home.x, home.y, home.z])
@@ -90,20 +90,20 @@ async function connect (config, blocks) {
     },
     teleport: async place => {
       state.body = null
-      if (!await move(place)) throw new Refused('the server did not move the player to the start: it must allow it /tp')
+      if (!await move(place)) throw new Refused('the server did not move the player to the start: allow the player to use /tp')
       await waitForColumn(bot, check, place[0], place[2])
     },
     follow: body => {
       state.body = body
-      body.digs = (x, y, z) => {
+      body.onDug = (x, y, z) => {
         for (const status of [0, 2]) bot._client.write('block_dig', { status, location: { x, y, z }, face: 1, sequence: 0 })
       }
-      tell(body)
+      sendPose(body)
     },
     tick: async body => {
-      tell(body)
+      sendPose(body)
       if (!config.realtime) return
-      const wait = state.last + 50 - Date.now() // servers do not believe in players who are faster than time
+      const wait = state.last + 50 - Date.now() // servers reject players that move faster than real time
       if (wait > 0) await sleep(wait)
       state.last = Date.now()
     }
@@ -113,7 +113,7 @@ async function connect (config, blocks) {
 async function waitForColumn (bot, check, x, z) {
   for (const until = Date.now() + JOIN * 1000; !bot.world.getColumn(Math.floor(x) >> 4, Math.floor(z) >> 4);) {
     check()
-    if (Date.now() > until) throw new Error('the server sent no land to stand on')
+    if (Date.now() > until) throw new Error('the server sent no column at the player\'s position')
     await sleep(POLL)
   }
 }

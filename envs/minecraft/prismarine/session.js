@@ -1,22 +1,22 @@
 'use strict'
-// An episode: a player in a world, what is loaded and meshed round about, and what may be asked of it.
+// An episode: a player in a world, the columns loaded and meshed around it, and the requests that main.js passes on.
 
 const { Columns } = require('./columns')
 const { Terrain } = require('./terrain')
 const { Body } = require('./body')
 const { Refused } = require('./refused')
 
-const WORLDS = 3 // worlds kept, so that going back to one is quick
-const SPREAD = 44 // blocks round the start in which goals are looked for
-const BOUND = 16384 // blocks from the origin: float32 poses stay exact to a millimetre
-const SEARCH = 40 // blocks round the spawn point in which a place to stand is looked for
+const WORLDS = 3 // worlds kept in memory, so that returning to one is quick
+const REACHABLE = 44 // blocks around the start within which goals are reachable
+const BOUND = 16384 // blocks from the origin; within it float32 poses are exact to a millimetre
+const SEARCH = 40 // blocks around the spawn point that are searched for a place to stand
 
 class Session {
   constructor (config, blocks, picture) {
     this.config = config
     this.blocks = blocks
     this.picture = picture
-    this.worlds = new Map() // name -> {columns, body, dirty}; the one used last comes last
+    this.worlds = new Map() // name -> {columns, body, dirty}, the most recently used last
     this.world = null
   }
 
@@ -29,7 +29,7 @@ class Session {
       const source = await this.source(seed)
       const columns = new Columns(this.blocks, source)
       world = { name, seed, source, columns, body: new Body(columns, this.blocks.registry, this.config.version), dirty: new Set() }
-      columns.changed = (x, y, z) => this.changed(world, x, z)
+      columns.onChange = (x, y, z) => this.changed(world, x, z)
     }
     this.worlds.delete(name)
     this.worlds.set(name, world)
@@ -57,7 +57,7 @@ class Session {
     }
   }
 
-  // A block has changed: its column is meshed again, and its neighbours, whose faces and shadows it touches.
+  // A block has changed: mesh its column again, and the neighbouring columns whose faces and shadows it affects.
   changed (world, x, z) {
     for (const dx of [-1, 0, 1]) {
       for (const dz of [-1, 0, 1]) {
@@ -65,12 +65,12 @@ class Session {
         if (column !== undefined && column.mesh) world.dirty.add(column)
       }
     }
-    this.found = null
+    this.reachableArea = null
   }
 
   // ---- the episode ----
 
-  // If it is refused, all is as it was.
+  // Begin an episode. If the start is refused, the previous state is restored.
   async reset (seed, start) {
     const before = this.world && this.config.mode !== 'server' ? this.save().state : null
     try {
@@ -93,18 +93,18 @@ class Session {
     if (!place.trusted && !body.fits(x, y, z)) throw new Refused('start must leave room for a body 0.6 wide and 1.8 high, but there is a block at that place')
     if (!start) body.settle()
     if (source.follow) source.follow(body)
-    this.found = null
+    this.reachableArea = null
     await this.surround()
   }
 
-  // Where a player begins if nobody says where: [x, y, z, yaw, pitch].
+  // Where a player begins if no start is given: [x, y, z, yaw, pitch].
   async spawn (world) {
-    const wish = await world.source.spawn()
+    const centre = await world.source.spawn()
     const yaw = ((world.seed >>> 3) % 24 - 12) * Math.PI / 12
-    if (wish.exact) return Object.assign([wish.x, wish.y, wish.z, wish.yaw, wish.pitch], { trusted: true })
+    if (centre.exact) return Object.assign([centre.x, centre.y, centre.z, centre.yaw, centre.pitch], { trusted: true })
     for (let far = 0; far < SEARCH; far++) {
       for (const [dx, dz] of ring(far)) {
-        const [x, z] = [Math.floor(wish.x) + dx, Math.floor(wish.z) + dz]
+        const [x, z] = [Math.floor(centre.x) + dx, Math.floor(centre.z) + dz]
         if (!await world.columns.load(x >> 4, z >> 4)) continue
         await this.loadRound(x, z, 1)
         const y = this.ground(world, x, z)
@@ -114,7 +114,7 @@ class Session {
     throw new Refused('no place to stand was found near the spawn point of this world: give a start')
   }
 
-  // Height of the feet of one who stands at (x, z) under the open sky on dry ground; null where nobody should begin.
+  // Height of the feet of a player that stands at (x, z) under open sky on dry ground; null where a player should not begin.
   ground (world, x, z) {
     const { columns } = world
     const { blocks } = this
@@ -129,7 +129,7 @@ class Session {
     return world.body.fits(x + 0.5, y + 1, z + 0.5) ? y + 1 : null
   }
 
-  // One request: turn, so many ticks, and all that can be seen from there is loaded and meshed.
+  // Turn, run some ticks, then load and mesh what is in view.
   async step ({ ticks, keys = {}, turn, look, camera }) {
     const { body, source } = this.world
     if (source.check) source.check()
@@ -141,17 +141,17 @@ class Session {
       const [x, , z] = body.pose()
       if (Math.floor(x) >> 4 !== this.at[0] || Math.floor(z) >> 4 !== this.at[1]) await this.surround()
     }
-    if (!body.pose().every(Number.isFinite)) throw new Error('the body is nowhere: ' + body.pose())
+    if (!body.pose().every(Number.isFinite)) throw new Error('the physics gave a pose that is not finite: ' + body.pose())
   }
 
-  // ---- what is round about ----
+  // ---- columns around the player ----
 
   async loadRound (x, z, reach) {
     const [cx, cz] = [Math.floor(x) >> 4, Math.floor(z) >> 4]
     for (let dx = -reach; dx <= reach; dx++) for (let dz = -reach; dz <= reach; dz++) await this.world.columns.load(cx + dx, cz + dz)
   }
 
-  // Load and mesh whatever is in view; forget what is far away.
+  // Load and mesh the columns in view, and drop distant ones.
   async surround () {
     const { columns, body, source } = this.world
     const { reach } = this.config
@@ -176,8 +176,8 @@ class Session {
     return this.picture.build(this.world.columns, column)
   }
 
-  // Between two requests: make or mesh a few of the columns that come into view next. They would be made anyhow, so pictures do not depend
-  // on it; a walk into the next chunk just waits less. Only where columns are made at once.
+  // Between two requests: generate or mesh a few of the columns that come into view next, so that entering the next chunk takes less time.
+  // Frames do not depend on this. Only for generated terrain, whose columns are ready at once.
   prepare (count) {
     if (this.config.mode !== 'terrain' || this.world === null) return
     const { columns } = this.world
@@ -188,7 +188,7 @@ class Session {
     }
   }
 
-  // ---- questions ----
+  // ---- queries ----
 
   draw (height, width, pixels) {
     const { columns, body, dirty } = this.world
@@ -207,7 +207,7 @@ class Session {
     }
   }
 
-  // Which cells of a box stop a body, as bytes [X, Z, Y]; what is not loaded does, and what lies under or over the world.
+  // Which cells of a box stop a body, as bytes [X, Z, Y]. Cells that are not loaded do, and so do cells below and above the world.
   solid (low, high) {
     const [nx, ny, nz] = [0, 1, 2].map(i => Math.max(high[i] - low[i], 0))
     const bytes = Buffer.alloc(nx * ny * nz, 1)
@@ -223,11 +223,11 @@ class Session {
     return bytes
   }
 
-  // Where one can walk to from here on dry ground, within SPREAD blocks: bytes [X, Z] of an area that begins at (x, z).
+  // The cells within REACHABLE blocks that can be reached on foot over dry ground: {area: [x, z, side], bytes [X, Z]}.
   reachable () {
-    if (this.found) return this.found
+    if (this.reachableArea) return this.reachableArea
     const { columns, body } = this.world
-    const side = 2 * SPREAD + 1
+    const side = 2 * REACHABLE + 1
     const bytes = Buffer.alloc(side * side)
     const [x, y, z] = body.pose().map(Math.floor)
     const free = (bx, by, bz) => {
@@ -237,11 +237,11 @@ class Session {
     const stands = (bx, by, bz) => !free(bx, by - 1, bz) && free(bx, by, bz) && free(bx, by + 1, bz) && this.blocks.solid[columns.state(bx, by - 1, bz)] === 1
     const heights = new Int16Array(side * side)
     const queue = [[x, y, z]]
-    bytes[SPREAD * side + SPREAD] = 1
+    bytes[REACHABLE * side + REACHABLE] = 1
     for (let i = 0; i < queue.length; i++) {
       const [bx, by, bz] = queue[i]
       for (const [dx, dz] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-        const [ux, uz] = [bx + dx - x + SPREAD, bz + dz - z + SPREAD]
+        const [ux, uz] = [bx + dx - x + REACHABLE, bz + dz - z + REACHABLE]
         if (ux < 0 || uz < 0 || ux >= side || uz >= side || bytes[ux * side + uz]) continue
         for (const dy of [0, 1, -1, -2, -3]) {
           if (!stands(bx + dx, by + dy, bz + dz) || (dy > 0 && !free(bx, by + 2, bz)) || (dy < 0 && !free(bx + dx, by + 1, bz + dz))) continue
@@ -252,14 +252,14 @@ class Session {
         }
       }
     }
-    this.found = { area: [x - SPREAD, z - SPREAD, side], bytes }
-    return this.found
+    this.reachableArea = { area: [x - REACHABLE, z - REACHABLE, side], bytes }
+    return this.reachableArea
   }
 
   // ---- states ----
 
   save () {
-    if (this.config.mode === 'server') throw new Refused('a server does not give its state away')
+    if (this.config.mode === 'server') throw new Refused('a server does not export its state')
     return { state: { seed: this.world.seed, body: this.world.body.save(), edits: [...this.world.columns.edits.values()].map(edit => edit.slice(0, 4)) } }
   }
 
@@ -271,12 +271,12 @@ class Session {
       await world.columns.load(x >> 4, z >> 4)
       world.columns.edit(x, y, z, state)
     }
-    this.found = null
+    this.reachableArea = null
     await this.surround()
   }
 }
 
-// The columns that may come into view next, those needed last first: rows beyond the view, ahead of where the body looks first.
+// The columns just beyond the view, which may come into view next. The last entry is needed first: those ahead of the body come last.
 function jobs (reach, cx, cz, body) {
   const yaw = body.pose()[3]
   const [ax, az] = [-Math.sin(yaw), -Math.cos(yaw)]
@@ -292,7 +292,7 @@ function jobs (reach, cx, cz, body) {
   return all.sort((a, b) => a[3] - b[3] || a[0] - b[0] || a[1] - b[1])
 }
 
-// Offsets at a distance of `far` columns or rows.
+// Offsets at Chebyshev distance `far`.
 function ring (far) {
   if (far === 0) return [[0, 0]]
   const all = []

@@ -1,16 +1,16 @@
 'use strict'
-// A world of one seed, column by column: hills, lakes, six biomes, villages joined by paths, trees, and landmarks that tell places apart.
-// A column is a function of (seed, chunk) alone, so the order in which columns are asked for does not matter.
-// Nothing here calls a trigonometric function: those may differ in the last bit between builds of Node.
+// The world of one seed, generated column by column: hills, lakes, six biomes, villages joined by paths, trees, and distinctive landmarks.
+// A column depends on (seed, chunk) only, so the order of generation does not matter.
+// Nothing here calls a trigonometric function, since their last bit may differ between builds of Node.
 
 const HEIGHT = 256
 const SEA = 30 // height of the water's surface
-const CELL = 7 // chunks: one village in the middle of each cell
-const RADIUS = 2 // chunks to each side of a village's centre that belong to it
+const CELL = 7 // chunks along a side of a cell; each cell has one village
+const RADIUS = 2 // chunks from a village's centre to its edge
 
 // ---- numbers from a seed ----
 
-// Well mixed 32 bits of four integers.
+// A 32 bit hash of four integers.
 function hash (seed, a, b, c) {
   let h = seed ^ Math.imul(a, 0x85ebca6b) ^ Math.imul(b, 0xc2b2ae35) ^ Math.imul(c, 0x27d4eb2f)
   h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d)
@@ -19,7 +19,7 @@ function hash (seed, a, b, c) {
   return (h ^ (h >>> 16)) >>> 0
 }
 
-// A stream of numbers: next(n) is a whole number from 0 to n - 1.
+// A stream of random numbers: each call with n gives a whole number from 0 to n - 1.
 function stream (seed, a, b, purpose) {
   let i = 0
   return n => Math.floor(hash(seed, a, b, purpose * 1000 + i++) / 4294967296 * n)
@@ -42,7 +42,7 @@ function noise (seed, x, z, size, purpose) {
 
 // ---- the land ----
 
-// Each biome: its name in Minecraft, what covers the ground, what lies under it, its trees in tenths per chunk, and small plants.
+// Of each biome: its name in Minecraft, the ground's top block, the blocks below it, tenths of a tree per chunk, its wood, and its plants.
 const BIOMES = [
   { name: 'plains', cover: 'grass_block', under: 'dirt', trees: 6, wood: 'oak', plants: ['grass', 'grass', 'poppy', 'dandelion', 'cornflower'] },
   { name: 'forest', cover: 'grass_block', under: 'dirt', trees: 55, wood: 'birch', plants: ['grass', 'fern', 'lily_of_the_valley'] },
@@ -69,7 +69,7 @@ class Terrain {
     return this.names.get(key)
   }
 
-  // Index into BIOMES: two slow noises, warmth and wetness.
+  // Index into BIOMES, from two low-frequency noises: warmth and wetness.
   biome (x, z) {
     const warmth = 0.7 * noise(this.seed, x, z, 150, 11) + 0.3 * noise(this.seed, x, z, 40, 12)
     const wetness = 0.7 * noise(this.seed, x, z, 130, 13) + 0.3 * noise(this.seed, x, z, 35, 14)
@@ -78,13 +78,13 @@ class Terrain {
     return wetness > 0.5 ? 1 : 0
   }
 
-  // Height of the land without villages, in blocks; not yet rounded.
+  // Height of the land without villages, in blocks, not rounded.
   wild (x, z) {
     const hills = 22 * noise(this.seed, x, z, 90, 1) + 8 * noise(this.seed, x, z, 38, 2) + 2.5 * noise(this.seed, x, z, 13, 3)
     return SEA - 9 + hills
   }
 
-  // The village of a cell of chunks: where its centre is, in blocks, and how high its ground lies.
+  // The village of a cell: its central chunk, its centre and ground height in blocks, its wood and its colour.
   village (i, k) {
     const key = `${i},${k}`
     let found = this.villages.get(key)
@@ -100,7 +100,7 @@ class Terrain {
     return found
   }
 
-  // The villages of a cell and its neighbours: all that a column can touch.
+  // The villages of the cell of a chunk and of its neighbours: all that can affect the chunk's column.
   around (cx, cz) {
     const i = Math.floor(cx / CELL)
     const k = Math.floor(cz / CELL)
@@ -109,7 +109,7 @@ class Terrain {
     return all
   }
 
-  // The paths near a cell: each from a village to the next one along x or along z.
+  // The paths near a chunk. Each leads from a village to the next one along x or along z.
   paths (cx, cz) {
     const found = []
     for (const [from, i, k] of this.around(cx, cz)) {
@@ -139,7 +139,7 @@ class Terrain {
     let onPath = false
     for (const village of villages) {
       const away = Math.max(Math.abs(bx - village.x), Math.abs(bz - village.z))
-      const share = smooth(clamp((72 - away) / 32, 0, 1)) // 1 up to 40 blocks from the centre, 0 from 72 on
+      const share = smooth(clamp((72 - away) / 32, 0, 1)) // 1 within 40 blocks of the centre, 0 beyond 72
       height += share * (village.y - height)
       const inside = away < 38
       if (inside && (Math.abs(bx - village.x) < 2 || Math.abs(bz - village.z) < 2)) onPath = true
@@ -175,12 +175,12 @@ class Terrain {
   }
 }
 
-// The layers of the badlands.
+// The block of a badlands layer at a height.
 function banded (height) {
   return ['terracotta', 'orange_terracotta', 'white_terracotta', 'brown_terracotta'][height & 3]
 }
 
-// A column in the making. `set` ignores what lies outside of it: a structure that would reach over is cut there, so builders keep inside.
+// A column under construction. `set` ignores positions outside it, so a structure that crosses the edge is cut off there.
 class Draft {
   constructor (terrain, cx, cz) {
     this.terrain = terrain
@@ -204,7 +204,7 @@ class Draft {
     this.blocks[(y << 8) | (z << 4) | x] = name === 'air' ? 0 : this.terrain.id(name, properties)
   }
 
-  // Put a block only where nothing is.
+  // Set a block only where there is air.
   add (x, y, z, name) {
     if (x >= 0 && x <= 15 && z >= 0 && z <= 15 && this.blocks[(y << 8) | (z << 4) | x] === 0) this.set(x, y, z, name)
   }
@@ -215,7 +215,7 @@ class Draft {
     return this.top[at] < SEA || this.path[at] ? -1 : this.top[at]
   }
 
-  // Whether a rectangle is dry and nobody walks through it.
+  // Whether a rectangle is dry and has no path.
   clear (x0, z0, x1, z1) {
     for (let z = z0; z <= z1; z++) for (let x = x0; x <= x1; x++) if (this.free(x, z) < 0) return false
     return true
@@ -224,7 +224,7 @@ class Draft {
 
 // ---- villages ----
 
-// A village's chunk: the square in the middle, else one house beside the road, or a field.
+// A chunk of a village: the square with the well in the central chunk, elsewhere one house or a field.
 function build (draft, village) {
   const draw = stream(draft.terrain.seed, draft.cx, draft.cz, 41)
   const dx = draft.cx - village.cx
@@ -232,7 +232,7 @@ function build (draft, village) {
   if (dx === 0 && dz === 0) return well(draft, village)
   if (dx !== 0 && dz !== 0 && draw(10) < 2) return field(draft, village.y, draw)
   const onRoad = dx === 0 || dz === 0
-  // beside the road that crosses the chunk's middle there is room for 5 blocks
+  // A road through the chunk's middle leaves 5 blocks on each side.
   const x0 = onRoad && dx === 0 ? (draw(2) ? 1 : 10) : 2 + draw(3)
   const z0 = onRoad && dz === 0 ? (draw(2) ? 1 : 10) : 2 + draw(3)
   const width = onRoad && dx === 0 ? 5 : 6 + draw(4)
@@ -300,9 +300,9 @@ function lamp (draft, x, z, village) {
   draft.set(x, village.y + 4, z, 'glowstone')
 }
 
-// ---- the country ----
+// ---- outside villages ----
 
-// A chunk outside of villages: in one of four a landmark or a hut, then trees and plants.
+// A chunk outside villages: one in four has a landmark or a hut; then trees and plants.
 function adorn (draft) {
   const draw = stream(draft.terrain.seed, draft.cx, draft.cz, 51)
   const kind = draw(16)
@@ -318,7 +318,7 @@ function adorn (draft) {
   plant(draft, draw)
 }
 
-// Bring the ground of one place to a height.
+// Set the ground of one cell to a height.
 function level (draft, x, z, y) {
   const top = draft.top[z * 16 + x]
   for (let dy = Math.min(top, y) + 1; dy <= y; dy++) draft.set(x, dy, z, 'cobblestone')

@@ -1,1 +1,1 @@
-"""The embedded voxel engine: a seeded block world, its physics and its pictures, in numba."""
+"""The embedded voxel engine: a seeded block world, its physics and its renderer, compiled by numba."""

@@ -1,4 +1,4 @@
-"""Arrays by their address, so that one compiled call can work on many worlds. Who passes an address keeps its array alive."""
+"""Arrays by their address, so that one compiled call can process many worlds. The caller must keep the arrays alive."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def _pointer(typing_context, address):
 
 @njit(inline="always")
 def cells_at(address, shape):
-    """The uint8 array of this shape, rows first, that begins at `address` (the array's `ctypes.data`)."""
+    """The C-contiguous uint8 array of this shape at `address` (its `ctypes.data`)."""
     return carray(_pointer(address), shape, np.uint8)  # type: ignore[call-arg]  # numba adds the context

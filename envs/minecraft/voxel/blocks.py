@@ -1,7 +1,7 @@
-"""The kinds of block in the voxel world: their numbers, and what each face is painted with.
+"""The block types of the voxel world: their numbers, and the pattern and colour of each face.
 
-A block is one byte. 0 is never stored: AIR holds how far the nearest block is instead (see world.py), so that a ray or a body
-learns "empty, and for how long" from one read. Bytes from AIR on are air, WATER lets bodies through, the rest is solid.
+A cell is one byte. Bytes from AIR on are air and hold the distance to the nearest block (see world.py), so that one read shows how far a
+ray can skip. WATER does not stop a body; all other types are solid. 0 occurs only while a world is generated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 AIR = 128  # AIR + k: air whose nearest block is k cells away (Chebyshev), k >= 1
 WATER = 1
 
-# name: (pattern, colour) for all faces, or (side, top, bottom), each (pattern, colour[, second colour])
+# name: (face,) for all faces, or (side, top, bottom); a face is (pattern, colour[, second colour])
 _DIRT = ("mottle", (134, 98, 68))
 _STONE = ("mottle", (128, 128, 130))
 

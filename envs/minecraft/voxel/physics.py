@@ -1,9 +1,9 @@
-"""How a body moves in the voxel world: 20 ticks a second, with Minecraft's constants.
+"""The physics of a body in the voxel world: 20 ticks per second, with Minecraft's constants.
 
-A body is 0.6 x 0.6 x 1.8 blocks, stood on its feet at (x, y, z); the eyes are 1.62 above them. The action sets the horizontal speed
-(no inertia), so free walking covers exactly 4.317 / 20 blocks a tick. Height follows Minecraft: a jump starts at 0.42 blocks a
-tick, and each tick v becomes (v - 0.08) * 0.98, which lifts the feet 1.252 blocks. The body moves one axis at a time and stops at
-blocks, so it slides along walls; it climbs a block only by jumping. Water carries it up, and lifts it over a bank it swims against.
+A body is 0.6 x 0.6 x 1.8 blocks with its feet at (x, y, z) and its eyes 1.62 blocks above them. The action sets the horizontal speed
+(there is no inertia), so walking covers exactly 4.317 / 20 blocks per tick. Vertical motion is Minecraft's: a jump starts at 0.42 blocks
+per tick, and each tick v becomes (v - 0.08) * 0.98, so a jump is 1.252 blocks high. The body moves along one axis at a time and stops at
+blocks, so it slides along walls, and it climbs a block only by jumping. In water it floats, and it is lifted when it swims against a bank.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ JUMP = 0.42
 GRAVITY = 0.08
 DRAG = 0.98
 WATER_SPEED = 0.55  # share of the walking speed
-FLOAT = 1.1  # depth of the feet of a floating body; a pool one block deep is waded
-BANK = 0.5  # speed up, when a swimmer meets a bank
-SKIN = 1e-4  # gap left to a wall, so that a float32 copy of the position is still outside of it
+FLOAT = 1.1  # depth of the feet of a floating body; in a pool one block deep the body stands
+BANK = 0.5  # upward speed of a body that swims against a bank
+SKIN = 1e-4  # gap to a wall, so that a position rounded to float32 is still outside the wall
 
 X, Y, Z, YAW, PITCH, RISE, GROUNDED = range(7)  # a body's state, float64 [7]; RISE in blocks per tick, GROUNDED 0 or 1
 
@@ -53,7 +53,7 @@ def blocked(grid, x, y, z):
 
 @njit(cache=True)
 def _depth(grid, x, y, z):
-    """How far the feet are under the surface of the water they are in; 0 out of water."""
+    """Depth of the feet below the water's surface; 0 out of water."""
     i, j, k = math.floor(x), math.floor(y), math.floor(z)
     if not (0 <= i < grid.shape[0] and 0 <= j < grid.shape[1] and 0 <= k < grid.shape[2]):
         return 0.0
@@ -70,10 +70,10 @@ def _tick(grid, body, ahead, left, jump):
     speed = WALK * WATER_SPEED if depth > 0.0 else WALK
     if jump and (body[GROUNDED] > 0 or (0.0 < depth < FLOAT + 0.2)):
         body[RISE] = JUMP
-    elif depth > 0.0 and body[RISE] < 0.2:  # not leaping: drawn to where a body floats
+    elif depth > 0.0 and body[RISE] < 0.2:  # not jumping: buoyancy towards the floating depth
         body[RISE] = 0.8 * body[RISE] + 0.2 * min(max(0.5 * (depth - FLOAT), -0.15), 0.2)
 
-    # up or down, at most half a block at a time
+    # vertical motion, at most half a block at a time
     body[GROUNDED] = 0.0
     pieces = int(abs(body[RISE]) * 2) + 1
     for _ in range(pieces):
@@ -91,7 +91,7 @@ def _tick(grid, body, ahead, left, jump):
     if depth == 0.0 or body[RISE] >= 0.2:
         body[RISE] = (body[RISE] - GRAVITY) * DRAG
 
-    # sideways: x, then y
+    # horizontal motion: x, then y
     cos_yaw, sin_yaw = math.cos(body[YAW]), math.sin(body[YAW])
     dx = speed * (ahead * cos_yaw - left * sin_yaw)
     dy = speed * (ahead * sin_yaw + left * cos_yaw)
@@ -117,7 +117,7 @@ def _tick(grid, body, ahead, left, jump):
 
 @njit(cache=True)
 def step(grid, body, action):
-    """Carry out one action (0 to 9, in the order of wmgym.settings.minecraft.ACTIONS) on `body`, in place: turn or look, then 4 ticks."""
+    """One action (an index into wmgym.settings.minecraft.ACTIONS) on `body`, in place: turn or look, then 4 ticks."""
     if action == 6 or action == 7:
         yaw = body[YAW] + (TURN if action == 6 else -TURN)
         body[YAW] = (yaw + math.pi) % (2 * math.pi) - math.pi
@@ -133,9 +133,9 @@ def step(grid, body, action):
 
 @njit(cache=True)
 def step_lanes(worlds, shape, bodies, actions):
-    """One action in every lane, bodies [N, 7] in place; a negative one leaves its body as it is.
+    """One action per lane on bodies [N, 7], in place. A negative action leaves its body unchanged.
 
-    worlds: int64 [N, 3], the addresses of each lane's `grid`, `above` and `light`; shape: theirs.
+    worlds: int64 [N, 3], the addresses of each lane's `grid`, `above` and `light`; shape: the shape of these arrays.
     """
     for lane in range(len(actions)):
         if actions[lane] >= 0:

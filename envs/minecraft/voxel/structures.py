@@ -1,7 +1,7 @@
-"""What is built and grown on the ground of the voxel world: houses, landmarks, trees.
+"""Houses, landmarks and trees of the voxel world.
 
-Every builder writes blocks into `grid` around a site whose ground is level: `z` is the first free cell there. Shapes, sizes and
-colours are drawn from the world's random numbers, so that hardly two of them in a world look alike. 0 means air here.
+Each builder writes blocks into `grid` around a site with level ground, whose lowest free cell is `z`. Shapes, sizes and colours are drawn
+from the world's generator, so that two of them in one world rarely look alike. Air is 0 at this stage.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from wmgym.envs.minecraft.voxel.blocks import NUMBER as B
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a building: its middle, the levelled distance round it, what it becomes, and where its front looks."""
+    """A place for a building."""
 
-    x: int
+    x: int  # its middle
     y: int
-    reach: int
-    kind: str
-    face: tuple[float, float]
-    village: tuple[int, int] | None
+    reach: int  # blocks of level ground to each side of the middle
+    kind: str  # "house", or a name in LANDMARKS
+    face: tuple[float, float]  # direction of the front
+    village: tuple[int, int] | None  # the village's cell
 
 
 COLOURS = ("red", "orange", "yellow", "lime", "cyan", "blue", "purple", "magenta", "white", "black")
@@ -41,13 +41,13 @@ METALS = ("gold", "copper", "lamp", "iron")
 
 
 def build(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int, biome: int, sea: int) -> None:
-    """Put up what belongs on `site`."""
+    """Build the house or landmark of `site`."""
     builder = _house if site.kind == "house" else LANDMARKS[site.kind][0]
     builder(grid, rng, site, z)
 
 
 def _pick(rng: np.random.Generator, names: tuple[str, ...], but: int = 0) -> int:
-    """The number of one of the blocks, not `but`."""
+    """The number of a random block among `names`, other than `but`."""
     while True:
         block = B[names[rng.integers(len(names))]]
         if block != but:
@@ -97,7 +97,7 @@ def _house(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) -> No
         house[1:-1, 1:-1, z + 3] = 0
         for walls in (house[0], house[-1], house[:, 0], house[:, -1]):
             walls[:, z + 3] = post
-    # the door looks to the village's centre; before it one step of path
+    # the door faces the village's centre, with one block of path in front
     fx, fy = site.face
     if abs(fx) > abs(fy):
         j, i = deep // 2, 0 if fx < 0 else wide - 1
@@ -109,7 +109,7 @@ def _house(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) -> No
         ahead = (x + i, y + j + (1 if fy > 0 else -1))
     grid[ahead[0], ahead[1], z : z + 3] = 0
     grid[ahead[0], ahead[1], z - 1] = B["gravel"]
-    # inside: a lamp under the roof, a carpet or shelves
+    # furniture, and a lamp under the roof
     house[1, 1, z : z + 2] = _pick(rng, ("books", "thatch", "pumpkin", *COLOURS))
     house[-2, -2, z] = _pick(rng, COLOURS)
     house[wide // 2, deep // 2, z + tall - 1] = B["lamp"]
@@ -399,6 +399,7 @@ def _fountain(grid: np.ndarray, rng: np.random.Generator, site: Site, z: int) ->
     grid[site.x, site.y, z + 5] = _pick(rng, METALS)
 
 
+# name -> builder, and the reach of its site
 LANDMARKS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator, Site, int], None], int]] = {
     "tower": (_tower, 4),
     "obelisk": (_obelisk, 2),
@@ -426,7 +427,7 @@ LANDMARKS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator, Site, int]
 
 
 def _ball(grid: np.ndarray, x: int, y: int, z: int, radius: float, leaves: int, flat: float = 1.0) -> None:
-    """A round crown; only air becomes leaves."""
+    """A round crown of leaves; other blocks are kept."""
     r = int(radius) + 1
     side = np.arange(-r, r + 1)
     away = side[:, None, None] ** 2 + side[None, :, None] ** 2 + (side[None, None] * flat) ** 2
@@ -436,8 +437,8 @@ def _ball(grid: np.ndarray, x: int, y: int, z: int, radius: float, leaves: int, 
 
 
 def tree(grid: np.ndarray, rng: np.random.Generator, x: int, y: int, z: int, biome: int, wood: int) -> None:
-    """One tree (or cactus, or bush) as it grows in `biome` (world.PLAINS ...), its foot in the free cell (x, y, z)."""
-    in_forest = ("oak", "birch", "autumn")[rng.integers(3) if rng.random() < 0.45 else wood]  # drawn in every biome
+    """A tree (or cactus) of `biome` (world.PLAINS, ...) that stands in the free cell (x, y, z)."""
+    in_forest = ("oak", "birch", "autumn")[rng.integers(3) if rng.random() < 0.45 else wood]  # also drawn outside forests
     kind = (("oak", "birch", "blossom")[wood], in_forest, "cactus", "spruce", "acacia", "dead")[biome]
     tall = int(rng.integers(4, 7))
     if kind == "cactus":

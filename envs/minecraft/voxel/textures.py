@@ -1,7 +1,7 @@
-"""Textures of the voxel world, painted by rule: 16 x 16 texels per face, and the same face at 8, 4, 2 and 1 texels.
+"""Procedural textures of the voxel world: 16 x 16 texels per face, with mip levels of 8, 4, 2 and 1 texels.
 
-Contrast inside a texture is kept low and coarse, so that a small autoencoder can reproduce it; blocks differ by colour and by
-pattern. The smaller copies (mip levels) are averages of the larger one; the renderer picks by how many texels one pixel covers.
+Contrast within a texture is low and coarse, so that a small autoencoder can reproduce it. Block types differ by colour and pattern. A mip
+level is the average of the next finer one; the renderer chooses the level by the number of texels under a pixel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _levels(image: np.ndarray) -> np.ndarray:
 
 
 def _mottle(rng: np.random.Generator, amount: float, cells: int = 4) -> np.ndarray:
-    """Soft patches, seamless: [16, 16, 1] around 1."""
+    """Smooth seamless noise around 1: [16, 16, 1]."""
     coarse = rng.uniform(-1, 1, (cells, cells))
     at = np.arange(SIZE) * cells / SIZE
     low, part = at.astype(int), at % 1
@@ -55,7 +55,7 @@ def _paint(rng: np.random.Generator, pattern: str, *colours: np.ndarray) -> np.n
     image = colour * _mottle(rng, 0.09)
     if pattern == "ripple":
         image = colour * (1 + 0.06 * np.sin((row + 3 * np.sin(column / 8 * np.pi)) / 4 * np.pi))[..., None]
-    elif pattern == "fringe":  # earth with the cover hanging over its edge
+    elif pattern == "fringe":  # soil with its cover hanging over the edge
         depth = rng.integers(3, 6, SIZE // 2).repeat(2)
         image = np.where((row < depth)[..., None], second * _mottle(rng, 0.07), image)
     elif pattern == "dots":

@@ -1,10 +1,10 @@
 """The voxel world of one seed: hills, water, biomes, trees, villages and landmarks.
 
-    ground heights -> sites for houses and landmarks, levelled -> roads -> columns of blocks -> tunnels -> buildings -> trees
-    -> border -> how far each air cell is from a block, and how much light it gets -> where a body may start
+    ground heights -> level sites for houses and landmarks -> roads -> columns of blocks -> tunnels -> buildings -> trees -> border
+    -> distance of each air cell to the nearest block, and its light -> start positions
 
-Blocks are uint8 [x, y, z], z up (see blocks.py). Ground steps are mostly one block high, so that a walker who jumps gets almost
-anywhere. The border is a cliff that cannot be climbed, and outside of the world everything counts as solid.
+Blocks are uint8 [x, y, z], z up (see blocks.py). Steps in the ground are mostly one block high, so that a walker that can jump reaches
+almost every place. The border is a cliff that cannot be climbed. Everything outside the world counts as solid.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from wmgym.envs.minecraft.voxel.render import SUN
 
 WIDTH, DEPTH = 256, 64
 SEA = 18  # height of the water's surface
-CELL = 20  # one site per cell of this many blocks
-BORDER = 5
-FAR = 14  # distances to the nearest block are capped here
+CELL = 20  # blocks along a side of a cell; each cell has at most one site
+BORDER = 5  # width of the cliff
+FAR = 14  # cap of the distances to the nearest block
 
 PLAINS, FOREST, DESERT, SNOW, SAVANNA, BADLANDS = range(6)
 _COVER = ("grass", "forest_grass", "sand", "snow", "dry_grass", "red_sand")
@@ -31,23 +31,23 @@ _UNDER = ("dirt", "dirt", "sandstone", "dirt", "dirt", "clay_orange")
 
 @dataclass(frozen=True)
 class VoxelWorld:
-    """Everything fixed about a world. Arrays are read only."""
+    """A world. Its arrays are read-only."""
 
     seed: int
     grid: np.ndarray  # uint8 [X, Y, Z]: block, or AIR + distance to the nearest block
-    above: np.ndarray  # uint8 [X, Y, Z]: the same, with distances to blocks at least as high only: for rays that rise
-    light: np.ndarray  # uint8 [X, Y, Z]: light in air cells that touch a block
-    starts: np.ndarray  # int32 [n, 3]: cells on dry open ground that belong together, best first half near buildings
+    above: np.ndarray  # uint8 [X, Y, Z]: the same, but the distance counts only blocks at the same height or higher; for rising rays
+    light: np.ndarray  # uint8 [X, Y, Z]: light in air cells next to a block
+    starts: np.ndarray  # int32 [n, 3]: cells on dry open ground within `walkable`, those near buildings first
     walkable: np.ndarray  # bool [X, Y]: open ground that can be reached from every start
 
     @property
     def addresses(self) -> np.ndarray:
-        """Where `grid`, `above` and `light` are in memory, int64 [1, 3], for compiled code (addresses.py). Not kept: a copy's differ."""
+        """Memory addresses of `grid`, `above` and `light`, int64 [1, 3], for compiled code (addresses.py). A copy has other addresses."""
         return np.array([[self.grid.ctypes.data, self.above.ctypes.data, self.light.ctypes.data]], np.int64)
 
 
 def generate(seed: int) -> VoxelWorld:
-    """The world of `seed`. About a third of a second, once numba has compiled."""
+    """Generate the world of `seed`. Takes about a third of a second after compilation."""
     rng = np.random.default_rng([seed, 0x5EED])
     height, biome = _ground(rng)
     sites = _sites(rng, height)
@@ -87,7 +87,7 @@ def generate(seed: int) -> VoxelWorld:
 
 
 def _noise(rng: np.random.Generator, wave: float) -> np.ndarray:
-    """Smooth noise over the world in about [-1, 1]; hills are `wave` blocks apart. float64 [X, Y]."""
+    """Smooth noise over the world, about in [-1, 1], with a wavelength of about `wave` blocks: float64 [X, Y]."""
     count = int(WIDTH / wave) + 3
     knots = rng.uniform(-1, 1, (count, count))
     at = np.arange(WIDTH) / wave + rng.uniform()
@@ -98,7 +98,7 @@ def _noise(rng: np.random.Generator, wave: float) -> np.ndarray:
 
 
 def _rank(field: np.ndarray) -> np.ndarray:
-    """The share of the world below each value, so that every biome gets its share of every world."""
+    """Quantile of each value. Thresholds on quantiles give every world the same share of each biome."""
     order = np.empty(field.size)
     order[field.ravel().argsort(kind="stable")] = np.linspace(0, 1, field.size)
     return order.reshape(field.shape)
@@ -106,7 +106,7 @@ def _rank(field: np.ndarray) -> np.ndarray:
 
 def _ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     hills = 0.62 * _noise(rng, 62) + 0.3 * _noise(rng, 30) + 0.1 * _noise(rng, 13)
-    rough = _rank(_noise(rng, 80))  # where the land is high and hilly
+    rough = _rank(_noise(rng, 80))  # scales the hills
     height = SEA + 2.6 + 1.5 * hills + 11 * np.maximum(hills, -0.08) * (0.35 + 0.9 * rough)
     lake = _rank(0.5 * _noise(rng, 46) + 0.35 * _noise(rng, 27) + 0.15 * _noise(rng, 11))
     height -= np.clip((lake - 0.8) / 0.2, 0, 1) * (height - SEA + 7)  # lakes, 4 or 5 blocks deep
@@ -125,7 +125,7 @@ def _ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sites(rng: np.random.Generator, height: np.ndarray) -> list[structures.Site]:
-    """Where houses and landmarks stand: one place per cell of a loose grid; the ground under each is made level in `height`."""
+    """The sites of houses and landmarks, at most one per cell of a jittered grid. Levels the ground of each in `height`, in place."""
     count = WIDTH // CELL
     villages = [(int(a), int(b)) for a, b in rng.permutation([(i, j) for i in range(2, count - 2, 3) for j in range(2, count - 2, 3)])[:6]]
     kinds = list(structures.LANDMARKS)
@@ -139,9 +139,9 @@ def _sites(rng: np.random.Generator, height: np.ndarray) -> list[structures.Site
             centre = village == (i, j)
             kind = "house" if village and not centre else "well" if centre and rng.random() < 0.4 else pile.pop()
             keep = village is not None or rng.random() < 0.72
-            pull = 0.3 if village else 1.0  # village sites stay close to their cell's middle
+            pull = 0.3 if village else 1.0  # less jitter in villages
             x, y = (int(c * CELL + CELL / 2 + 2 + pull * rng.uniform(-6, 6)) for c in (i, j))
-            if village and not centre:  # houses crowd round the centre
+            if village and not centre:  # move houses towards the village's centre
                 x -= 5 * (i - village[0])
                 y -= 5 * (j - village[1])
             reach = 5 if kind == "house" else structures.LANDMARKS[kind][1]
@@ -149,7 +149,7 @@ def _sites(rng: np.random.Generator, height: np.ndarray) -> list[structures.Site
                 continue
             level = float(np.median(height[x - reach : x + reach + 1, y - reach : y + reach + 1]))
             if level < SEA + 0.6 and (village or rng.random() < 0.35):
-                continue  # or an island is made for it
+                continue  # else the site becomes an island
             level = round(max(level, SEA + 1))
             out = 6
             box = np.s_[x - reach - out : x + reach + out + 1, y - reach - out : y + reach + out + 1]
@@ -162,7 +162,7 @@ def _sites(rng: np.random.Generator, height: np.ndarray) -> list[structures.Site
 
 
 def _roads(rng: np.random.Generator, sites: list[structures.Site], ground: np.ndarray) -> np.ndarray:
-    """Winding paths, bool-like int [X, Y]: every house to its village's centre, and villages to their nearest landmarks."""
+    """Winding paths, int [X, Y], 1 on a path: from each house to its village's centre, and from landmarks to a village nearby."""
     road = np.zeros_like(ground)
     centres = {s.village: s for s in sites if s.village and s.kind != "house"}
     for site in sites:
@@ -184,7 +184,7 @@ def _roads(rng: np.random.Generator, sites: list[structures.Site], ground: np.nd
 
 
 def _dress(rng: np.random.Generator, ground: np.ndarray, biome: np.ndarray, cover: np.ndarray) -> None:
-    """Beaches, bare rock and flower fields, in place."""
+    """Add beaches, bare rock and flower fields to `cover`, in place."""
     flowers = _noise(rng, 12)
     meadow = (biome == PLAINS) & (rng.random(ground.shape) < 0.4)
     cover[meadow & (flowers > 0.45)] = NUMBER["flowers_red"]
@@ -233,7 +233,7 @@ def _dig(grid, ground, xs, ys, floor, radius, cover):
 
 
 def _tunnels(rng: np.random.Generator, grid: np.ndarray, ground: np.ndarray) -> None:
-    """Level passages through the hills. Their floor is at the height of the land before the hill, so nobody falls in for good."""
+    """Dig level tunnels through hills. Their floor is at the height of the land in front of the hill, so that a body can leave again."""
     high = np.argwhere(ground[24:-24, 24:-24] > SEA + 8) + 24
     for _ in range(7 if len(high) else 0):
         x, y = high[rng.integers(len(high))]
@@ -255,18 +255,18 @@ def _tunnels(rng: np.random.Generator, grid: np.ndarray, ground: np.ndarray) -> 
 def _plant(rng: np.random.Generator, grid: np.ndarray, ground: np.ndarray, biome: np.ndarray, taken: np.ndarray) -> None:
     grove = _noise(rng, 24)
     share = np.array([0.004, 0.024, 0.006, 0.012, 0.006, 0.003])[biome] * np.clip(1 + 1.6 * grove, 0.15, 2.4)
-    wood = int(rng.integers(3))  # which tree stands in this world's plains
+    wood = int(rng.integers(3))  # the tree type of this world's plains
     free = (rng.random(ground.shape) < share) & ~taken & (ground > SEA)
     free[: BORDER + 6] = free[-BORDER - 6 :] = free[:, : BORDER + 6] = free[:, -BORDER - 6 :] = False
     for x, y in np.argwhere(free):
         z = int(ground[x, y])
         if grid[x, y, z - 1] == 0 or grid[x, y, z] != 0 or (grid[x - 1 : x + 2, y - 1 : y + 2, z + 1] != 0).any():
-            continue  # a tunnel broke through, or something stands here
+            continue  # a tunnel is open here, or the place is occupied
         structures.tree(grid, rng, int(x), int(y), z, int(biome[x, y]), wood)
 
 
 def _border(rng: np.random.Generator, grid: np.ndarray, ground: np.ndarray) -> None:
-    """A cliff round the world, 9 to 14 blocks above the land before it."""
+    """Build a cliff around the world, 9 to 14 blocks above the land in front of it."""
     ragged = np.abs(_noise(rng, 11))
     side = np.minimum(np.arange(WIDTH), np.arange(WIDTH)[::-1])
     edge = np.minimum(side[:, None], side[None])
@@ -276,16 +276,16 @@ def _border(rng: np.random.Generator, grid: np.ndarray, ground: np.ndarray) -> N
         near = max(near, SEA)
         top = near + 9 + int(5 * ragged[x, y]) + int(0.8 * (BORDER - edge[x, y]))
         grid[x, y, :top] = stone
-        grid[x, y, near + 3 : near + 5] = mossy  # a band that shows it is the border
+        grid[x, y, near + 3 : near + 5] = mossy  # a band that marks the border
         grid[x, y, top - 1] = NUMBER["grass"]
 
 
-# what rays and bodies need to know
+# tables for rendering and for start positions
 
 
 @njit(cache=True)
 def _tops(grid):
-    """First free cell above the highest solid block of each column."""
+    """Lowest cell above all blocks of each column: int32 [X, Y]."""
     tops = np.zeros(grid.shape[:2], np.int32)
     for x in range(grid.shape[0]):
         for y in range(grid.shape[1]):
@@ -298,9 +298,9 @@ def _tops(grid):
 
 @njit(cache=True)
 def distance(grid, far, below):
-    """Replace empty cells (0) by AIR + the distance to the nearest block, in place; without `below`, only to blocks not lower.
+    """Replace empty cells (0) by AIR + the Chebyshev distance to the nearest block, capped at `far`, in place.
 
-    Distance counts steps to any of 26 neighbours. Two sweeps over the world, each looking back at half of the neighbours, are exact.
+    Without `below`, lower blocks are ignored. Two sweeps are exact; each reads the half of the 26 neighbours that it has passed.
     """
     size_x, size_y, size_z = grid.shape
     near = np.empty(grid.shape, np.uint8)  # 0 in blocks
@@ -308,7 +308,7 @@ def distance(grid, far, below):
         for y in range(size_y):
             for z in range(size_z):
                 near[x, y, z] = far if grid[x, y, z] == 0 else 0
-    around = np.full(size_z + 2, 254, np.uint8)  # the least of the columns already passed, and a cell more at both ends
+    around = np.full(size_z + 2, 254, np.uint8)  # minimum over the neighbouring columns already passed, padded by one cell at each end
     for sweep in range(2):
         one = 1 if sweep == 0 else -1
         for a in range(size_x):
@@ -341,7 +341,7 @@ def distance(grid, far, below):
 
 @njit(fastmath=True, cache=True)
 def _open(grid, x, y, z, dx, dy, dz, reach):
-    """Whether nothing stands in the way from the cell (x, y, z) along (dx, dy, dz) for `reach` blocks."""
+    """Whether no solid block lies within `reach` blocks of the cell (x, y, z) along (dx, dy, dz)."""
     px, py, pz = x + 0.5, y + 0.5, z + 0.5
     t = 0.0
     while t < reach:
@@ -360,7 +360,7 @@ def _open(grid, x, y, z, dx, dy, dz, reach):
 
 @njit(cache=True)
 def bake_light(grid, light, sun):
-    """Light of each cell, 0 to 255: sky from five directions, and the sun. Solid cells get a low value, which darkens corners."""
+    """Fill `light` with 0 to 255: skylight from five directions, and the sun. Solid cells get a low value, which darkens corners."""
     for x in range(grid.shape[0]):
         for y in range(grid.shape[1]):
             for z in range(grid.shape[2]):
@@ -385,7 +385,7 @@ def bake_light(grid, light, sun):
 
 @njit(cache=True)
 def _regions(height, allowed):
-    """Number the regions in which a walker gets from any cell to any other by steps of at most one block; 0 where not allowed."""
+    """Label the regions that are connected by steps of at most one block in height: int32 [X, Y], 0 where not allowed."""
     label = np.zeros(height.shape, np.int32)
     stack = np.empty((height.size, 2), np.int32)
     count = 0
@@ -413,14 +413,14 @@ def _regions(height, allowed):
 def _starts(
     rng: np.random.Generator, tops: np.ndarray, ground: np.ndarray, sites: list[structures.Site]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Open ground that hangs together [X, Y], and cells to start on [n, 3], shuffled; those near buildings come first."""
-    open_ground = tops == np.maximum(ground, SEA)  # nothing built or grown here, bridges and water's surface included
+    """The largest connected region of open ground, bool [X, Y], and start cells in it, int32 [n, 3], shuffled, near buildings first."""
+    open_ground = tops == np.maximum(ground, SEA)  # without buildings and plants, but with bridges and the surface of water
     label = _regions(tops, open_ground)
     counts = np.bincount(label.ravel())
     counts[0] = 0
     walkable = label == counts.argmax()
     dry = walkable & (ground > SEA)
-    roomy = dry.copy()  # not squeezed against a trunk or a wall
+    roomy = dry.copy()  # not next to a trunk or a wall
     for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         roomy &= np.abs(np.roll(tops, (dx, dy), (0, 1)) - tops) <= 1
     roomy[:24] = roomy[-24:] = roomy[:, :24] = roomy[:, -24:] = False
