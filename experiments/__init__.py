@@ -1,1 +1,1 @@
-"""One program per table or figure; README.md says which command makes which."""
+"""Programs: one file or folder per subcommand of `wmgym`. What several of them share is in `support/`; no program imports another."""

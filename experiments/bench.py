@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,37 +17,40 @@ from tqdm import tqdm
 from wmgym import checkpoint as checkpoints
 from wmgym import systems
 from wmgym.benchmarks import speed
-from wmgym.cli import as_text, plain
-from wmgym.files import as_json, write_atomically
-from wmgym.nets.cdit import SIZES
-from wmgym.registration import row_of
-from wmgym.systems.worldpack import build, preset
+from wmgym.experiments.support.judged import system_of
+from wmgym.experiments.support.report import check_positive, write_tables
+from wmgym.registration import SYSTEMS, default_checkpoint, row_of
 
-ENGINES = {"voxel": "wmgym.envs.minecraft.bench", "prismarine": "wmgym.envs.minecraft.prismarine.bench"}  # time an engine by itself
+SETTING = "minecraft"  # whose weights are timed by default
+ENGINES = {"voxel": "wmgym.envs.minecraft.bench", "prismarine": "wmgym.envs.minecraft.prismarine.bench"}  # time an engine alone
 UPSTREAM = "wmgym.envs.memory_maze.bench"
 
 
 @dataclass(frozen=True)
 class TruthArgs:
-    """Frames per second of a ground truth, one env and the batched one. `frames_per_cpu_second` is what one core gives."""
+    """Time a ground truth: frames per second of one env and of the batched env. `frames_per_cpu_second` is the rate of one core.
+
+    Prints the report, and writes it to a folder if --out is given. The time is about --seconds for each size and number of lanes, plus
+    what the engine takes to start; the first run also compiles.
+    """
 
     env_id: str = "Minecraft-v0"
     """Ground truth to time."""
     backend: str = "voxel"
     """Engine of Minecraft-v0."""
     sizes: tuple[int, ...] = (64, 128)
-    """Sides of the frames."""
+    """Sides of the frames, in pixels."""
     lanes: tuple[int, ...] = (8,)
     """Lanes of the batched env."""
     seconds: float = 3.0
-    """For each number."""
+    """Time for each number."""
     against: str | None = None
-    """"upstream": time Memory Maze side by side with the published package's env, and compare what they show."""
+    """"upstream": also time the published package's Memory Maze, in turns, and compare what the two show."""
     out: Path | None = None
-    """Folder for result.json and table.txt."""
+    """Folder for args.json, result.json and table.txt."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "sizes", "lanes", "seconds")
+        check_positive(self, "sizes", "lanes", "seconds")
         if self.against not in (None, "upstream"):
             raise ValueError(f"against must be 'upstream', got {self.against!r}")
         if self.against and "cells" not in row_of(self.env_id).kwargs:
@@ -55,7 +58,7 @@ class TruthArgs:
 
 
 def bench_truth(args: TruthArgs) -> dict[str, Any]:
-    """One row per size and number of lanes; for Minecraft also what its engine does without Gymnasium."""
+    """One row per size and number of lanes; for Minecraft also the speed of its engine without Gymnasium."""
     is_minecraft = args.env_id.endswith("Minecraft-v0")
     if args.backend != "voxel" and not is_minecraft:
         raise ValueError(f"backend is for Minecraft-v0, got {args.backend!r} for {args.env_id}")
@@ -66,13 +69,13 @@ def bench_truth(args: TruthArgs) -> dict[str, Any]:
         rows += [{"size": size, **_made(speed.vector_truth_times, args.env_id, n, args.seconds, **kwargs)} for n in args.lanes]
     report: dict[str, Any] = {"env_id": args.env_id, "frames": rows}
     if args.against is not None:
-        world = row_of(args.env_id).kwargs
-        report |= import_module(UPSTREAM).against_upstream(world["cells"], world["variant"], args.seconds)
+        made = row_of(args.env_id).kwargs
+        report |= import_module(UPSTREAM).against_upstream(made["cells"], made["variant"], args.seconds)
     if is_minecraft:
         report |= {"backend": args.backend}
         if args.backend in ENGINES:
             report["engine"] = import_module(ENGINES[args.backend]).bench(args.seconds)
-    return _finish(report, args)
+    return _finish(args, report)
 
 
 def _made(measure: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -84,45 +87,51 @@ def _made(measure: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Milliseconds per dreamed step: by mode, lanes and number format, the share of each part, and what caching the context saves."""
+    """Time a dreamed step: by memory, lanes and number format, with the share of each part, and what caching the context saves.
+
+    Prints the report, and writes it to a folder if --out is given. The time is about --seconds for each memory, number of lanes and
+    number format, and more where three rounds of a slow step take longer.
+    """
 
     checkpoint: str | None = None
-    """Bundled name, path or hub name; by default worldpack-minecraft, or random weights (as fast) where that is not bundled."""
+    """Bundled name, path or hub name; by default the bundled weights of Minecraft, or random weights, which are as fast, if there are
+    none."""
+    system: str | None = None
+    """System that runs the weights; by default the checkpoint's. With random weights: the system to build."""
     size: str = "TINY"
-    """Size of the network with random weights."""
+    """Size of the network with random weights: TINY, S, B, L or XL."""
     modes: tuple[str, ...] | None = None
-    """Memories; by default all of the checkpoint's system."""
+    """Memories to time; by default all memories of the system."""
     lanes: tuple[int, ...] = (1, 8, 32)
     """Dreams in one batch."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """Number formats."""
     denoise_steps: tuple[int, ...] = (1, 2, 4, 8)
-    """For the ratio of caching to recomputing the context."""
+    """Denoising steps at which caching and recomputing the context are compared."""
     device: str = "auto"
-    """cpu, cuda, ..."""
+    """auto (a GPU if there is one), cpu, cuda, ..."""
     seconds: float = 1.0
-    """For each number; at least three rounds are timed."""
+    """Time for each number; at least three rounds are timed."""
     out: Path | None = None
-    """Folder for result.json and table.txt."""
+    """Folder for args.json, result.json and table.txt."""
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
-        _check_positive(self, "lanes", "denoise_steps", "seconds")
+        check_positive(self, "lanes", "denoise_steps", "seconds")
         if self.modes == () or not (self.lanes and self.dtypes and self.denoise_steps):
             raise ValueError("modes, lanes, dtypes and denoise_steps must each name at least one")
 
 
 def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
-    """The report; ratios within it are of one run."""
-    name = args.checkpoint or ("worldpack-minecraft" if "worldpack-minecraft" in checkpoints.bundled() else None)
+    """The report. Ratios within it are of one run."""
+    default = default_checkpoint(SETTING)
+    name = args.checkpoint or (default if default in checkpoints.bundled() else None)
     with nullcontext() if name else tempfile.TemporaryDirectory() as folder:
-        path = name or str(_random_weights(Path(str(folder)), args.size))
+        path = name or str(_random_weights(Path(str(folder)), args.system, args.size))
         steps, parts, cache = [], [], []
         with tqdm(total=len(args.dtypes) * (len(args.lanes) + 2), disable=not progress, unit="table") as bar:
             for dtype in args.dtypes:
-                load = partial(checkpoints.load_world, path, device=args.device, dtype=dtype)
-                modes = args.modes or tuple(systems.get(load().provenance.system).memories)
+                load = partial(checkpoints.load_world, path, system=args.system, device=args.device, dtype=dtype)
+                modes = args.modes or tuple(system_of(load()).memories)
                 worlds = {mode: load(memory=mode) for mode in modes}
                 for lanes in args.lanes:
                     steps += [{"dtype": dtype, **row} for row in speed.step_times(worlds, lanes, args.seconds)]
@@ -143,26 +152,19 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
         "share_of_a_step": parts,
         "context_cached_or_recomputed": cache,
     }
-    return _finish(report, args)
+    return _finish(args, report)
 
 
-def _random_weights(folder: Path, size: str) -> Path:
-    config = preset(size)
+def _random_weights(folder: Path, name: str | None, size: str) -> Path:
+    """A checkpoint of a system, by default of the first in the table, with fresh weights."""
+    system = systems.get(name or next(iter(SYSTEMS)))
+    if system.preset is None or system.build is None:
+        raise ValueError(f"system {system.name!r} cannot be built with random weights: give --checkpoint")
+    config = system.preset(size, SETTING)
     torch.manual_seed(0)
-    return checkpoints.save(folder / "random.safetensors", build(config), config)[0]
+    return checkpoints.save(folder / "random.safetensors", system.build(config), config)[0]
 
 
-def _check_positive(args: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(args, name)
-        if any(not v > 0 for v in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def _finish(report: dict[str, Any], args: Any) -> dict[str, Any]:
-    if args.out is not None:
-        write_atomically(args.out / "args.json", as_json(plain(asdict(args))))
-        write_atomically(args.out / "result.json", as_json(plain(report)))
-        write_atomically(args.out / "table.txt", (as_text(plain(report)) + "\n").encode())
-        report = {**report, "out": str(args.out)}
-    return report
+def _finish(args: TruthArgs | ModelArgs, report: dict[str, Any]) -> dict[str, Any]:
+    write_tables(args.out, args, report)
+    return report if args.out is None else {**report, "out": str(args.out)}

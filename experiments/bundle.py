@@ -1,11 +1,11 @@
-"""Put a trained model among the bundled weights: bfloat16, in files of at most 8 MB, with a model card beside them.
+"""Add a trained model to the bundled weights: bfloat16, in files of at most 8 MB, with a model card beside them.
 
     python -m wmgym.experiments.bundle --run RUN --name worldpack-minecraft
     python -m wmgym.experiments.bundle --run RUN --name worldpack-memory-maze --openings data/maze-held-out
 
-With `--openings` the first frames of some of these episodes become the clips that `opening="bundled"` opens with in that world: frames,
-actions, poses and the seed with which the ground truth begins there, so that a twin can walk them. A bundled file is replaced only by
-one that measures better by more than the interval.
+With `--openings`, the first frames of some of these episodes become the clips of `opening="bundled"` in that setting: frames, actions,
+poses, and the seed with which the ground truth starts, so that a twin can walk them. Replace a bundled file only with one that measures
+better by more than the interval.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 import tyro
 
-from wmgym import settings
+from wmgym import settings, systems
 from wmgym.checkpoint import BUNDLED, load, save
 from wmgym.data.episode import list_episodes, load_episode, read_header
+from wmgym.experiments.support.report import check_positive
 from wmgym.openings import Opening, write_clips
+from wmgym.world_model import WorldModel
 
 MOST = 8_000_000  # bytes a file
 DTYPE = torch.bfloat16
@@ -30,26 +32,25 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Args:
-    """Bundle a run's model."""
+    """Bundle a run's model: from a folder of `wmgym train` to files in wmgym/weights."""
 
     run: Path
     """Folder of `wmgym train`."""
     name: str
-    """Name of the checkpoint, such as worldpack-minecraft."""
+    """Name of the checkpoint: SYSTEM-SETTING."""
     openings: Path | None = None
-    """Folder of episodes (wmgym collect, with a seed that was not trained on) to take opening clips from."""
+    """Folder of episodes (wmgym collect, with a seed that no training uses) to take opening clips from."""
     clips: int = 16
-    """How many clips."""
+    """How many opening clips."""
     clip_frames: int = 64
-    """Frames of each."""
+    """Frames of each clip."""
 
     def __post_init__(self) -> None:
-        for name in ("clips", "clip_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "clips", "clip_frames")
 
 
 def main(args: Args) -> list[Path]:
+    """The files that were written; those of an older checkpoint of this name are removed."""
     loaded = load(args.run / "model.safetensors")
     model, config, notes = loaded.model, loaded.config, loaded.notes
     files = []
@@ -59,16 +60,15 @@ def main(args: Args) -> list[Path]:
         if re.fullmatch(rf"{re.escape(args.name)}(-\d+-of-\d+)?\.(safetensors|md)", old.name):
             old.unlink()
     files += save(BUNDLED / f"{args.name}.safetensors", model, config, dtype=DTYPE, max_bytes=MOST, notes=notes)
-    parameters = sum(p.numel() for p in model.parameters())
-    (BUNDLED / f"{args.name}.md").write_text(card(args.name, config.setting, config.autoencoder.frame_size, parameters, notes))
+    (BUNDLED / f"{args.name}.md").write_text(card(args.name, model, config, notes))
     return files
 
 
 def opening_clips(folder: Path, count: int, frames: int) -> list[Opening]:
-    """The first frames of `count` episodes, spread evenly over a folder; only those that their seed alone leads back to."""
+    """The first frames of `count` episodes, spread evenly over a folder; only of episodes that start where their seed says."""
     paths = [p for p in list_episodes(folder) if (h := read_header(p)).length >= frames and h.meta.start is None]
     if len(paths) < count:
-        found = f"{len(paths)} episodes of {frames} frames that begin where their seed has it"
+        found = f"{len(paths)} episodes of {frames} frames that start where their seed says"
         raise ValueError(f"{folder} holds {found}, {count} are asked for")
     parts = [load_episode(paths[i], 0, frames) for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
     return [Opening(part.frames, part.actions, part.poses, None, part.meta.seed) for part in parts]
@@ -87,28 +87,30 @@ def write_openings(setting: str, clips: list[Opening]) -> Path:
     return draft.replace(path)
 
 
-def card(name: str, setting: str, size: int, parameters: int, notes: dict[str, Any]) -> str:
-    """What the weights are, how they came about and how they measure."""
+def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> str:
+    """The model card: what the weights are, how they were made, and their figures."""
+    system, size = systems.get(config.system), config.autoencoder.frame_size
+    place, parameters = settings.get(config.setting).truth or config.setting, sum(p.numel() for p in model.parameters())
     figures = {k: v for k, v in sorted(notes.items()) if isinstance(v, float)}
     head = {k: v for k, v in figures.items() if k.startswith(("reward_", "dreamed_"))}
     lines = [
         f"# {name}",
         "",
-        f"A WorldPack world model of `{settings.get(setting).truth or setting}` at {size} x {size}: "
+        f"A {system.title(system.default_memory)} world model of `{place}` at {size} x {size}: "
         f"{parameters / 1e6:.1f} million parameters, in bfloat16.",
         "",
         "- Trained by: " + f"`{notes.get('command', '')}`",
         f"- Data: {notes.get('frames')} frames; collected as `experiments/README.md` says.",
-        "- Licence: MIT, as the code. The frames were collected by our own walkers; nobody else's data was used.",
+        "- Licence: MIT, as the code. The frames were collected by our own walkers; no other data was used.",
         "",
-        "At the end of training, on episodes of worlds not trained on (dB PSNR):",
+        "At the end of training, on episodes of worlds that were not trained on (PSNR in dB):",
         "",
         *_figures({k: v for k, v in figures.items() if k not in head}),
     ]
     if head:
-        told = "`reward_` given the true latents before and after each step, `dreamed_` given dreamed ones"
-        counted = "where `dreamed_true` counts the steps at which a dream seems to show what truly happened near them"
-        lines += ["", f"The reward head on such episodes (steps, and shares): {told}, {counted}:", ""]
+        given = "`reward_` given the true latents before and after each step, `dreamed_` given dreamed latents"
+        counted = "`dreamed_true` counts the steps near which the dream seems to show what truly happened"
+        lines += ["", f"The reward head on such episodes (steps, and shares): {given}; {counted}:", ""]
         lines += _figures(head)
     return "\n".join(lines) + "\n"
 

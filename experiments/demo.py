@@ -1,6 +1,7 @@
-"""`wmgym demo`: walk a loop in the truth, dream the way back with memory and without, and show all three.
+"""`wmgym demo`: walk a loop in the ground truth, dream the way back with memory and without, and show all three.
 
-Two loops: A -> B -> A at a range of 5 blocks, and one that only turns. Writes films, strips, a map and `result.json` into one folder.
+There are two loops: A -> B -> A at a range of 5 blocks, and one that only turns. Writes films, strips, a map and `result.json` into one
+folder.
 """
 
 from __future__ import annotations
@@ -15,40 +16,41 @@ import numpy as np
 from tqdm import tqdm
 
 from wmgym.agents.collect import ATTEMPTS, WORLDS_PER_SEED, record
-from wmgym.benchmarks.loopnav import judge, strip_steps
-from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of
-from wmgym.checkpoint import load_world
-from wmgym.cli import plain
-from wmgym.experiments.film import film_pages, write_film
-from wmgym.experiments.plots import pyplot
-from wmgym.files import as_json, write_atomically
+from wmgym.benchmarks.cells import judge, strip_steps
+from wmgym.benchmarks.loopnav import loop_of
+from wmgym.benchmarks.rollout import Dream, Walk, dream_legs
+from wmgym.experiments.support.film import film_pages, write_film
+from wmgym.experiments.support.judged import DreamArgs, loader, system_of
+from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.report import write_result
+from wmgym.registration import default_checkpoint
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
-DREAMS = {"with memory": "worldpack", "without": "none"}  # label -> memory mode
-RATE = 8  # frames per second of the films; the world's own rate is 5
+RATE = 8  # frames per second of the films; a step of the world is 1/5 s
 MARGIN = 8  # blocks of map around the path
+DPI = 120
 
 
 @dataclass(frozen=True)
-class DemoArgs:
-    """One loop, truth beside dream: film, strip and map."""
+class DemoArgs(DreamArgs):
+    """Two loops, truth beside dream: films, strips and a map.
+
+    Needs only bundled weights. Takes under 2 minutes.
+    """
 
     out: Path = Path("demo")
     """Folder for the pictures."""
     seed: int = 100
-    """Which worlds; from 100 on, none of those trained on."""
-    checkpoint: str = "worldpack-minecraft"
+    """Seed of the worlds. Training uses 0 to 99."""
+    checkpoint: str = default_checkpoint("minecraft")
     """Bundled name, path, or hub name."""
-    denoise_steps: int | None = None
-    """By default the checkpoint's."""
-    device: str = "auto"
-    """cpu, cuda, ..."""
 
 
 def demo(args: DemoArgs, progress: bool = True) -> dict[str, Any]:
-    """The report: mean PSNR of the way back, and where the files are."""
-    settings = {"device": args.device, "denoise_steps": args.denoise_steps}
-    worlds = {label: load_world(args.checkpoint, memory=mode, **settings) for label, mode in DREAMS.items()}  # type: ignore[arg-type]
+    """The report: mean PSNR of the way back, and the files that were written."""
+    world_of = loader(args.checkpoint, args)
+    system = system_of(world_of(None))
+    worlds = {"with memory": world_of(system.default_memory), "without": world_of(system.reference)}
     env = gym.make("Minecraft-v0", task="free", disable_env_checker=True)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, files = [], []
@@ -65,11 +67,11 @@ def demo(args: DemoArgs, progress: bool = True) -> dict[str, Any]:
                 files.append(draw_map(args.out / "map.png", env, loop, dreams))
     env.close()
     report = {"seed": args.seed, "way_back": rows, "files": [str(file) for file in files]}
-    write_atomically(args.out / "result.json", as_json(plain(report)))
+    write_result(args.out, report)
     return report
 
 
-def walk(env: gym.Env, walker: str, seed: int) -> Loop:
+def walk(env: gym.Env, walker: str, seed: int) -> Walk:
     """The first walk of this seed that succeeds; `env` stays in its world."""
     for attempt in range(ATTEMPTS):
         world = seed * WORLDS_PER_SEED + attempt
@@ -79,7 +81,8 @@ def walk(env: gym.Env, walker: str, seed: int) -> Loop:
     raise ValueError(f"{ATTEMPTS} walks of {walker} in a row failed, the last with {episode.meta.outcome!r}; try another --seed")
 
 
-def numbers(loop: Loop, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
+def numbers(loop: Walk, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
+    """One row per dream, and one for repeating the last observed frame."""
     truth = loop.frames[loop.split :]
     shown = {label: dream.frames for label, dream in dreams.items()}
     shown["last seen frame"] = np.repeat(loop.frames[loop.split - 1 : loop.split], loop.leg, 0)
@@ -95,14 +98,14 @@ def numbers(loop: Loop, dreams: Mapping[str, Dream]) -> list[dict[str, Any]]:
 # -- pictures ---------------------------------------------------------------------------------------------------------------------------
 
 
-def film(file: Path, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
-    """Truth and dreams side by side; while exploring, all see the truth."""
+def film(file: Path, loop: Walk, dreams: Mapping[str, Dream]) -> Path:
+    """Truth and dreams side by side. The last page stays for a second."""
     pages = film_pages(loop, dreams)
     return write_film(file, pages + [pages[-1]] * RATE, RATE)
 
 
-def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8) -> Path:
-    """Steps of the way back, evenly spaced: truth, and each dream below it."""
+def strip(file: Path, loop: Walk, dreams: Mapping[str, Dream], columns: int = 8) -> Path:
+    """Evenly spaced steps of the way back: the truth, and each dream below it."""
     plt = pyplot()
     steps = strip_steps(loop.leg, columns)
     rows = {"truth": loop.frames[loop.split :], **{label: dream.frames for label, dream in dreams.items()}}
@@ -114,11 +117,11 @@ def strip(file: Path, loop: Loop, dreams: Mapping[str, Dream], columns: int = 8)
             if label == "truth":
                 ax.set_title(f"step {step + 1}", fontsize="small")
         line[0].set_ylabel(label)
-    return _save(figure, file)
+    return save_figure(figure, file, DPI)
 
 
-def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) -> Path:
-    """The ground from above, the true path, the dreamed ones, and what memory looked at again."""
+def draw_map(file: Path, env: gym.Env, loop: Walk, dreams: Mapping[str, Dream]) -> Path:
+    """The ground from above, the true path, the dreamed paths, and the retrieved frames."""
     plt = pyplot()
     paths = np.concatenate([loop.poses, *(dream.poses for dream in dreams.values())])
     low, high = np.floor(paths.min(0)[:3]).astype(int), np.ceil(paths.max(0)[:3]).astype(int)
@@ -140,7 +143,7 @@ def draw_map(file: Path, env: gym.Env, loop: Loop, dreams: Mapping[str, Dream]) 
     ax.plot(*loop.poses[loop.split - 1, :2], "s", color="C2", ms=10, label="B")
     ax.set(xlabel="x, blocks", ylabel="y, blocks", aspect="equal")
     figure.legend(loc="outside right upper", facecolor="0.85")
-    return _save(figure, file)
+    return save_figure(figure, file, DPI)
 
 
 def _relief(solid: np.ndarray) -> np.ndarray:
@@ -148,9 +151,3 @@ def _relief(solid: np.ndarray) -> np.ndarray:
     height = np.where(solid.any(-1), solid.shape[-1] - np.argmax(solid[..., ::-1], -1), 0).astype(np.float32)
     slope_x, slope_y = np.gradient(height)
     return height / max(1.0, height.max()) + 0.15 * np.clip(slope_x - slope_y, -2, 2)
-
-
-def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file, dpi=120)
-    pyplot().close(figure)
-    return file

@@ -1,12 +1,12 @@
-"""`wmgym eval maze-returns`: what walkers earn in Memory Maze, per size, beside what people earned in the paper.
+"""`wmgym eval maze-returns`: returns of walkers in Memory Maze, per size, beside the human scores of the paper.
 
-The oracle knows the maze and goes straight to each target: it says what can be earned, not what can be learned. Scores of people
-are the paper's own (Pasukonis et al. 2022, table of sizes; mean over episodes, and the best one), not measured here.
+The oracle knows the maze and goes straight to each target, so its return is an upper bound, not what can be learned. Human scores are
+the paper's (Pasukonis et al. 2022, table of sizes: mean over episodes, and the best episode), not measured here.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.scripted import find_program, make_walker
-from wmgym.cli import as_text, plain
-from wmgym.files import as_json, write_atomically
+from wmgym.experiments.support.report import check_positive, write_tables
 from wmgym.metrics.statistics import bootstrap_interval
 
 PEOPLE = {9: (26.4, 34.8), 11: (44.3, 58.0), 13: (55.5, 74.5), 15: (67.7, 87.7)}  # mean and best
@@ -25,16 +24,20 @@ PEOPLE = {9: (26.4, 34.8), 11: (44.3, 58.0), 13: (55.5, 74.5), 15: (67.7, 87.7)}
 
 @dataclass(frozen=True)
 class ReturnsArgs:
-    """What walkers earn in Memory Maze until upstream's time limit, beside the paper's human scores."""
+    """Returns of walkers in Memory Maze until upstream's time limit, beside the paper's human scores.
+
+    Prints the table, and writes it to a folder if --out is given. The time grows with sizes, walkers and episodes; larger mazes have longer
+    episodes.
+    """
 
     sizes: tuple[int, ...] = (9, 11, 13, 15)
-    """Cells a side."""
+    """Cells along a side of the maze: 9, 11, 13, 15."""
     walkers: tuple[str, ...] = ("oracle", "explorer", "random")
-    """Who walks."""
+    """Who walks: oracle, explorer, random."""
     episodes: int = 10
-    """Mazes per size."""
+    """Mazes per size, one episode each."""
     seed: int = 100
-    """As for `wmgym collect`: maze k has the seed `seed * 1_000_000 + k`."""
+    """Maze k has the seed `SEED * 1_000_000 + k`, as in `wmgym collect`."""
     out: Path | None = None
     """Folder for args.json, result.json and table.txt."""
 
@@ -42,11 +45,10 @@ class ReturnsArgs:
         for size in self.sizes:
             if size not in PEOPLE:
                 raise ValueError(f"sizes must be of {', '.join(map(str, PEOPLE))}, got {size}")
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be positive, got {self.episodes}")
+        check_positive(self, "episodes")
         for walker in self.walkers:
             if not find_program(walker, "memory_maze")[1]:
-                raise ValueError(f"walker {walker!r} ends by itself and earns nothing: choose oracle, explorer or random")
+                raise ValueError(f"walker {walker!r} ends by itself and earns nothing; choose oracle, explorer or random")
 
 
 def evaluate(args: ReturnsArgs, progress: bool = True) -> dict[str, Any]:
@@ -68,15 +70,11 @@ def evaluate(args: ReturnsArgs, progress: bool = True) -> dict[str, Any]:
                 })  # fmt: skip
             env.close()
     report: dict[str, Any] = {"episodes": args.episodes, "returns": rows}
-    if args.out is not None:
-        write_atomically(args.out / "args.json", as_json(plain(asdict(args))))
-        write_atomically(args.out / "result.json", as_json(plain(report)))
-        write_atomically(args.out / "table.txt", (as_text(plain(report)) + "\n").encode())
-    return report
+    return write_tables(args.out, args, report)
 
 
 def episode_return(env: gym.Env, name: str, seed: int) -> float:
-    """What a walker earns in one episode. Nothing is drawn on the way: walkers do not look."""
+    """A walker's return in one episode. Walkers do not look, so nothing is rendered."""
     _, info = env.reset(seed=seed)
     ball, pose, earned = env.unwrapped.ball, info["pose"], 0  # type: ignore[attr-defined]
     walker = make_walker(name, env, np.random.default_rng(seed))

@@ -1,8 +1,8 @@
-"""`wmgym plan`: plan in a dream, act in its truth, and score how often and how directly the goal is reached.
+"""`wmgym plan`: plan in a dream, act in its ground truth, and score how often and how directly the goal is reached.
 
-Beside the planner in the dream stand the same planner with the truth as its model (the best that this search can do) and random actions.
-Writes one folder: `args.json`, `result.json`, `paths.png`, a film of the first episode for each model, and finished batches in
-`cells/`, so that a killed run goes on where it was.
+Two baselines act in the same worlds: the same planner with the ground truth as its model (the best that this search can do), and random
+actions. Writes one folder: `args.json`, `result.json`, `paths.png`, a film of the first episode for each model, and one file per finished
+batch of episodes in `cells/`. A killed run resumes from those.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ import wmgym
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.mpc import PRESETS, PlannerConfig, PlanningAgent, preset
 from wmgym.agents.objectives import IMAGE_OBJECTIVES, OBJECTIVES, Objective, make_objective
-from wmgym.cli import plain
-from wmgym.experiments.film import panel, write_film
-from wmgym.experiments.plots import pyplot
-from wmgym.files import as_json, kept, open_run_folder, write_atomically
+from wmgym.benchmarks.tables import columns
+from wmgym.experiments.support.film import panel, write_film
+from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.report import check_positive, check_seed, write_result
+from wmgym.files import kept, open_run_folder
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.metrics.trajectory import path_length, spl
 from wmgym.openings import frame_of
@@ -39,52 +40,74 @@ from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
 from wmgym.world_model import WorldModel
 
 MODELS = ("dream", "truth", "random")
-WALKS = 20  # of each length, tried for a goal that is away from the start
-LONGER = (1, 2, 4, 8)  # times as long are the walks that are tried one after the other
-SHOWN = 6  # episodes on the map
+WALKS = 20  # random walks of each length that are tried for a goal away from the start
+LONGER = (1, 2, 4, 8)  # factors by which those walks get longer
+SHOWN = 6  # episodes in the picture of paths
 RATE = 5  # frames per second of the films
 
 
 @dataclass(frozen=True)
 class PlanArgs:
-    """Plan in a dream, act in its truth. Options that are not given keep the id's, or the planner's, own values."""
+    """Plan in a dream, act in its ground truth.
+
+    Needs the id of a dream. Writes a folder with result.json, paths.png and a film for each model. Before it starts, it prints how many
+    frames it will dream at most; `wmgym bench model` measures frames per second. A killed run resumes: type the same command again.
+    Options that are not given have the default of the id or of the planner.
+    """
 
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
-    """An imagined id, as `wmgym list` shows it."""
+    """Id of a dream, as `wmgym list` shows it."""
     models: tuple[str, ...] = MODELS
-    """What is planned in: dream, truth; or random actions."""
+    """What the planner uses as its model: dream, truth; random takes random actions instead."""
     planner: str = "cem"
-    """cem (256 frames a decision, which lasts 4 steps), nwm (its counts: 120 samples, 5 elites, 1 iteration, 3 repeats, horizon 8, which
-    are 2,904 frames a decision, one every step; discrete actions are free sequences) or mppi."""
+    """cem: 256 frames a decision, one decision every 4 steps. nwm: the settings of NWM's planner (120 samples, 5 elites, 1 iteration, 3
+    repeats, horizon 8), 2,904 frames a decision, one every step; discrete actions are free sequences. Or mppi."""
     objective: str = "pose"
-    """pose, reward, lpips, dreamsim, ssim or latent; the last four are told a goal image."""
+    """pose, reward, lpips, dreamsim, ssim or latent. The last four compare with a goal image."""
     goal: str = "auto"
-    """task: the task's own goal; walk: where a random walk leads, known by pose and image; auto: task if it has one."""
+    """task: the task's own goal. walk: the end of a random walk, given by pose and image. auto: task if the task has a goal, else walk."""
     goal_steps: int = 8
-    """Of that walk; where many in a row end near the start, longer ones are drawn."""
+    """Steps of that walk. If many walks in a row end near the start, longer ones are drawn."""
     task: str | None = None
+    """Task of the env, such as navigate-near."""
     episodes: int = 20
+    """Episodes for each model."""
     max_steps: int = 100
+    """Steps after which an episode is given up."""
     lanes: int = 4
-    """Episodes planned for in one batch."""
+    """Episodes planned in one batch."""
     seed: int = 100
-    """Of worlds and plans; training has 0 to 99."""
+    """Seed of worlds and plans. Training uses 0 to 99."""
     horizon: int | None = None
+    """Planner: steps of a plan."""
     hold: int | None = None
+    """Planner: steps of a plan that are acted before the next decision."""
     samples: int | None = None
+    """Planner: candidates in each iteration."""
     elites: int | None = None
+    """Planner: best candidates that the next iteration is drawn around."""
     iterations: int | None = None
+    """Planner: rounds of sampling."""
     repeats: int | None = None
+    """Planner: dreams of each candidate, with different noise; their costs are averaged."""
     temperature: float | None = None
+    """Planner mppi: the higher, the more evenly candidates count."""
     at_once: int | None = None
     """Rows dreamed in one batch, at most."""
     checkpoint: str | None = None
+    """Bundled name, path, or hub name."""
     memory: str | None = None
+    """Memory of the dream."""
     denoise_steps: int | None = None
+    """Denoising steps per frame."""
     device: str | None = None
+    """cpu, cuda, ..."""
     dtype: str | None = None
+    """float32 or bfloat16."""
     film: bool = True
+    """Write a film of the first episode for each model."""
     out: Path = Path("runs/plan")
+    """Folder for the results."""
 
     def __post_init__(self) -> None:
         for name, values, allowed in (
@@ -95,15 +118,12 @@ class PlanArgs:
         ):
             if not values or any(value not in allowed for value in values):
                 raise ValueError(f"{name} must be of {', '.join(allowed)}, got {', '.join(map(repr, values)) or 'nothing'}")
-        for name in ("goal_steps", "episodes", "max_steps", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_positive(self, "goal_steps", "episodes", "max_steps", "lanes")
+        check_seed(self.seed)
 
 
 def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
-    """All batches that are not there yet, then the report (also in `result.json`)."""
+    """Act out the batches that are missing, then the report (also in `result.json`)."""
     names = ("task", "checkpoint", "memory", "denoise_steps", "device", "dtype")
     keywords = {name: value for name in names if (value := getattr(args, name)) is not None}
     stage = Stage(args, keywords)
@@ -123,31 +143,30 @@ def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
             file, before = args.out / "cells" / f"{model}-{first:04d}.json", bar.n
             rows[model] += kept(file, partial(stage.run, model, seeds, film=args.film and not first, decided=bar.update))["episodes"]
             if model != "random":
-                bar.total -= decisions - (bar.n - before)  # what early ends have saved
+                bar.total -= decisions - (bar.n - before)  # decisions that were not needed, because episodes ended early
                 bar.refresh()
     stage.close()
     draw_paths(args.out / "paths.png", rows)
     report = {"id": args.id, "planner": asdict(stage.config), "objective": args.objective, **summarise(rows), "out": str(args.out)}
-    write_atomically(args.out / "result.json", as_json(plain(report)))
+    write_result(args.out, report)
     return report
 
 
 def what_it_costs(frames: int, decisions: int, episodes: int) -> str:
-    """For those who wonder how long it will take."""
+    """A line that is printed before the run starts."""
     return (
-        f"A decision dreams {frames:,} frames for each episode that still goes on; an episode has at most {decisions:,} decisions, so "
-        f"{episodes:,} episodes dream at most {frames * decisions * episodes:,} frames (`wmgym bench model` tells frames per second)."
+        f"A decision dreams {frames:,} frames for each episode that has not ended; an episode has at most {decisions:,} decisions, so "
+        f"{episodes:,} episodes dream at most {frames * decisions * episodes:,} frames (`wmgym bench model` measures frames per second)."
     )
 
 
 def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A table of the models, and what each gains over random actions in the same worlds."""
+    """A table of the models, and each model's gain over random actions in the same worlds."""
     table, differences = [], []
     for model, episodes in rows.items():
         line: dict[str, Any] = {"model": model, "episodes": len(episodes)}
         for name in ("success", "spl", "final_distance", "steps", "return"):
-            found = bootstrap_interval([float(row[name]) for row in episodes])
-            line |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            line |= columns(name, bootstrap_interval([float(row[name]) for row in episodes]))
         table.append({**line, "plan_ms": float(np.mean([row["plan_ms"] for row in episodes]))})
         if model != "random" and "random" in rows:
             here, chance = ([float(row["success"]) for row in rows[name]] for name in (model, "random"))
@@ -157,7 +176,7 @@ def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 class Stage:
-    """The envs, made once: a truth for each lane, and one dream of all lanes."""
+    """The envs, made once: a ground truth for each lane, and one dream of all lanes."""
 
     def __init__(self, args: PlanArgs, keywords: dict[str, Any]) -> None:
         self.args, self.keywords = args, keywords
@@ -165,7 +184,7 @@ class Stage:
         dream: Any = self.pairs[0][0].unwrapped
         self.task, self.world = dream.shell.task, dream.shell.world
         if dream.shell.chunk > 1:
-            raise ValueError(f"{args.id} makes {dream.shell.chunk} frames a step; `wmgym plan` knows single frames only")
+            raise ValueError(f"{args.id} makes {dream.shell.chunk} frames a step; `wmgym plan` supports one frame a step only")
         self.goal = args.goal if args.goal != "auto" else "task" if self.task.needs_goal else "walk"
         if self.goal == "task" and not self.task.needs_goal:
             raise ValueError(f"task {self.task.name!r} has no goal of its own: use --goal walk")
@@ -177,14 +196,14 @@ class Stage:
         self.config: PlannerConfig = replace(config, line=False) if isinstance(self.space, spaces.Discrete) else config
 
     def run(self, model: str, seeds: Sequence[int], film: bool, decided: Callable[[], Any] = lambda: None) -> dict[str, Any]:
-        """One episode per seed, side by side; `decided` is called after each plan."""
+        """One episode per seed, side by side. `decided` is called after each plan."""
         truths = [truth for _, truth in self.pairs[: len(seeds)]]
         opened = [truth.reset(seed=seed) for truth, seed in zip(truths, seeds, strict=True)]
         goals, images = self._goals(truths, opened, seeds)
         paths = [[np.array(info["pose"])] for _, info in opened]
         frames = [frame_of(observation) for observation, _ in opened]
         returns, pages = np.zeros(len(seeds)), [frames[0].copy()]
-        live = np.arange(len(seeds))  # lanes whose episode goes on
+        live = np.arange(len(seeds))  # lanes whose episode has not ended
         with closing(self._player(model, truths, seeds, goals, images, decided)) as player:
             for _ in range(self.args.max_steps):
                 actions, over = player.act(), np.zeros(len(live), bool)
@@ -222,7 +241,7 @@ class Stage:
         positions = np.stack(path)[:, :2]
         distances = horizontal_distance(np.stack(path), goal)
         reached, travelled = bool(distances[-1] <= ARRIVAL_DISTANCE), float(path_length(positions))
-        shortest = max(0.0, float(distances[0]) - ARRIVAL_DISTANCE)  # to the edge of where one has arrived
+        shortest = max(0.0, float(distances[0]) - ARRIVAL_DISTANCE)  # to the edge of the area that counts as arrival
         return {
             "seed": seed,
             "success": reached,
@@ -267,7 +286,7 @@ class Stage:
 
 
 class Random:
-    """Uniform actions. A lane's do not depend on when the others end."""
+    """Uniform actions. A lane's actions do not depend on when other lanes end."""
 
     def __init__(self, space: gym.Space, lanes: int, seed: int) -> None:
         self.ms: list[float] = []
@@ -288,10 +307,10 @@ class Random:
 
 
 class Planner:
-    """A planning agent, timed; a dream that it plans in is shown what really came of its actions."""
+    """A planning agent, timed. If it plans in a dream, the dream is shown the true outcome of each action."""
 
     def __init__(self, agent: PlanningAgent, decided: Callable[[], Any], dream: VectorEnv | None = None) -> None:
-        self.ms: list[float] = []  # that each plan took
+        self.ms: list[float] = []  # time of each plan
         self.agent = agent
         self._decided, self._dream = decided, dream
 
@@ -307,7 +326,7 @@ class Planner:
         self.agent.keep(lanes.tolist())
 
     def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
-        """Of the lanes that are left: frames uint8 [B, H, W, 3], actions [B, ...], poses float32 [B, 5]."""
+        """What the remaining lanes saw and did: frames uint8 [B, H, W, 3], actions [B, ...], poses float32 [B, 5]."""
         if self._dream is not None:
             self.agent.models[0].observe(frames[:, None], actions[:, None], poses[:, None])
 
@@ -317,9 +336,9 @@ class Planner:
 
 
 def walked_goal(truth: gym.Env, start: np.ndarray, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frame and pose that a random walk of so many steps leads to, away from the start; the truth is left as it was.
+    """The frame and pose at the end of a random walk of `steps` steps away from the start. The ground truth is left as it was.
 
-    Walks that end near the start are drawn anew, then longer ones; ValueError if none of them leads away.
+    Walks that end near the start are drawn again, and then longer ones; ValueError if none of them leads away.
     """
     env: Any = truth.unwrapped
     here = env.save_state()
@@ -339,12 +358,12 @@ def walked_goal(truth: gym.Env, start: np.ndarray, rng: np.random.Generator, ste
     place = ", ".join(f"{v:.1f}" for v in start[:2])
     raise ValueError(
         f"none of {WALKS * len(LONGER)} random walks of {steps} to {steps * LONGER[-1]} steps leads more than {ARRIVAL_DISTANCE:g} blocks "
-        f"away from where an episode begins ({place}): give more --goal-steps, or another --seed"
+        f"away from where the episode starts ({place}): give more --goal-steps, or another --seed"
     )
 
 
 def draw_paths(file: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """The first episodes from above: start, goal, and the way that each model went."""
+    """The first episodes from above: start, goal, and each model's path."""
     plt = pyplot()
     shown = min(SHOWN, min(len(episodes) for episodes in rows.values()))
     figure, axes = plt.subplots(1, shown, figsize=(3 * shown, 3.2), squeeze=False, layout="constrained")
@@ -357,5 +376,4 @@ def draw_paths(file: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
         ax.set(aspect="equal", title=f"episode {k}", xlabel="x")
         ax.tick_params(labelsize="x-small")
     axes[0, 0].legend(fontsize="x-small")
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save_figure(figure, file)

@@ -1,9 +1,9 @@
-"""`wmgym train ppo ID`: learn to act in a dream, judge it in the truth.
+"""`wmgym train ppo ID`: train an agent in a dream, and evaluate it in the ground truth.
 
-Three agents: one that learned in the dream only, one that learned in the truth for as many steps, and one that acts at random. Each is
-judged in the truth and in the dream, in the same worlds with the same goals, from the same opening on, so that what they earn is paired.
-Writes one folder: `args.json`, `result.json`, `learning.png`, `dream/agent.safetensors` and `truth/agent.safetensors` (after every stretch:
-a killed run goes on where it was), TensorBoard's files in `tb/`, and finished evaluations in `cells/`.
+There are three agents: one trained in the dream only, one trained in the ground truth for as many steps, and one that takes random
+actions. Each is evaluated in both places, in the same worlds with the same goals and after the same opening, so returns are paired.
+Writes one folder: `args.json`, `result.json`, `learning.png`, `dream/agent.safetensors` and `truth/agent.safetensors` (saved after every
+stretch, from which a killed run resumes), TensorBoard's files in `tb/`, and finished evaluations in `cells/`.
 """
 
 from __future__ import annotations
@@ -24,65 +24,77 @@ import wmgym
 from wmgym.agents import ppo
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.ppo import PPOConfig, Trained
-from wmgym.cli import plain
-from wmgym.experiments.plots import pyplot
-from wmgym.files import as_json, kept, open_run_folder, write_atomically
+from wmgym.benchmarks.tables import columns
+from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.report import check_positive, write_result
+from wmgym.files import kept, open_run_folder
 from wmgym.integrations import sb3
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.openings import LiveOpenings
 from wmgym.registration import row_of
 
 PLACES = ("dream", "truth")
-JUDGED_FROM = 100  # seeds of worlds that are judged in: from this many millions on; training has those below
+JUDGED_FROM = 100  # evaluation uses worlds with seeds from this many millions on; training uses those below
 DREAM_ONLY = ("opening", "checkpoint", "memory", "denoise_steps", "device", "dtype")
 
 
 @dataclass(frozen=True)
 class PPOArgs:
-    """Learn in a dream with PPO, judge in its truth. Options that are not given keep the id's own values."""
+    """Train an agent in a dream with PPO, and evaluate it in the ground truth.
+
+    Needs the id of a dream. Writes a folder with result.json, learning.png and the agents. The time grows with steps and episodes, and
+    with what a dreamed step costs (`wmgym bench model`). A killed run resumes: type the same command again. Options that are not given
+    have the default of the id.
+    """
 
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
-    """An imagined id, as `wmgym list` shows it."""
+    """Id of a dream, as `wmgym list` shows it."""
     task: str | None = None
-    """On two cores navigate-near (Minecraft: goals within 10 blocks) and targets-near (Memory Maze) can be learned."""
+    """Task of the env. Two cores can learn navigate-near (Minecraft: goals within 10 blocks) and targets-near (Memory Maze)."""
     steps: int = 40_000
-    """To learn from, of all lanes together; rounded up to whole updates (lanes x --ppo.n-steps), and reported as they were."""
+    """Training steps of all lanes together, rounded up to whole updates (lanes x --ppo.n-steps). The report has the rounded number."""
     lanes: int = 16
+    """Envs that an agent learns in at the same time."""
     seed: int = 0
-    """Of learning and its worlds; below 100."""
+    """Seed of training and its worlds: 0 to 99."""
     learn_in: tuple[str, ...] = PLACES
     """Where agents learn: dream, truth."""
     episodes: int = 100
-    """To judge each agent by, in the truth and in the dream."""
+    """Episodes that evaluate each agent, in the ground truth and in the dream."""
     horizon: int | None = None
     """Steps of an episode; by default the task's."""
     opening: str | None = None
-    """live: each dream opens with a walk in a true world of its own; for tasks that open with shipped clips otherwise."""
+    """live: each dream opens with a walk in a ground truth of its own. Needed for tasks that otherwise open with shipped clips."""
     checkpoint: str | None = None
+    """Bundled name, path, or hub name."""
     memory: str | None = None
+    """Memory of the dream."""
     denoise_steps: int | None = None
+    """Denoising steps per frame."""
     device: str | None = None
+    """cpu, cuda, ..."""
     dtype: str | None = None
+    """float32 or bfloat16."""
     ppo: PPOConfig = PPOConfig()  # noqa: RUF009  # frozen
+    """Options of PPO."""
     out: Path = Path("runs/ppo")
+    """Folder for the results."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lanes", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "steps", "lanes", "episodes")
         if not 0 <= self.seed < JUDGED_FROM:
             raise ValueError(
-                f"seed must be from 0 to {JUDGED_FROM - 1} (worlds from {JUDGED_FROM} million on are to judge), got {self.seed}"
+                f"seed must be from 0 to {JUDGED_FROM - 1} (worlds from {JUDGED_FROM} million on are for evaluation), got {self.seed}"
             )
         if not self.learn_in or set(self.learn_in) - set(PLACES):
             raise ValueError(f"learn_in must be of {', '.join(PLACES)}, got {', '.join(self.learn_in) or 'nothing'}")
 
 
 def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
-    """Train what is not trained yet, judge what is not judged yet; the report (also in `result.json`)."""
+    """Train and evaluate what is missing, then the report (also in `result.json`)."""
     row = row_of(args.id)
     if row.twin is None:
-        raise ValueError(f"{args.id} has no twin: agents learn in a dream and are judged in its truth")
+        raise ValueError(f"{args.id} has no twin: agents learn in a dream and are evaluated in its ground truth")
     stage = Stage(args)
     open_run_folder(args.out, {**asdict(args), "weights": stage.weights}, {"learn_in", "episodes", "out", "steps"})
     learned: dict[str, Trained] = {}
@@ -106,27 +118,27 @@ def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
         "out": str(args.out),
     }
     draw_learning(args.out / "learning.png", learned)
-    write_atomically(args.out / "result.json", as_json(plain(report)))
+    write_result(args.out, report)
     return report
 
 
 class Stage:
-    """The envs of a dream and its truth, made alike."""
+    """The envs of a dream and of its ground truth, with the same task, horizon and opening."""
 
     def __init__(self, args: PPOArgs) -> None:
         given = {name: value for name in ("task", "horizon", *DREAM_ONLY) if (value := getattr(args, name)) is not None}
-        dream, truth = wmgym.twin(args.id, **given)  # tells what the truth must be made with, and that the two fit
+        dream, truth = wmgym.twin(args.id, **given)  # checks that the two fit, and knows what the truth must be made with
         shell: Any = dream.unwrapped.shell  # type: ignore[attr-defined]
         if shell.chunk > 1:
-            raise ValueError(f"{args.id} makes {shell.chunk} frames a step; `wmgym train ppo` knows single frames only")
+            raise ValueError(f"{args.id} makes {shell.chunk} frames a step; `wmgym train ppo` supports one frame a step only")
         if not isinstance(shell.openings, LiveOpenings):
             raise ValueError(
-                f"task {shell.task.name!r} opens with a few shipped clips: agents would be judged where they learned; "
+                f"task {shell.task.name!r} opens with a few shipped clips: agents would be evaluated on the openings they were trained on; "
                 f"give --opening live, or a task that opens live"
             )
         self.args, self.task = args, shell.task.name
         self.weights = shell.identity.weights
-        self.can_succeed = shell.task.needs_goal  # elsewhere only time ends an episode
+        self.can_succeed = shell.task.needs_goal  # tasks without a goal end by time only
         self.opening: Sequence[Any] = shell.openings.plan(np.random.default_rng(0), 0).actions
         self.ids = {"dream": row_of(args.id).id, "truth": str(row_of(args.id).twin)}
         self.horizon = shell.horizon
@@ -141,7 +153,7 @@ class Stage:
             return ppo.train(env, args.ppo, args.steps, args.seed, file, tensorboard=logs, progress=progress)
 
     def judge(self, agent: str, place: str, learned: Mapping[str, Trained]) -> list[dict[str, Any]]:
-        """One row per episode. What was judged before with as many steps and episodes is kept."""
+        """One row per episode. An earlier evaluation after as many steps, with as many episodes, is kept."""
         args = self.args
         seeds = [JUDGED_FROM * WORLDS_PER_SEED + k for k in range(args.episodes)]
         model = learned[agent.split()[-1]].model if agent != "random" else None
@@ -156,20 +168,21 @@ class Stage:
         return kept(args.out / "cells" / f"{name}.json", measure)["episodes"]
 
     def make(self, place: str) -> VectorEnv:
-        """Lanes to judge in."""
+        """Lanes for evaluation."""
         keywords: dict[str, Any] = {"autoreset_mode": "disabled", **self.keywords[place]}
         lanes = min(self.args.lanes, self.args.episodes)
         if place == "dream":
             return gym.make_vec(self.ids[place], lanes, **keywords)
-        return Opened(gym.make_vec(self.ids[place], lanes, **{**keywords, "horizon": self.horizon + len(self.opening)}), self.opening)
+        truth = gym.make_vec(self.ids[place], lanes, **{**keywords, "horizon": self.horizon + len(self.opening)})
+        return LanesStartAtOpening(truth, self.opening)
 
     def truth_frames(self, place: str, opened: int, steps: int) -> int:
-        """How many frames of the truth an agent's learning took: a dream still wants its openings."""
+        """How many frames of the ground truth an agent's training used. Training in a dream uses those of the openings."""
         return opened * (len(self.opening) + 1) if place == "dream" else opened + steps
 
 
-class Opened(VectorWrapper):
-    """Lanes of a truth that begin where their dreams do: at the same seeds, after the opening's actions, which earn nothing."""
+class LanesStartAtOpening(VectorWrapper):
+    """Lanes of a ground truth that start where their dreams do: with the same seeds, after the actions of the opening."""
 
     def __init__(self, env: VectorEnv, opening: Sequence[Any]) -> None:
         super().__init__(env)
@@ -188,9 +201,9 @@ Judged = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # (agent, place)
 def summarise(
     judged: Judged, agents: Sequence[str], steps: Mapping[str, int], frames: Mapping[str, int], can_succeed: bool
 ) -> dict[str, Any]:
-    """Imagined return, true return and the gap of each agent; and each against random actions in the same true worlds.
+    """Imagined return, true return and their gap for each agent; and each agent against random actions in the same true worlds.
 
-    steps, frames: those that agents learned from, and those of the truth that they took, by place. Success is told where there is any.
+    steps, frames: place -> training steps, and frames of the ground truth that they used. Success is reported if `can_succeed`.
     """
     table, against = [], []
     for name in agents:
@@ -204,22 +217,17 @@ def summarise(
             ("true_success", true, "success"),
         ):
             if key == "return" or can_succeed:
-                line |= _interval(column, [float(row[key]) for row in rows])
+                line |= columns(column, bootstrap_interval([float(row[key]) for row in rows]))
         gap = paired_difference([row["return"] for row in imagined], [row["return"] for row in true])
-        table.append({**line, "gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high})
+        table.append({**line, **columns("gap", gap)})
         if name != "random":
             better = paired_difference([row["return"] for row in true], [row["return"] for row in judged["random", "truth"]])
             against.append({"agent": name, "true_return_above_random": better.mean, "low": better.low, "high": better.high})
     return {"agents": table, "against_random": against}
 
 
-def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
-    found = bootstrap_interval(values)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
 def draw_learning(file: Path, learned: Mapping[str, Trained], parts: int = 25) -> None:
-    """Mean return of the episodes that ended in each stretch of learning, where the agent learned."""
+    """Mean return of the training episodes that ended in each of `parts` stretches of training."""
     plt = pyplot()
     figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for place, found in learned.items():
@@ -231,5 +239,4 @@ def draw_learning(file: Path, learned: Mapping[str, Trained], parts: int = 25) -
     ax.set(xlabel="steps", ylabel="return of an episode")
     if learned:
         ax.legend()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save_figure(figure, file)

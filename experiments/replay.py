@@ -1,12 +1,12 @@
-"""`wmgym eval replay`: CoME's protocol for one checkpoint in its memory modes: 200 frames seen, the next 17 dreamed along the true actions.
+"""`wmgym eval replay`: CoME's protocol for one checkpoint with each of its memories.
 
-Writes one folder: `args.json`, `result.json`, `table.md`, `curves.png` (each metric against the step), `strips.png` (truth above dreams),
-and a file per finished cell in `cells/`, so that a killed run goes on where it was. Episodes are collected in the ground truth of the
-checkpoint's world unless `--data` gives them.
+The world observes 200 frames and dreams the next 17 along the true actions. Writes one folder: `args.json`, `result.json`, `table.md`,
+`curves.png` (each metric against the step), `strips.png` (truth above dreams), and one file per finished cell in `cells/`. A killed run
+resumes from those. Episodes are collected in the ground truth of the checkpoint's setting unless `--data` names a folder of them.
 
-Where the model has a reward head, it is tried on the same episodes, whole: from the true latents before and after each step
-(teacher-forced) it says what was earned. Precision: of the rewards said, how many came at that very step. Recall: of those that came,
-how many were said.
+If the model has a reward head, the head is evaluated on the same episodes, whole and teacher-forced: it is given the true latents before
+and after each step. Precision is the share of the predicted rewards that came at that very step; recall is the share of the true rewards
+that were predicted.
 """
 
 from __future__ import annotations
@@ -23,71 +23,60 @@ from tqdm import tqdm
 
 from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
-from wmgym.benchmarks import loopnav, loopnav_table, replay
-from wmgym.benchmarks.loopnav import BASELINES
+from wmgym.benchmarks import cells as cell_files
+from wmgym.benchmarks import replay, tables
+from wmgym.benchmarks.cells import BASELINES
 from wmgym.data.episode import Header, read_header
-from wmgym.experiments.loopnav import (
-    DreamArgs,
-    colour_of,
-    context_lengths,
-    loader,
-    made_with,
-    modes_of,
-    plot_strips,
-    reconstruct,
-    save_figure,
-    show_in,
-)
-from wmgym.experiments.plots import pyplot
-from wmgym.files import open_run_folder, write_atomically
+from wmgym.experiments.support.judged import DreamArgs, context_lengths, loader, made_with, modes_of, reconstruct
+from wmgym.experiments.support.pictures import pair_of, plot_strips, pyplot, save_figure, style_of
+from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
+from wmgym.files import kept, open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
+from wmgym.registration import default_checkpoint
 from wmgym.train.reward import encode_with, measure
 from wmgym.world_model import WorldModel
 
-WALKERS = {"memory_cards": "zig-zag"}  # by setting; elsewhere its own
+WALKERS = {"memory_cards": "zig-zag"}  # setting -> walker; elsewhere the setting's own
 UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "recall": "tile recall", "drift": "pose drift, metres"}
-PREFACE = """\
-# Replay
-
-{context} frames seen, {steps} dreamed along the true actions. Means over the dreamed frames and then over windows, with 95 % bootstrap
-intervals over windows, one window an episode. PSNR in dB; `drift` is the distance between the dreamed and the true pose at the end. `copy`
-repeats the last frame seen (for the next frame: the one before), `ceiling` is the autoencoder's own picture of the truth.
-"""
 RECALL = """\
 After the last step. `recall`: share of the 16 tiles whose mean squared error is below 2e-5 (pixels in [0, 1]). `recall_turned`: the same
-among the tiles that show something else than in the last frame seen, which no copy can know.
+share of the tiles that differ from the last observed frame, which no copy can get right.
 """
 REWARDS = """\
-Teacher-forced: from the true latents before and after each step of whole episodes. `said` rewards, `true` ones, those that are both
-(`hits`), and how many the head's probabilities expect; precision is the share of those said that came at that step, recall the share of
-those that came that were said.
+Teacher-forced: from the true latents before and after each step of whole episodes. `said` counts predicted rewards, `true` true ones,
+`hits` those that are both, and `expected` is the sum of the head's probabilities. Precision is the share of the predicted rewards that came
+at that step, recall the share of the true rewards that were predicted.
 """
 
 
 @dataclass(frozen=True)
 class ReplayArgs(DreamArgs):
-    """Show a world the first frames of episodes, dream the next ones along the true actions, and compare."""
+    """Show a world the first frames of episodes, dream the next ones along the true actions, and compare.
 
-    checkpoint: str = "worldpack-minecraft"
+    Needs a checkpoint. Writes a folder with table.md, result.json, curves.png and strips.png. The time grows with windows, steps, modes
+    and denoising steps, plus collecting the episodes unless --data gives them. A killed run resumes: type the same command again.
+    """
+
+    checkpoint: str = default_checkpoint("minecraft")
     """Bundled name, path, or hub name."""
     modes: tuple[str, ...] | None = None
-    """Memories, all with the same weights, episodes and noise; by default all of the checkpoint's system."""
+    """Memories to compare, with the same weights, episodes and noise; by default all memories of the checkpoint's system."""
     windows: int = 50
-    """Episodes, one window each."""
+    """How many episodes, one window each."""
     context: int = replay.CONTEXT
-    """Frames seen."""
+    """Frames observed."""
     steps: int = replay.STEPS
     """Frames dreamed."""
     data: Path | None = None
-    """Folder of episodes (and its subfolders); by default they are collected, and kept in OUT/episodes."""
+    """Folder of episodes (and its subfolders). By default they are collected, and kept in OUT/episodes."""
     env_id: str | None = None
-    """Ground truth to collect in; by default that of the checkpoint's world."""
+    """Ground truth to collect in; by default that of the checkpoint's setting."""
     env_kwargs: str = "{}"
-    """Keywords for it, as JSON."""
+    """Keywords for the ground truth, as JSON."""
     walker: str | None = None
-    """Who walks there (see wmgym collect); by default zig-zag for Memory Cards, else explorer."""
+    """Who walks there (see wmgym collect); by default zig-zag in Memory Cards, elsewhere the setting's own walker."""
     seed: int = 100
-    """Of worlds, walks and noise. Training has 0 to 99, evaluation 100 and above: they never share a world."""
+    """Seed of worlds, walks and noise. Training uses 0 to 99 and evaluation 100 and above, so they never share a world."""
     lanes: int = 32
     """Windows dreamed in one batch."""
     out: Path = Path("runs/replay")
@@ -96,40 +85,28 @@ class ReplayArgs(DreamArgs):
     def __post_init__(self) -> None:
         if self.modes == ():
             raise ValueError("modes must name at least one")
-        for name in ("windows", "context", "steps", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_positive(self, "windows", "context", "steps", "lanes")
+        check_seed(self.seed)
         parse_kwargs(self.env_kwargs)
 
 
 def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
-    """All cells that are not there yet, then the report (also in `result.json`)."""
-    out, wanted = args.out, replay.course(args.context, args.steps)
+    """Make the cells that are missing, then the report (also in `result.json`)."""
+    out, group = args.out, replay.group(args.context, args.steps)
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
     model = world_of(modes[0])
-    has_tiles = model.provenance.setting == "memory_cards"
-    open_run_folder(args.out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
+    open_run_folder(out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
     paths = _episodes(args, model, progress)
-    more = {"more": replay.tile_scores} if has_tiles else {}
-    how = loopnav.Settings(args.seed, args.lanes, lpips_available(), **more)
+    more = {"more": replay.tile_scores} if model.provenance.setting == "memory_cards" else {}
+    how = cell_files.Settings(args.seed, args.lanes, lpips_available(), **more)
+    windows = {group.name: partial(replay.read_windows, paths, args.context, args.steps)}
     with tqdm(disable=not progress, unit="frame") as bar:
-        cells = loopnav.evaluate(
-            [wanted],
-            modes,
-            lambda _: replay.read_windows(paths, args.context, args.steps),
-            world_of,
-            partial(reconstruct, model),
-            out,
-            how,
-            show_in(bar),
-        )
-    found = replay.tables(cells, wanted, modes, system)
-    rewards = _rewards(model, paths, out / "cells" / "rewards.json")
-    plot_curves(cells, wanted.name, modes, out / "curves.png")
-    plot_strips([wanted], modes, out)
+        cells = cell_files.evaluate(windows, modes, world_of, partial(reconstruct, model), out, how, show_in(bar))
+    found = replay.tables(cells, group, modes, system)
+    rewards = kept(out / "cells" / "rewards.json", partial(_rewards, model, paths)) if model.reward_head is not None else None
+    plot_curves(cells, group.name, modes, out / "curves.png")
+    plot_strips(out, [group.name], pair_of(system, modes))
     report = {
         "checkpoint": args.checkpoint,
         "windows": args.windows,
@@ -141,31 +118,24 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
         **({"reward_head": [rewards]} if rewards else {}),
         "out": str(out),
     }
-    write_atomically(out / "result.json", loopnav_table.report_json(report))
-    text = loopnav_table.markdown(found, PREFACE.format(context=args.context, steps=args.steps))
+    write_result(out, report)
+    text = tables.markdown(found, replay.PREFACE.format(context=args.context, steps=args.steps))
     for title, words, rows in (
         ("Tile recall", RECALL, found.get("tile_recall")),
         ("Reward head", REWARDS, [rewards] if rewards else None),
     ):
         if rows:
-            text += "\n".join(["", f"## {title}", "", words, *loopnav_table.markdown_rows(rows), ""])
+            text += "\n".join(["", f"## {title}", "", words, *tables.markdown_rows(rows), ""])
     write_atomically(out / "table.md", text.encode())
     return report
 
 
-def _rewards(model: WorldModel, paths: Sequence[Path], file: Path) -> dict[str, Any]:
-    """The reward head's figures on whole episodes; empty without a head. Kept in a file, as the cells are."""
-    if model.reward_head is None:
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        pass
+def _rewards(model: WorldModel, paths: Sequence[Path]) -> dict[str, Any]:
+    """The reward head's figures on whole episodes."""
+    assert model.reward_head is not None
     steps = sum(read_header(path).steps for path in paths)
     figures = measure(model.reward_head, encode_with(model, paths))
-    found = {"episodes": len(paths), "steps": steps, **{name.removeprefix("reward_"): value for name, value in figures.items()}}
-    write_atomically(file, json.dumps(found).encode())
-    return found
+    return {"episodes": len(paths), "steps": steps, **{name.removeprefix("reward_"): value for name, value in figures.items()}}
 
 
 # -- where episodes come from -----------------------------------------------------------------------------------------------------------
@@ -190,7 +160,7 @@ def _check(path: Path, header: Header, model: WorldModel) -> None:
 
 
 def _collected(args: ReplayArgs, model: WorldModel, frames: int, progress: bool) -> Path:
-    """A folder with enough episodes of just so many frames; a killed collection goes on where it was."""
+    """A folder with enough episodes of exactly this many frames; a killed collection resumes."""
     setting = settings.get(model.provenance.setting)
     env_id = args.env_id or setting.truth
     if env_id is None:
@@ -215,9 +185,8 @@ def plot_curves(cells: Mapping[str, Mapping[str, Any]], name: str, modes: Sequen
         for mode in (*modes, *BASELINES):
             rows = cells[f"{name} {mode}"]["loops"]
             if metric in rows[0]["steps"]:
-                values = loopnav_table.curve(rows, metric)
-                style = "--" if mode in BASELINES else "-"
-                ax.plot(np.arange(1, len(values) + 1), values, label=mode, color=colour_of(mode, modes), ls=style)
+                values = tables.curve(rows, metric)
+                ax.plot(np.arange(1, len(values) + 1), values, label=mode, **style_of(mode, modes))
         ax.set(xlabel="step of the dream", ylabel=UNITS[metric])
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend(fontsize="small")

@@ -14,11 +14,15 @@ from standins import StandInWorld, draw, to_pixels
 from torch import Tensor
 
 from wmgym import systems
-from wmgym.benchmarks import loopnav, loopnav_table
-from wmgym.benchmarks.loopnav import Course, Settings
-from wmgym.benchmarks.rollout import Dream, Loop, dream_legs, loop_of, next_frames
+from wmgym.benchmarks import cells as cell_files
+from wmgym.benchmarks import loopnav, tables
+from wmgym.benchmarks.cells import BASELINES, VIEWS, Settings
+from wmgym.benchmarks.loopnav import PREFACE, Course, loop_of
+from wmgym.benchmarks.rollout import Dream, Walk, dream_legs, next_frames
+from wmgym.cli import plain
 from wmgym.core import Frames, WorldState
 from wmgym.data.episode import Episode, Metadata, Segment, save_episode
+from wmgym.files import as_json
 from wmgym.geometry import compose
 from wmgym.metrics.image import BEST_PSNR
 from wmgym.settings import minecraft
@@ -53,7 +57,7 @@ def episode(out: int, back: int, seed: int = 0, wait: int = 3) -> Episode:
     return Episode(frames, actions, path.numpy(), none.astype(np.float32), none > 0, none > 0, meta)
 
 
-def loops(count: int = 4) -> list[Loop]:
+def loops(count: int = 4) -> list[Walk]:
     return [loop_of(episode(4 + 3 * i, 9 - 2 * i, seed=i)) for i in range(count)]
 
 
@@ -132,9 +136,9 @@ def test_next_frames_are_made_from_true_history() -> None:
 
 
 def cells_of(world: StandInWorld) -> dict[str, dict[str, Any]]:
-    cells = {"worldpack": loopnav.world_cell(world, COURSE, "worldpack", loops(), Settings())[0]}
-    for mode in loopnav.BASELINES:
-        cells[mode] = loopnav.baseline_cell(COURSE, mode, loops(), Settings(), lambda frames: frames)
+    cells = {"worldpack": cell_files.world_cell(world, COURSE.name, "worldpack", loops(), Settings())[0]}
+    for mode in BASELINES:
+        cells[mode] = cell_files.baseline_cell(COURSE.name, mode, loops(), Settings(), lambda frames: frames)
     return {f"{COURSE.name} {mode}": cell for mode, cell in cells.items()}
 
 
@@ -147,7 +151,7 @@ def test_the_truth_scores_best_on_the_whole_leg() -> None:
             assert set(row["next"]["psnr"]) == {BEST_PSNR}
     for row in cells["ABA-5 worldpack"]["loops"]:
         assert row["steps"]["drift"] == pytest.approx([0] * row["leg"], abs=1e-5)
-    table = loopnav_table.summarise(cells, [COURSE], ["worldpack"], WORLDPACK)
+    table = tables.summarise(cells, [COURSE.group], ["worldpack"], WORLDPACK)
     top = next(row for row in table["cells"] if row["mode"] == "worldpack")
     assert (top["psnr"], top["psnr_low"], top["terminal_psnr"], top["loops"], top["terminal_frames"]) == (60, 60, 60, 4, 6)
 
@@ -166,7 +170,7 @@ def test_drift_is_how_far_the_dreamed_path_ends_from_the_true_one() -> None:
     loop = loops()[0]
     poses = loop.poses[loop.split :].copy()
     poses[-1, :2] += [3, 4]
-    assert loopnav.drift(Dream(loop.frames, poses, np.zeros((1, 0))), loop)[-1] == pytest.approx(5)
+    assert cell_files.drift(Dream(loop.frames, poses, np.zeros((1, 0))), loop)[-1] == pytest.approx(5)
 
 
 def test_standing_still_is_told_from_moving() -> None:
@@ -174,9 +178,9 @@ def test_standing_still_is_told_from_moving() -> None:
     poses = np.zeros((4, 5), np.float32)
     poses[2:, 3] = 3.1
     poses[3, 3] = -3.1  # a small turn across the cut at pi
-    assert loopnav.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, True]
+    assert cell_files.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, True]
     poses[3, 3] = 3.1 + 1e-4 - 2 * np.pi
-    assert loopnav.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, False]
+    assert cell_files.moved(replace(loop, frames=loop.frames[:4], poses=poses, split=1)).tolist() == [False, True, False]
 
 
 def test_the_nearest_view_is_near_and_looks_that_way() -> None:
@@ -185,34 +189,34 @@ def test_the_nearest_view_is_near_and_looks_that_way() -> None:
     poses[0, 0], poses[1, 1], poses[1, 3] = 3, 1, 3.1  # seen: 3 blocks ahead looking ahead, 1 block to the left looking back
     poses[3, 3], poses[4, 3] = -3.1, 1.5  # the leg: ahead, back across the cut at pi, to the left
     here = replace(loop, frames=loop.frames[:5], poses=poses, split=2)
-    assert loopnav.nearest_views(here).tolist() == [3, 1, 1000]
+    assert cell_files.nearest_views(here).tolist() == [3, 1, 1000]
 
 
 def test_gains_are_told_by_how_near_a_view_had_been_seen() -> None:
     course = Course("ABA", 5)
     values = {"none": [[10, 10], [10, 10]], "worldpack": [[14, 11], [16, 10]], "copy": [[9, 9], [9, 9]], "ceiling": [[30, 30], [30, 30]]}
-    cells: dict[str, Any] = {f"{course.name} {loopnav.VIEWS}": {"loops": [{"nearest": [1, 20]}, {"nearest": [0, 4]}]}}
+    cells: dict[str, Any] = {f"{course.name} {VIEWS}": {"loops": [{"nearest": [1, 20]}, {"nearest": [0, 4]}]}}
     for mode, legs in values.items():
         rows = [{"leg": 2, "steps": {"psnr": leg, "drift": [0, 0]}, "next": {"psnr": leg, "moved": [1, 1]}} for leg in legs]
         cells[f"{course.name} {mode}"] = {"loops": rows}
-    found = loopnav_table.summarise(cells, [course], ["none", "worldpack"], WORLDPACK)["views"]
+    found = tables.summarise(cells, [course.group], ["none", "worldpack"], WORLDPACK)["views"]
     gains = {line["blocks_away"]: (line["share_of_frames"], line["loops"], line["worldpack_minus_none_psnr"]) for line in found}
     assert gains == {"0 to 1.5": ("50%", 2, 5.0), "3 to 6": ("25%", 1, 0.0), "10 or more": ("25%", 1, 1.0)}
 
 
 def test_means_are_over_the_leg_and_then_over_loops() -> None:
     rows = [{"steps": {"psnr": [10, 20]}}, {"steps": {"psnr": [30, 30, 30, 50]}}]
-    assert loopnav_table.leg_means(rows, "psnr") == [15, 35]
-    assert loopnav_table.leg_means(rows, "psnr", 1) == [20, 50]
-    assert loopnav_table.curve(rows, "psnr", share=1).tolist() == [20, 25]
-    assert loopnav_table.curve(rows, "psnr").tolist() == [20, 25, 30, 50]
+    assert tables.leg_means(rows, "psnr") == [15, 35]
+    assert tables.leg_means(rows, "psnr", 1) == [20, 50]
+    assert tables.curve(rows, "psnr", share=1).tolist() == [20, 25]
+    assert tables.curve(rows, "psnr").tolist() == [20, 25, 30, 50]
 
 
 # -- the folder --
 
 
 def run(out: Path, worlds: dict[str, StandInWorld]) -> dict[str, dict[str, Any]]:
-    return loopnav.evaluate([COURSE], list(worlds), lambda _: loops(), worlds.__getitem__, lambda frames: frames, out, Settings())
+    return cell_files.evaluate({COURSE.name: loops}, list(worlds), worlds.__getitem__, lambda frames: frames, out, Settings())
 
 
 def test_a_killed_run_keeps_its_cells(tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_a_killed_run_keeps_its_cells(tmp_path: Path) -> None:
     fresh = StandInWorld(SIZE)
     both = run(tmp_path, {"none": fresh, "worldpack": Oracle(SIZE)})
     assert fresh.steps == 0 and both["ABA-5 none"] == first["ABA-5 none"]
-    file = loopnav.cell_file(tmp_path, COURSE, "none")
+    file = cell_files.cell_file(tmp_path, COURSE.name, "none")
     file.write_text(file.read_text()[:-5])  # cut short
     assert run(tmp_path, {"none": fresh}) == first and fresh.steps > 0
     assert json.loads(file.read_text()) == first["ABA-5 none"]
@@ -228,21 +232,21 @@ def test_a_killed_run_keeps_its_cells(tmp_path: Path) -> None:
 
 def test_pairs_are_compared_loop_by_loop(tmp_path: Path) -> None:
     cells = run(tmp_path, {"none": StandInWorld(SIZE), "worldpack": Oracle(SIZE)})
-    summary = loopnav_table.summarise(cells, [COURSE], ["none", "worldpack"], WORLDPACK)
+    summary = tables.summarise(cells, [COURSE.group], ["none", "worldpack"], WORLDPACK)
     (line,) = summary["differences"]
-    worse = loopnav_table.leg_means(cells["ABA-5 none"]["loops"], "psnr")
+    worse = tables.leg_means(cells["ABA-5 none"]["loops"], "psnr")
     assert line["difference"] == "worldpack - none"
     assert line["psnr"] == pytest.approx(60 - np.mean(worse)) and 0 < line["psnr_low"] <= line["psnr"] <= line["psnr_high"]
-    text = loopnav_table.markdown(summary)
+    text = tables.markdown(summary, PREFACE)
     assert "worldpack - none" in text and "60.00 [60.00, 60.00]" in text
-    assert json.loads(loopnav_table.report_json({"x": [float("nan")]})) == {"x": [None]}
+    assert json.loads(as_json(plain({"x": [float("nan")]}))) == {"x": [None]}
 
 
 def test_strips_show_the_leg(tmp_path: Path) -> None:
     import cv2
 
     run(tmp_path, {"worldpack": Oracle(SIZE)})
-    truth, dream = (cv2.imread(str(loopnav.strip_file(tmp_path, COURSE, row)))[..., ::-1] for row in ("truth", "worldpack"))
+    truth, dream = (cv2.imread(str(cell_files.strip_file(tmp_path, COURSE.name, row)))[..., ::-1] for row in ("truth", "worldpack"))
     loop = loops()[0]
     assert np.array_equal(truth, dream) and truth.shape == (SIZE, 10 * SIZE, 3)
     assert np.array_equal(truth[:, -SIZE:], loop.frames[-1]) and np.array_equal(truth[:, :SIZE], loop.frames[loop.split])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from wmgym.agents.collect import CollectArgs, collect
-from wmgym.benchmarks.loopnav import Course
-from wmgym.benchmarks.rollout import loop_of
+from wmgym.benchmarks.loopnav import Course, loop_of
 from wmgym.data import loopnav
 from wmgym.data.episode import RETURN, list_episodes, load_episode
 from wmgym.experiments.loopnav import _from_films
+from wmgym.geometry import wrap_angle
 
 SIZE = 32
 
@@ -40,7 +40,7 @@ def test_what_is_written_is_read_back(collected: Path) -> None:
         assert files[0].relative_to(collected / "loopnav").parts[:2] == ("ABA", "5")
         np.testing.assert_array_equal(again.actions, episode.actions)
         np.testing.assert_allclose(again.poses[:, :3], episode.poses[:, :3], atol=6e-4)  # three decimals
-        assert np.abs(loopnav._wrap(again.poses[:, 3:] - episode.poses[:, 3:])).max() < 1e-5
+        assert np.abs(wrap_angle(again.poses[:, 3:] - episode.poses[:, 3:])).max() < 1e-5
         assert np.abs(again.frames.astype(int) - episode.frames).mean() < 8  # JPEG, colours at half the size
         assert again.meta.walker == "loop-ABA-5" and again.meta.seed == episode.meta.seed
         assert again.return_first == episode.return_first
@@ -100,7 +100,7 @@ def test_axes_are_ours_and_yaws_are_wrapped(tmp_path: Path) -> None:
     path, poses = release(tmp_path, 1)
     walk = loopnav.read_trajectory(path)
     np.testing.assert_allclose(walk.poses[:, :3], poses[:, :3], atol=1e-9)
-    assert np.abs(loopnav._wrap(walk.poses[:, 3] - poses[:, 3])).max() < 1e-9
+    assert np.abs(wrap_angle(walk.poses[:, 3] - poses[:, 3])).max() < 1e-9
     assert np.abs(walk.poses[:, 3]).max() <= math.pi
     assert walk.frames.shape == (len(poses), 48, 64, 3) and loopnav.read_trajectory(path, 16).frames.shape[1:] == (16, 16, 3)
 
@@ -116,7 +116,7 @@ def test_a_walk_at_20_hz_becomes_one_in_ten_actions(tmp_path: Path) -> None:
     for action, pose in zip(episode.actions[1:], episode.poses[1:], strict=True):
         ahead, _, turn, _ = loopnav._MOTIONS[action]
         assert math.hypot(x + ahead * math.cos(yaw) - pose[0], y + ahead * math.sin(yaw) - pose[1]) < 0.25
-        assert abs(loopnav._wrap(np.array(yaw + turn - pose[3]))) < 0.12
+        assert abs(wrap_angle(np.array(yaw + turn - pose[3]))) < 0.12
         x, y, yaw = (float(v) for v in pose[[0, 1, 3]])
     np.testing.assert_allclose(episode.poses[-1, :2], poses[0, :2], atol=1e-3)
 

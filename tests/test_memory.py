@@ -17,12 +17,13 @@ from wmgym import rng, tree
 from wmgym.core import Context, Footprint, KeysValues, Query, Seen, Trace
 from wmgym.geometry import compose, relative_pose
 from wmgym.memory import bank as banks
-from wmgym.memory.packing import LAYOUTS, Layout, layout
+from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import PAPER, RetrievalConfig, choose, log_score
 from wmgym.memory.trajectory import TAIL, TrajectoryMemory
 from wmgym.nets.cdit import CDiT, CDiTConfig, PatchEmbed, tokens_per_frame
 from wmgym.nets.merge import merge
 from wmgym.settings import minecraft
+from wmgym.systems.worldpack import LAYOUTS, layout
 from wmgym.tree import HighWater, Shared, Slots
 
 LATENT = (2, 3, 2)

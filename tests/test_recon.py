@@ -378,8 +378,8 @@ def test_auto_is_what_the_folder_was_begun_with(tmp_path: Path, checkpoint: Path
     args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0, evaluations=("planning", "time"))
     args = replace(args, dtype="bfloat16")
     assert evaluate(args, progress=False)["objective"] == "latent"
-    monkeypatch.setattr("wmgym.experiments.recon.lpips_available", lambda: True)
-    monkeypatch.setattr("wmgym.experiments.recon.available", lambda: ("psnr", "ssim", "lpips"))
+    monkeypatch.setattr("wmgym.experiments.recon.program.lpips_available", lambda: True)
+    monkeypatch.setattr("wmgym.experiments.recon.program.available", lambda: ("psnr", "ssim", "lpips"))
     report = evaluate(replace(args, dtype="auto", modes=("none", "worldpack")), progress=False)
     assert (report["objective"], report["frame_metrics"]) == ("latent", "psnr, ssim")
     told = [json.loads((args.out / "cells" / f"planning-{name}.json").read_text())["made_with"] for name in ("NWM", "WorldPack")]

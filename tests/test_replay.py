@@ -11,8 +11,8 @@ import torch
 
 from wmgym import systems
 from wmgym.agents.collect import CollectArgs, collect
-from wmgym.benchmarks import loopnav, replay
-from wmgym.benchmarks.rollout import Loop
+from wmgym.benchmarks import cells, replay
+from wmgym.benchmarks.rollout import Walk
 from wmgym.checkpoint import load, save
 from wmgym.data.episode import list_episodes, load_episode, save_episode
 from wmgym.envs.memory_cards import table as cards
@@ -75,9 +75,9 @@ def test_a_window_is_the_first_frames_of_an_episode(zig_zags: Path) -> None:
 # -- tiles --
 
 
-def window_of(before: Table, after: Table) -> Loop:
+def window_of(before: Table, after: Table) -> Walk:
     frames = np.concatenate([cards.draw(table, 48) for table in (before, after)])
-    return Loop(frames, np.zeros(2, np.int64), np.zeros((2, 5), np.float32), 1, 0)
+    return Walk(frames, np.zeros(2, np.int64), np.zeros((2, 5), np.float32), 1, 0)
 
 
 def test_tiles_that_turned_are_told_from_those_that_only_lost_the_cursor() -> None:
@@ -144,7 +144,7 @@ def test_the_report_is_whole_and_a_finished_run_makes_nothing_again(
         raise AssertionError("made again")
 
     with monkeypatch.context() as patch:
-        for module, name in ((loopnav, "world_cell"), (loopnav, "baseline_cell"), (command, "measure")):
+        for module, name in ((cells, "world_cell"), (cells, "baseline_cell"), (command, "measure")):
             patch.setattr(module, name, never)
         again = run(checkpoint, tmp_path)
     assert again["cells"] == report["cells"] and again["reward_head"] == report["reward_head"]

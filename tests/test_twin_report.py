@@ -13,7 +13,7 @@ from tiny import tiny_checkpoint
 
 import wmgym
 from wmgym.benchmarks.revisit import by_length, last_seen, walk_row
-from wmgym.benchmarks.rollout import Dream, Loop, dream_legs
+from wmgym.benchmarks.rollout import Dream, Walk, dream_legs
 from wmgym.cli import main
 from wmgym.experiments import twin as report
 
@@ -48,9 +48,9 @@ def test_a_walk_out_and_back_has_a_loop_of_each_even_length() -> None:
     assert (np.arange(11) - before)[before >= 0].tolist() == [2, 4, 6, 8, 10]
 
 
-def loop(places: list[float], split: int) -> Loop:
+def loop(places: list[float], split: int) -> Walk:
     frames = np.stack([np.full((16, 16, 3), 10 * int(place), np.uint8) for place in places])
-    return Loop(frames, np.zeros(len(places), np.int64), path(*places), split, seed=7)
+    return Walk(frames, np.zeros(len(places), np.int64), path(*places), split, seed=7)
 
 
 def test_error_and_consistency_are_told_apart() -> None:

@@ -14,14 +14,13 @@ from wmgym.core import Clip, Context, ContextFrames, Footprint, FramePayload, Qu
 from wmgym.data.latents import Latents
 from wmgym.geometry import compose
 from wmgym.memory.bank import recorded
-from wmgym.memory.packing import LAYOUTS
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_float, to_uint8
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
 from wmgym.settings import minecraft
 from wmgym.settings.minecraft import WALK
-from wmgym.systems.worldpack import WorldPackConfig, build, preset
+from wmgym.systems.worldpack import LAYOUTS, WorldPackConfig, build, preset
 from wmgym.train.loop import draw
 from wmgym.train.worldpack import draw_batch
 from wmgym.train.worldpack_loss import Batch, hide_recent, losses

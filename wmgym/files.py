@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
@@ -54,6 +55,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put bytes in a file that appears whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 [H, W, 3] in RGB, as a PNG file that appears whole or not at all."""
+    import cv2
+
+    done, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    assert done
+    write_atomically(path, content.tobytes())
 
 
 def open_run_folder(

@@ -1,7 +1,7 @@
-"""When a walk sees a view again, and how well a dream then knows it: revisit error against the length of the loop.
+"""When a walk sees a view again, and how accurate a dream is there: revisit error against the length of the loop.
 
-A view is where one stands and where one looks. A frame revisits when the same view was seen before and left in between; the loop's
-length is the number of steps since it was last seen. Any walk will do, in any world that tells poses.
+A view is a position and a viewing direction. A frame revisits a view that was seen before and left in between. The length of the loop is
+the number of steps since the view was last seen. This needs poses, and works for any walk in any setting.
 """
 
 from __future__ import annotations
@@ -12,38 +12,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.benchmarks.loopnav import drift, judge
-from wmgym.benchmarks.rollout import Dream, Loop
+from wmgym.benchmarks.cells import drift, judge
+from wmgym.benchmarks.rollout import Dream, Walk
+from wmgym.geometry import wrap_angle
 
-NEAR = 0.25  # metres (blocks) within which one stands at the same place
-ALIKE = np.radians(5.0)  # radians within which one looks the same way
+NEAR = 0.25  # metres (blocks): positions that are nearer count as the same place
+ALIKE = float(np.radians(5.0))  # radians: directions that differ by less count as the same
 BINS = ((2, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))  # lengths of loops, in steps
 
 
-def last_seen(poses: NDArray[np.floating], near: float = NEAR, alike: float = float(ALIKE)) -> NDArray[np.int64]:
-    """For each frame of a path [T, 5], the last earlier frame with the same view before it was left; -1 where there is none: [T]."""
+def last_seen(poses: NDArray[np.floating], near: float = NEAR, alike: float = ALIKE) -> NDArray[np.int64]:
+    """For each frame of a path [T, 5], the newest earlier frame with the same view from before the view was left, or -1: [T]."""
     path = np.asarray(poses, np.float64)
     apart = np.linalg.norm(path[:, None, :3] - path[None, :, :3], axis=-1)
-    turned = np.abs((path[:, None, 3:] - path[None, :, 3:] + np.pi) % (2 * np.pi) - np.pi).max(-1)
+    turned = np.abs(wrap_angle(path[:, None, 3:] - path[None, :, 3:])).max(-1)
     same = (apart <= near) & (turned <= alike)  # [T, T]
     step = np.arange(len(path))
-    left = np.where(~same & (step < step[:, None]), step, -1).max(1)  # the last time that one saw something else
+    left = np.where(~same & (step < step[:, None]), step, -1).max(1)  # the last earlier frame with another view
     return np.where(same & (step < left[:, None]), step, -1).max(1)
 
 
-def walk_row(loop: Loop, dream: Dream) -> dict[str, Any]:
-    """One dreamed walk, step by step: error against the truth, drift of the pose, and where it revisits, the loop's length (else 0) and
-    how well the dream agrees with what it showed there before."""
-    before = last_seen(loop.poses)[loop.split :]
+def walk_row(walk: Walk, dream: Dream) -> dict[str, Any]:
+    """One dreamed walk, step by step: error against the truth, drift of the pose, length of the loop (0: no revisit), and consistency.
+
+    Consistency is the PSNR between a revisiting frame and what was shown when the view was last seen, observed or dreamed.
+    """
+    before = last_seen(walk.poses)[walk.split :]
     again = np.flatnonzero(before >= 0)
-    shown = np.concatenate([loop.frames[: loop.split], dream.frames])
-    steps = {**judge(dream.frames, loop.frames[loop.split :]), "drift": drift(dream, loop)}
-    consistent = np.zeros(loop.leg)
+    shown = np.concatenate([walk.frames[: walk.split], dream.frames])
+    steps = {**judge(dream.frames, walk.frames[walk.split :]), "drift": drift(dream, walk)}
+    consistent = np.zeros(walk.leg)
     if len(again):
         consistent[again] = judge(dream.frames[again], shown[before[again]])["psnr"]
-    lengths = np.where(before >= 0, np.arange(loop.split, len(loop.frames)) - before, 0)
+    lengths = np.where(before >= 0, np.arange(walk.split, len(walk.frames)) - before, 0)
     row = {name: [round(float(v), 4) for v in values] for name, values in {**steps, "consistency": consistent}.items()}
-    return {"world": loop.seed, "leg": loop.leg, "steps": {**row, "loop_length": lengths.tolist()}}
+    return {"world": walk.seed, "leg": walk.leg, "steps": {**row, "loop_length": lengths.tolist()}}
 
 
 def by_length(rows: Sequence[Mapping[str, Any]], metric: str, bins: Sequence[tuple[int, int]] = BINS) -> list[dict[int, float]]:

@@ -1,8 +1,8 @@
-"""How fast truths and dreams are.
+"""How fast ground truths and dreams are.
 
-Wall-clock times are medians after a warm-up; what is compared takes turns within one run, so that a busy machine slows all of it
-alike: trust the ratios more than the milliseconds. Truths also tell frames per second of processor time, which a busy machine
-hardly changes.
+Wall-clock times are medians after a warm-up. Functions that are compared take turns within one run, so a busy machine slows all of them
+alike, and ratios are more reliable than milliseconds. Ground truths also report frames per second of processor time, which other load
+on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from wmgym.diffusion.samplers import SAMPLERS
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.world_model import WorldModel
 
-FORWARD, TURN_LEFT = 1, 6  # of Minecraft's actions
-OPENING = 64  # frames remembered before a dreamed step is timed
-LEAST = 3  # rounds, however long they take
+FORWARD, TURN_LEFT = 1, 6  # actions of Minecraft
+OPENING = 64  # frames observed before a dreamed step is timed
+LEAST = 3  # rounds that are timed however long they take
 
 
 def take_turns(functions: Mapping[str, Callable[[], object]], seconds: float, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Median seconds of each function. All are called once to warm up, then in turn until `seconds` per function are spent."""
+    """Median seconds of each function. All are called once to warm up, then in turns until `seconds` per function have passed."""
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     spent: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -50,7 +50,7 @@ def take_turns(functions: Mapping[str, Callable[[], object]], seconds: float, de
 
 
 def opened(world: WorldModel, lanes: int, frames: int = OPENING) -> WorldState:
-    """Lanes that have seen noise while walking in a circle: as much to remember and to retrieve as in earnest."""
+    """A state whose lanes have observed noise along a circle, so that memories store and retrieve as much as in a real episode."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (lanes, frames, *world.frame_shape), generator=generator, dtype=torch.uint8)
     angle = torch.arange(frames) * 0.2617994 - torch.pi
@@ -69,7 +69,7 @@ def forward(world: WorldModel, lanes: int) -> torch.Tensor:
 
 
 def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> list[dict[str, Any]]:
-    """One row per world: a whole env step, decoding included, of so many lanes."""
+    """One row per world: the time of a whole env step of `lanes` lanes, decoding included."""
     states = {name: opened(world, lanes) for name, world in worlds.items()}
     calls = {name: (lambda w=world, s=states[name]: w.step(s, forward(w, lanes))) for name, world in worlds.items()}
     device = next(iter(worlds.values())).device
@@ -83,7 +83,7 @@ def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> 
 
 
 def bound_parts(world: WorldModel, state: WorldState) -> tuple[Condition, tuple[Context, ...]]:
-    """What a step forward from `state` binds the network to."""
+    """The condition and contexts to which a step forward from `state` binds the network."""
     actions = forward(world, len(state.times))
     egomotion = world.kinematics.motion(actions)
     query = world.query(state.poses, egomotion, state.times)
@@ -92,7 +92,7 @@ def bound_parts(world: WorldModel, state: WorldState) -> tuple[Condition, tuple[
 
 @torch.no_grad()
 def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
-    """Share of each part in a whole step; "rest" is the motion head, noise and bookkeeping."""
+    """Each part's share of the time of a whole step. "rest" is the motion head, the noise and bookkeeping."""
     state, actions = opened(world, lanes), forward(world, lanes)
     condition, contexts = bound_parts(world, state)
     bound, sampler, memories = world.net.bind(condition, contexts), world.settings.sampler, world.settings.memories
@@ -121,9 +121,9 @@ def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
 
 @torch.no_grad()
 def caching(world: WorldModel, lanes: int, steps: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """What it saves to bind the context once per env step and not once per denoising step.
+    """Times with the context bound once per env step (cached) and once per denoising step (recomputed).
 
-    The context is not modulated by the noise level, so both give the same latents.
+    The context does not depend on the noise level, so both give the same latents.
     """
     state = opened(world, lanes)
     condition, contexts = bound_parts(world, state)
@@ -146,17 +146,17 @@ def caching(world: WorldModel, lanes: int, steps: Sequence[int], seconds: float)
     return rows
 
 
-# -- truths -----------------------------------------------------------------------------------------------------------------------------
+# -- ground truths ----------------------------------------------------------------------------------------------------------------------
 
 
 def truth_times(env_id: str, seconds: float, **kwargs: Any) -> dict[str, float]:
-    """One env, random actions: steps per second of wall clock and of processor time, and seconds for a new world."""
+    """One env with random actions: frames per second of wall clock and of processor time, and seconds to make a new world."""
     env = gym.make(env_id, disable_env_checker=True, **kwargs)
     env.reset(seed=0)
-    env.step(env.action_space.sample())  # compiles
+    env.step(env.action_space.sample())  # the first step compiles
     begun = time.perf_counter()
     resets: list[float] = []
-    seeds = np.random.default_rng()  # others in each run: engines may remember a world that they have made
+    seeds = np.random.default_rng()  # new seeds in each run: engines may cache a world that they have made
     while len(resets) < LEAST or time.perf_counter() - begun < seconds / 2:
         seed = int(seeds.integers(2**31))
         start = time.perf_counter()
@@ -169,13 +169,13 @@ def truth_times(env_id: str, seconds: float, **kwargs: Any) -> dict[str, float]:
 
 
 def vector_truth_times(env_id: str, lanes: int, seconds: float, **kwargs: Any) -> dict[str, float]:
-    """The batched env, if it has one of its own: the same numbers over all lanes."""
+    """The batched env of an id: the same rates, summed over its lanes."""
     env = gym.make_vec(env_id, num_envs=lanes, vectorization_mode="vector_entry_point", **kwargs)
     env.reset(seed=0)
     env.action_space.seed(0)
     rates = _rates(env, seconds, lanes, env.action_space.sample)
     if getattr(env.unwrapped, "in_processes", False):
-        del rates["frames_per_cpu_second"]  # this process only waits
+        del rates["frames_per_cpu_second"]  # this process only waits for the others
     env.close()
     return {"lanes": lanes, **rates}
 

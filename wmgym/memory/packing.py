@@ -46,19 +46,3 @@ class Layout:
         No allocation of 19 frames gives 2.84: without padding it is 2.5, with each level padded to whole tokens 550 / 196 = 2.806.
         """
         return self.num_tokens(side, patch) / (-(-side // patch)) ** 2
-
-
-# Section 6.3's ablation: NWM's four recent frames, packing alone, retrieval alone, and both.
-LAYOUTS = {
-    "none": Layout(((4, 0),)),
-    "packing": Layout(((1, 0), (2, 1), (16, 2))),
-    "retrieval": Layout(((1, 0),), (3, 0)),
-    "worldpack": Layout(((1, 0), (2, 1), (8, 2)), (8, 2)),
-}
-
-
-def layout(name: str) -> Layout:
-    """A memory mode by name."""
-    if name not in LAYOUTS:
-        raise ValueError(f"memory must be one of {sorted(LAYOUTS)}, got {name!r}")
-    return LAYOUTS[name]

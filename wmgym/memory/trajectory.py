@@ -3,7 +3,7 @@
     bank --newest--> recent frames, packed by level  \\
          --score---> retrieved frames                 > Context.frames
 
-All four modes of WorldPack's ablation are layouts of this one class (`packing.LAYOUTS`).
+All four modes of WorldPack's ablation are layouts of this one class (`systems.worldpack.LAYOUTS`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from wmgym.diffusion.ddpm import ANCESTRAL
 from wmgym.hub import PREFIX as HUB
 from wmgym.hub import fetch
 from wmgym.kinematics import Displacement
-from wmgym.memory.packing import layout
+from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
 from wmgym.nets.autoencoder import FrameCoder
@@ -38,6 +38,7 @@ from wmgym.world_model import SamplerConfig, WorldModel
 PREFIX = "nwm:"
 AUTOENCODER = "sd-vae-ft-ema"
 FACTOR = 8  # pixels per latent cell along a side
+RECENT = Layout(((4, 0),))  # the network takes four whole frames
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class NWMConfig:
     def __post_init__(self) -> None:
         if self.memory != "none":
             raise ValueError(f"memory of published NWM weights must be 'none' (they take four frames), got {self.memory!r}")
-        if self.net.context != layout("none").num_frames:
-            raise ValueError(f"these weights take {self.net.context} context frames, this version gives {layout('none').num_frames}")
+        if self.net.context != RECENT.num_frames:
+            raise ValueError(f"these weights take {self.net.context} context frames, this version gives {RECENT.num_frames}")
 
 
 def _memories(host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
     config = host.config
-    return (TrajectoryMemory(layout("none"), config.retrieval, config.net.latent_shape, config.memory_budget, Displacement.action_size),)
+    return (TrajectoryMemory(RECENT, config.retrieval, config.net.latent_shape, config.memory_budget, Displacement.action_size),)
 
 
 def build(config: NWMConfig, autoencoder: FrameCoder) -> WorldModel:
@@ -149,7 +150,7 @@ SYSTEM = System(
     name="nwm",
     config=NWMConfig,
     build=None,  # comes with its loader only
-    memories={"none": MemoryChoice(_memories)},
+    memories={"none": MemoryChoice(_memories, title="NWM (published)")},
     default_memory="none",
     loader=Loader(PREFIX, "'nwm:PATH' (published NWM weights)", lambda name: parse(name).weights.stat().st_mtime_ns, load_published),
 )

@@ -36,6 +36,7 @@ class MemoryChoice:
 
     build: Callable[[MemoryHost], tuple[Memory[Any], ...]]
     deltas: tuple[str, ...] = ()  # checkpoints SYSTEM-DELTA-SETTING that it needs on top of the base
+    title: str = ""  # its name in tables, where the papers call it something else
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class System:
     memories: Mapping[str, MemoryChoice]
     default_memory: str
     reference: str = REFERENCE
+    preset: Callable[[str, str], Any] | None = None  # (size, setting) -> config of a network of that size
     options: type = NoOptions  # frozen dataclass of the system's own env keywords
     comparisons: tuple[tuple[str, str], ...] = ()  # pairs of memories whose differences are tabulated
     context_cost: Callable[[WorldModel], dict[str, Any]] | None = None  # what a world's memory shows the network, in frames
     window_loss: Callable[[WorldModel], WindowLoss] | None = None
     train: str | None = None  # "module:Options:function" of `wmgym train NAME`
+    synthetic: str | None = None  # "module:function", (size, batch, device) -> loop.Training on random latents: for `wmgym bench train`
     train_delta: str = ""  # the command that trains a delta, with {delta} and {setting}
     base: str | None = None  # the system whose checkpoints its deltas stand on
     on_base: Callable[[Any, tuple[str, ...]], Any] | None = None  # (the base's config, deltas) -> this system's config
@@ -79,6 +82,10 @@ class System:
 
     def choice(self, name: str) -> MemoryChoice:
         return self.memories[self.memory_name(name)]
+
+    def title(self, name: str) -> str:
+        """A memory's name in tables."""
+        return self.choice(name).title or self.memory_name(name)
 
     def read_options(self, given: Mapping[str, Any]) -> Any:
         """The system's own env keywords; an unknown one raises `TypeError`."""

@@ -17,7 +17,7 @@ from typing import Any
 from wmgym import settings
 from wmgym.kinematics import Displacement, Kinematics
 from wmgym.memory.bank import check_budget
-from wmgym.memory.packing import LAYOUTS, Layout, layout
+from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
@@ -25,6 +25,22 @@ from wmgym.nets.cdit import SIZES, CDiT, CDiTConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.world_model import SamplerConfig, WorldModel
+
+# The ablation of section 6.3: NWM's four recent frames, packing alone, retrieval alone, and both.
+LAYOUTS = {
+    "none": Layout(((4, 0),)),
+    "packing": Layout(((1, 0), (2, 1), (16, 2))),
+    "retrieval": Layout(((1, 0),), (3, 0)),
+    "worldpack": Layout(((1, 0), (2, 1), (8, 2)), (8, 2)),
+}
+TITLES = {"none": "NWM", "worldpack": "WorldPack"}  # what the papers call these memories
+
+
+def layout(memory: str) -> Layout:
+    """The layout of a memory; an unknown name raises `ValueError`."""
+    if memory not in LAYOUTS:
+        raise ValueError(f"memory must be one of {sorted(LAYOUTS)}, got {memory!r}")
+    return LAYOUTS[memory]
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ def preset(
 
 
 def memory_of(config: WorldPackConfig, mode: str) -> TrajectoryMemory:
-    """The memory of a mode (`packing.LAYOUTS`)."""
+    """The memory of a mode (`LAYOUTS`)."""
     net = config.net
     return TrajectoryMemory(layout(mode), config.retrieval, net.latent_shape, config.memory_budget, net.action_size)
 
@@ -134,10 +150,12 @@ SYSTEM = System(
     name="worldpack",
     config=WorldPackConfig,
     build=build,
-    memories={mode: MemoryChoice(partial(_memories, mode)) for mode in LAYOUTS},
+    memories={mode: MemoryChoice(partial(_memories, mode), title=TITLES.get(mode, "")) for mode in LAYOUTS},
     default_memory="worldpack",
     comparisons=(("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing")),
     context_cost=context_cost,
+    preset=preset,
     train="wmgym.train.worldpack:TrainArgs:train",
+    synthetic="wmgym.train.worldpack:synthetic",
     renamed={"world": "setting"},
 )

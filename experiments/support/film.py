@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wmgym.benchmarks.rollout import Dream, Loop
+from wmgym.benchmarks.rollout import Dream, Walk
 
 SIDE = 256  # screen pixels of a frame, about
 
 
 def panel(frame: np.ndarray, label: str) -> np.ndarray:
-    """A frame, enlarged, under its label; even sides, as the codec wants."""
+    """An enlarged frame under its label. Its sides are even, as video codecs require."""
     import cv2
 
     zoom = max(1, SIDE // frame.shape[0])
@@ -24,18 +24,18 @@ def panel(frame: np.ndarray, label: str) -> np.ndarray:
     return page
 
 
-def film_pages(loop: Loop, dreams: Mapping[str, Dream]) -> list[np.ndarray]:
-    """Truth and dreams side by side, a page for each frame; until the dream begins, all see the truth."""
+def film_pages(walk: Walk, dreams: Mapping[str, Dream]) -> list[np.ndarray]:
+    """Truth and dreams side by side, one page per frame. Until the dream begins, every panel shows the truth."""
     pages = []
-    for t, true_frame in enumerate(loop.frames):
-        back = t - loop.split
+    for t, true_frame in enumerate(walk.frames):
+        back = t - walk.split
         shown = {name if back >= 0 else f"{name} (seen)": dream.frames[back] if back >= 0 else true_frame for name, dream in dreams.items()}
         pages.append(np.concatenate([panel(frame, label) for label, frame in {"truth": true_frame, **shown}.items()], 1))
     return pages
 
 
 def write_film(file: Path, pages: Sequence[np.ndarray], rate: float) -> Path:
-    """Pages uint8 [H, W, 3] as a film: H.264 by moviepy, or what OpenCV has."""
+    """Pages uint8 [H, W, 3] as a film: H.264 by moviepy, or MPEG-4 by OpenCV where moviepy is not installed."""
     try:
         from moviepy import ImageSequenceClip
     except ImportError:
@@ -45,7 +45,7 @@ def write_film(file: Path, pages: Sequence[np.ndarray], rate: float) -> Path:
 
 
 def _film_by_opencv(file: Path, pages: Sequence[np.ndarray], rate: float) -> Path:
-    """MPEG-4 part 2: larger, and some browsers will not show it, but OpenCV always has it."""
+    """MPEG-4 part 2: files are larger and some browsers do not play them, but OpenCV always has this encoder."""
     import cv2
 
     height, width = pages[0].shape[:2]

@@ -1,0 +1,74 @@
+"""The checkpoint that a program judges: its options, its memories, and what identifies its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmgym import systems
+from wmgym.checkpoint import load_world
+from wmgym.nets.autoencoder import to_uint8
+from wmgym.systems import System
+from wmgym.world_model import WorldModel
+
+WorldOf = Callable[[str | None], WorldModel]  # memory (None: the checkpoint's own) -> world
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamArgs:
+    """How a checkpoint dreams."""
+
+    system: str | None = None
+    """System that runs the weights; by default the checkpoint's."""
+    denoise_steps: int | None = None
+    """Denoising steps per frame; by default the checkpoint's."""
+    pose_source: str | None = None
+    """Where dreamed poses come from: learned or actions; by default the checkpoint's."""
+    memory_budget: int | None = None
+    """Frames that a memory may keep; by default the checkpoint's."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, ..."""
+    dtype: str = "auto"
+    """float32 or bfloat16; auto: bfloat16 where the device multiplies it natively, else float32."""
+
+
+def loader(checkpoint: str, args: DreamArgs) -> WorldOf:
+    """A function from a memory to the checkpoint's world with it, under the given options. Each world is loaded once."""
+    keywords = {field.name: getattr(args, field.name) for field in fields(DreamArgs)}
+    return cache(lambda memory: load_world(checkpoint, memory=memory, **keywords))
+
+
+def system_of(world: WorldModel) -> System:
+    return systems.get(world.provenance.system)
+
+
+def modes_of(world_of: WorldOf, asked: Sequence[str] | None) -> tuple[System, tuple[str, ...]]:
+    """The checkpoint's system, and the memories to compare: `asked`, or by default all that the system has."""
+    system = system_of(world_of(None))
+    return system, tuple(dict.fromkeys(map(system.memory_name, asked if asked is not None else system.memories)))
+
+
+def made_with(world: WorldModel) -> dict[str, str]:
+    """What decides a dream besides the arguments: the weights, and the dtype that "auto" chose on this device."""
+    return {"weights": world.provenance.weights, "dtype": world.dtype_name}
+
+
+def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 [N, H, W, 3] through the autoencoder and back: the best that its latents can show."""
+    with torch.inference_mode():
+        latents = world.encode(torch.from_numpy(frames)[None].to(world.device))
+        parts = [to_uint8(world.autoencoder.decode(part)) for part in latents[0].split(256)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def context_lengths(world_of: WorldOf, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """What each memory shows the network, in frames; empty for systems that do not count it."""
+    system = system_of(world_of(None))
+    if system.context_cost is None:
+        return []
+    return [{"mode": mode, **system.context_cost(world_of(mode))} for mode in modes]

@@ -1,0 +1,152 @@
+"""Tables of cells: means with intervals, paired differences between memories, scores by nearest view, and single next frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from wmgym.benchmarks.cells import BASELINES, VIEWS
+from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
+from wmgym.systems import System
+
+Cells = Mapping[str, Mapping[str, Any]]  # "NAME MODE" -> cell (`cells.evaluate`)
+Row = Mapping[str, Any]
+
+NEAR = (0, 1.5, 3, 6, 10, math.inf)  # blocks: bounds of the bins of nearest views
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of walks as the tables show it."""
+
+    name: str  # in the names of its cells
+    labels: Mapping[str, Any]  # first columns of its rows
+    terminal: int | None = None  # how many frames at the end of the leg are also scored alone
+    count: str = "loops"  # the column that counts the walks
+    length: str = "leg"  # the column of their mean length
+
+
+def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System) -> dict[str, Any]:
+    """All tables: each cell, paired differences between memories, gains by nearest view, and the next frame from true history."""
+    table, differences, single = [], [], []
+    for group in groups:
+        here = {mode: cells[f"{group.name} {mode}"]["loops"] for mode in (*modes, *BASELINES)}
+        metrics = [m for m in ("psnr", "ssim", "lpips") if all(m in row["steps"] for rows in here.values() for row in rows)]
+        for mode, rows in here.items():
+            table.append(_cell(group, mode, rows, metrics, has_drift=mode in modes))
+            single += [{**group.labels, "mode": mode, **found} for found in [_next_frame(rows, metrics)] if found]
+        for a, b in system.comparisons:
+            if a in here and b in here:
+                line = {**group.labels, "difference": f"{a} - {b}"}
+                for metric in metrics:
+                    line |= columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
+                differences.append(line)
+    return {"cells": table, "differences": differences, "views": _by_view(cells, groups, modes, system), "next_frame": single}
+
+
+def _cell(group: Group, mode: str, rows: Sequence[Row], metrics: Sequence[str], *, has_drift: bool) -> dict[str, Any]:
+    legs = [row["leg"] for row in rows]
+    line: dict[str, Any] = {**group.labels, "mode": mode, group.count: len(rows), group.length: float(np.mean(legs))}
+    for metric in metrics:
+        line |= columns(metric, bootstrap_interval(leg_means(rows, metric)))
+    if group.terminal is not None:
+        line["terminal_frames"] = group.terminal
+        for metric in metrics:
+            line |= columns(f"terminal_{metric}", bootstrap_interval(leg_means(rows, metric, group.terminal)))
+    if has_drift:
+        line |= columns("drift", bootstrap_interval([row["steps"]["drift"][-1] for row in rows]))
+    return line
+
+
+def _by_view(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System) -> list[dict[str, Any]]:
+    """What memory gains, by how near each view had been observed: means over the walks that have such frames."""
+    lines: list[dict[str, Any]] = []
+    pair = system.default_memory, system.reference
+    if not set(pair) <= set(modes):
+        return lines
+    for group in groups:
+        views = cells.get(f"{group.name} {VIEWS}")
+        if views is None:
+            continue
+        nearest = [np.array(row["nearest"]) for row in views["loops"]]
+        with_it, without = ([np.array(row["steps"]["psnr"]) for row in cells[f"{group.name} {m}"]["loops"]] for m in pair)
+        for low, high in pairwise(NEAR):
+            masks = [(low <= n) & (n < high) for n in nearest]
+            if not any(mask.any() for mask in masks):
+                continue
+            share = float(np.concatenate(masks).mean())
+            a, b = ([float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without))
+            words = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            line = {**group.labels, "blocks_away": words, "share_of_frames": f"{share:.0%}", group.count: len(a)}
+            lines.append(line | columns(f"{pair[0]}_minus_{pair[1]}_psnr", paired_difference(a, b)))
+    return lines
+
+
+def _next_frame(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+    """Means over the walks, of the frames at which the view moved; empty if it never did."""
+    moves = [(row["next"], np.array(row["next"]["moved"], bool)) for row in rows]
+    moves = [(values, mask) for values, mask in moves if mask.any()]
+    if not moves:
+        return {}
+    line: dict[str, Any] = {"frames": int(sum(mask.sum() for _, mask in moves))}
+    for metric in metrics:
+        line |= columns(metric, bootstrap_interval([float(np.array(values[metric])[mask].mean()) for values, mask in moves]))
+    return line
+
+
+def leg_means(rows: Sequence[Row], metric: str, last: int | None = None) -> list[float]:
+    """One number per walk: the mean over its leg, or over the leg's last frames."""
+    return [float(np.mean(row["steps"][metric][-(last or 0) :])) for row in rows]
+
+
+def curve(rows: Sequence[Row], metric: str, share: float = 0.5) -> np.ndarray:
+    """Mean over walks at each step of the leg, up to the last step that at least this share of the walks reaches."""
+    values = [row["steps"][metric] for row in rows]
+    length = sorted((len(v) for v in values), reverse=True)[math.ceil(share * len(values)) - 1]
+    return np.array([np.mean([v[t] for v in values if len(v) > t]) for t in range(length)])
+
+
+def columns(name: str, interval: Interval) -> dict[str, float]:
+    """A mean and the bounds of its interval as three columns: NAME, NAME_low, NAME_high."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+# -- markdown ---------------------------------------------------------------------------------------------------------------------------
+
+
+def markdown(summary: Mapping[str, Any], preface: str) -> str:
+    """The tables of `summarise` as a page."""
+    lines = [preface, "## The leg, dreamed", "", *markdown_rows(summary["cells"])]
+    lines += ["", "## Paired differences over the leg", "", *markdown_rows(summary["differences"])]
+    if summary.get("views"):
+        lines += ["", "## What memory gains, by how near a view in that direction (within 30 degrees) had been seen", ""]
+        lines += markdown_rows(summary["views"])
+    lines += ["", "## The next frame from true history, where the view moves", "", *markdown_rows(summary["next_frame"])]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_rows(rows: Sequence[Row]) -> list[str]:
+    """The lines of one table. `x_low` and `x_high` are shown beside `x`, as its interval."""
+    if not rows:
+        return ["nothing to show"]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(("_low", "_high"))]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        lines.append("| " + " | ".join(_entry(row, name) for name in names) + " |")
+    return lines
+
+
+def _entry(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return "–"
+    digits = 3 if name.endswith(("ssim", "lpips")) else 2
+    if f"{name}_low" not in row:
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) else "")  # one value has no interval
