@@ -23,7 +23,8 @@ def poses(*rows: tuple[float, ...]) -> Tensor:
 def choose(target: Tensor, past: Tensor, n: int, allowed: Tensor | None = None) -> tuple[list[int], Tensor]:
     count = past.shape[1]
     times = torch.arange(count)[None]
-    slots, gains, exists = choose_views(target, past, times, torch.ones_like(times, dtype=torch.bool) if allowed is None else allowed, n, CONFIG)
+    allowed = torch.ones_like(times, dtype=torch.bool) if allowed is None else allowed
+    slots, gains, exists = choose_views(target, past, times, allowed, n, CONFIG)
     return [int(s) for s, there in zip(slots[0], exists[0], strict=True) if there], gains[0]
 
 

@@ -1,0 +1,160 @@
+"""`wmgym train video`: the causal video network that WorldTrace, CoME and Echo-Memory stand on, in one resumable command.
+
+    episodes --> autoencoder --> latents of every frame, once --> windows of L chunks, two streams in one pass --> model.safetensors
+
+A motion head is trained beside it, and a reward head where the data hold rewards (reward.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmgym.data.latents import Latents
+from wmgym.kinematics import Kinematics
+from wmgym.memory.coverage import CoverageConfig
+from wmgym.nets.autoencoder import Autoencoder
+from wmgym.nets.heads import MotionHead
+from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
+from wmgym.systems.video import VideoConfig, build, preset
+from wmgym.train import reward
+from wmgym.train.loop import Draw, LoopConfig, fit
+from wmgym.train.run import (
+    HeldOutFilms,
+    Run,
+    RunArgs,
+    begin,
+    finish,
+    fit_autoencoder,
+    half_precision,
+    make_latents,
+    make_optimisers,
+    warm_start,
+)
+from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
+from wmgym.train.windows import WindowConfig, Windows, draw_windows
+from wmgym.world_model import WorldModel
+
+HEAD_NOISE = 0.1  # on the latents that the heads learn from, as dreamed ones have
+
+
+@dataclass(frozen=True)
+class TrainArgs(RunArgs):
+    """Fit the causal video network to folders of episodes.
+
+    Reads episodes of at least `window` x `chunk` frames. Writes OUT/model.safetensors, OUT/result.json, films of held-out episodes in
+    OUT/samples and TensorBoard's files. A killed run goes on where it was last saved when the command is repeated.
+    """
+
+    batch: int = 16
+    """Windows per step."""
+    chunk: int = 4
+    """Frames made at a time."""
+    window: int = 8
+    """Chunks that training sees at once."""
+    pose_rotary: bool = True
+    """Rotate queries, keys and values by where tokens look and stand; --no-pose-rotary is WorldTrace's paper."""
+    gaps: float = 0.5
+    """Share of windows whose first chunks come from long ago."""
+    loss: VideoLossConfig = field(default_factory=VideoLossConfig)
+    """Shares and sizes of what is done to the past of a window."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.windows()
+
+    def windows(self) -> WindowConfig:
+        return WindowConfig(self.chunk, self.window, self.gaps, most_old=min(5, self.window - 1))
+
+
+def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
+    """Train or resume; the figures of the end."""
+    run = begin(args, progress)
+    changes: dict[str, Any] = {"chunk": args.chunk, "window": args.window}
+    config = preset(args.size, args.setting, run.coder, run.displacement, **changes)
+    config = replace(config, outcomes=reward.outcomes(run.training))
+    if not args.pose_rotary:
+        config = replace(config, net=replace(config.net, pose_rotary=False))
+    model = build(config).to(run.device)
+    warm_start(model, args)
+    assert isinstance(model.autoencoder, Autoencoder)
+    fit_autoencoder(run, model.autoencoder)
+    data = make_latents(run, model)
+    figures = _fit_net(run, args, model, config, data)
+    return finish(run, model, config, data, figures, "wmgym train video")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The losses of one step of training."""
+
+    model: WorldModel
+    data: Latents
+    windows: WindowConfig
+    coverage: CoverageConfig
+    loss: VideoLossConfig
+    events: reward.Examples | None = None  # for the reward head
+    size: int = 16
+
+    def __call__(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by name, and the batch in case it is bad."""
+        model, data, net = self.model, self.data, self.model.net
+        assert isinstance(net, VideoDiT)
+        windows = draw_windows(data, draw, self.size, self.windows, self.coverage)
+        batch = make_batch(data, windows, model.kinematics, self.windows.chunk, draw.torch, self.loss)
+        with half_precision(data.latents.device):
+            parts = {"flow": flow_loss(net, batch, draw.torch, self.loss)}
+            if model.motion_head is not None:
+                parts["motion"] = motion_loss(model.motion_head, model.kinematics, data, windows, draw)
+            if self.events is not None:
+                parts["reward"] = self.events.loss(draw, 4 * self.size, HEAD_NOISE)
+        figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
+        return figures, {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
+
+
+def motion_loss(head: MotionHead, kinematics: Kinematics, data: Latents, windows: Windows, draw: Draw) -> Tensor:
+    """Loss of the motion head on pairs of successive true latents, one for each chunk of the windows."""
+    rows, times = windows.rows[:, None], windows.times.clamp(min=1)[:, :: max(1, windows.times.shape[1] // 8)]
+    before, after = data.latents[rows, times - 1].float(), data.latents[rows, times].float()
+    noise = torch.randn((2, *after.shape), generator=draw.torch, device=after.device)
+    actions = data.actions[rows, times]
+    correction = data.frames.egomotion[rows, times] - kinematics.motion(actions)
+    before, after = (x + HEAD_NOISE * n for x, n in zip((before, after), noise, strict=True))
+    mask = kinematics.mask(after.device)
+    return head.loss(before.flatten(0, 1), after.flatten(0, 1), actions.flatten(), correction.flatten(0, 1), mask)
+
+
+def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents) -> dict[str, float]:
+    """Fit network, motion head and reward head; the figures of the end."""
+    device, net = run.device, config.net
+    data = data.to(device) if device.type == "cuda" else data
+    trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
+    events = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
+    if events is not None:
+        trained["reward_head"] = events.head
+    if args.compile:
+        model.net.run = torch.compile(model.net.run, dynamic=False)
+    model.train()
+    objective = Objective(model, data, args.windows(), coverage_of(net), args.loss, events, args.batch)
+    films, head = HeldOutFilms({"none": model}, run), reward.HeldOutEvents(model, run.held_out)
+
+    def measure(step: int, module: nn.Module) -> dict[str, float]:
+        return {**films(step), **head()}
+
+    warmup = max(1, min(200, args.steps // 10))
+    loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
+    optimisers = make_optimisers(trained, model.net.matrices(), args)
+    fit(
+        trained, optimisers, objective, loop, args.out,
+        name="net", device=device, on_save=measure, writer=run.writer, progress=run.progress,
+    )  # fmt: skip
+    model.eval()
+    return measure(args.steps, trained)
+
+
+def coverage_of(net: VideoDiTConfig) -> CoverageConfig:
+    """How views of this network's frames cover one another."""
+    return CoverageConfig(net.field_of_view, net.aspect)
