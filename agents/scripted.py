@@ -8,10 +8,13 @@ poses give equal walks. `walker.segments` records which frames belong to which p
     explorer                 random walks and turns that often return to earlier places and headings
     loop-ABA-R, loop-ABCA-R  LoopNav's tasks: look around, walk to B (and C) at a range of R blocks, walk back to A
     turn-loop                turns to the left on the spot, then all the way back
+    path-aba-4, ...          camera paths that come back (paths.py)
     cards-random, zig-zag    turn cards (cards.py)
 
 All but `random` need the actions of their world. `explorer` and the loops also need `env.unwrapped.solid` in `Minecraft-v0`. Memory Maze
 has its own walkers under the same names, and an `oracle` (maze_walkers.py).
+
+Longer than 400 lines: the walkers of the block world and the steering that they share are read together.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import numpy as np
 
 from wmgym.agents.cards import cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
+from wmgym.agents.paths import path_program
 from wmgym.data.episode import RETURN, Segment
 from wmgym.geometry import wrap_angle
 from wmgym.settings import TABLE, minecraft
@@ -105,6 +109,8 @@ class Walker:
 
 def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker], Moves], bool]:
     """The program of a walker in a world, and whether it is open-ended. ValueError if there is no walker of this name."""
+    if name.startswith("path-"):
+        return path_program(name.removeprefix("path-"), world), False
     programs = _programs(world)
     kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.named}
     loop = re.fullmatch(r"loop-(ABC?A)-([1-9]\d*)", name)

@@ -1,7 +1,7 @@
-"""The command line: a table of commands, each a dataclass of options and a function that takes it.
+"""The command line: a table of commands. A command is a dataclass of options and a function that takes it.
 
-A command's module is imported only when that command is used. A function may return a report (a dict): it is printed as
-text, or with `--json` as JSON. Bad input ends in one line on stderr and exit code 1.
+The module of a command is imported only when the command is used. A function may return a report (a dict), which is printed as text, or
+as JSON with `--json`. Bad input and failures print one line on stderr and give exit code 1.
 """
 
 import contextlib
@@ -26,53 +26,66 @@ from wmgym.version import __version__
 
 
 class Command(NamedTuple):
-    """What is typed after `wmgym`, and where it is: "module:Options:function", or "system NAME" for the training of a system."""
+    """A command: its words after `wmgym`, and its target "module:Options:function", or "system NAME" for the training of a system."""
 
     words: str
     target: str
     summary: str
-    reports: bool = True  # returns a dict, so takes --json
+    reports: bool = True  # whether it returns a dict and so accepts --json
 
 
 COMMANDS = (
-    Command("list", "wmgym.listing:ListArgs:list_environments", "environment ids, their twins, spaces and weights"),
-    Command("doctor", "wmgym.doctor:DoctorArgs:examine", "what is installed, what works, and how to get what does not"),
-    Command("collect", "wmgym.agents.collect:CollectArgs:collect", "walk a ground truth and store the episodes"),
-    Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "the published Memory Maze dataset as episodes"),
+    Command("list", "wmgym.listing:ListArgs:list_environments", "list environment ids, their ground truths, spaces and weights"),
+    Command("doctor", "wmgym.doctor:DoctorArgs:examine", "report what is installed, what works, and how to install the rest"),
+    Command("collect", "wmgym.agents.collect:CollectArgs:collect", "collect episodes of scripted walkers in a ground truth"),
+    Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "convert the published dataset to episodes"),
     *(Command(f"train {name}", f"system {name}", row.trains) for name, row in SYSTEMS.items() if row.trains),
     Command("train reward", "wmgym.train.dreamed_rewards:RewardArgs:train", "fit a checkpoint's reward head to its own dreams"),
-    Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "learn to act in a dream, and judge it in the truth"),
-    Command("play", "wmgym.play:PlayArgs:play", "walk in a truth or a dream with the keyboard", reports=False),
-    Command("plan", "wmgym.experiments.plan:PlanArgs:plan", "plan in a dream, act in its truth"),
-    Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "dream the way back and compare it with the truth"),
+    Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "train an agent in a dream with PPO, evaluate it in the ground truth"),
+    Command("play", "wmgym.play:PlayArgs:play", "act in a dream or a ground truth with the keyboard", reports=False),
+    Command("plan", "wmgym.experiments.plan:PlanArgs:plan", "plan in a dream, act in its ground truth"),
+    Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "walk loops, dream the way back, compare with the truth"),
     Command("eval replay", "wmgym.experiments.replay:ReplayArgs:evaluate", "dream the next frames of episodes, compare with the truth"),
-    Command("eval maze-returns", "wmgym.experiments.maze_returns:ReturnsArgs:evaluate", "what walkers earn in Memory Maze, beside people"),
-    Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on drives as RECON has them: ATE, RPE, frames far ahead"),
-    Command("eval twin", "wmgym.experiments.twin:TwinArgs:evaluate", "the same actions in a dream and in its truth"),
-    Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "frames per second of a ground truth"),
-    Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "milliseconds per dreamed step"),
-    Command("minecraft install", "wmgym.envs.minecraft.prismarine.install:InstallArgs:install", "fetch what the Prismarine backend needs"),
-    Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "one loop, truth beside dream: film, strip and map"),
+    Command("eval loopmem", "wmgym.experiments.loopmem:LoopMemArgs:evaluate", "dream along closed paths, compare views of the same place"),
+    Command("eval maze-returns", "wmgym.experiments.maze_returns:ReturnsArgs:evaluate", "returns of walkers in Memory Maze and of humans"),
+    Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on recorded drives of RECON: ATE, RPE, frames far ahead"),
+    Command("eval twin", "wmgym.experiments.twin:TwinArgs:evaluate", "compare a dream with its ground truth along the same actions"),
+    Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "measure frames per second of a ground truth"),
+    Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "measure milliseconds per dreamed step"),
+    Command("bench train", "wmgym.experiments.bench:TrainArgs:bench_train", "measure examples per second of a training, by part"),
+    Command("minecraft install", "wmgym.envs.minecraft.prismarine.install:InstallArgs:install", "install the Prismarine backend"),
+    Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "two loops, ground truth beside dream: films, strips and a map"),
 )
+
+BAD_INPUT = (ValueError, ImportError, OSError, gym.error.Error)  # the message says what to do
+FAILURES = (RuntimeError, ArithmeticError, MemoryError)  # for example of torch or a GPU, or numbers that are not finite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. WMGYM_TRACEBACK=1 shows where an error came from."""
+    """Run one command and return the exit code. The environment variable WMGYM_TRACEBACK=1 shows tracebacks of errors."""
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `wmgym list | head`: python must find something to flush to when it ends
+    except BrokenPipeError:  # `wmgym list | head`: Python flushes stdout at exit, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError, gym.error.Error) as error:
+    except (*BAD_INPUT, *FAILURES) as error:
         if os.environ.get("WMGYM_TRACEBACK"):
             raise
-        print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        print("error:", _in_one_line(error), file=sys.stderr)
         return 1
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The message of an error. A failure may be a bug, so its type and the way to its traceback are printed too."""
+    message, kind = " ".join(str(error).split()), type(error).__name__
+    if isinstance(error, BAD_INPUT):
+        return message or kind
+    return f"{kind}: {message or 'no message'} (WMGYM_TRACEBACK=1 shows the traceback)"
 
 
 def _run(arguments: list[str]) -> int:
@@ -105,7 +118,7 @@ def _call(command: Command, arguments: list[str]) -> int:
 
 
 def _target(target: str) -> str:
-    """ "module:Options:function"; a system says its own when it is first needed."""
+    """The form "module:Options:function" of a target."""
     if not target.startswith("system "):
         return target
     from wmgym import systems  # here, since this loads torch
@@ -114,7 +127,7 @@ def _target(target: str) -> str:
 
 
 def _parse(options: type, command: Command, arguments: list[str]) -> Any:
-    """An instance of `options` from what was typed."""
+    """An instance of `options` from the command line. ValueError with tyro's message on bad input."""
     about = inspect.getdoc(options) or command.summary
     if command.reports:
         about += "\n\n--json prints the report as JSON."
@@ -129,7 +142,7 @@ def _parse(options: type, command: Command, arguments: list[str]) -> Any:
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro says in the upper part of the box that it draws."""
+    """The first paragraph of the box in which tyro prints an error."""
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │")
@@ -142,7 +155,7 @@ def _first_paragraph(box: str) -> str:
 def _help(commands: Sequence[Command]) -> str:
     width = max(len(command.words) for command in commands)
     lines = [f"  {command.words:<{width}}  {command.summary}" for command in commands]
-    return "\n".join(["usage: wmgym COMMAND [options]", "", *lines, "", "wmgym COMMAND --help says more."])
+    return "\n".join(["usage: wmgym COMMAND [options]", "", *lines, "", "wmgym COMMAND --help explains a command."])
 
 
 def _unknown(arguments: list[str], group: Sequence[Command]) -> str:
@@ -154,7 +167,7 @@ def _unknown(arguments: list[str], group: Sequence[Command]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same report in what JSON knows: NaN and infinities become null."""
+    """The same report in JSON's types. NaN and infinities become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
@@ -169,7 +182,7 @@ def plain(value: Any) -> Any:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """A report to read: lists of dicts as tables, dicts as sections, the rest as `name: value`."""
+    """A report as text: lists of dicts as tables, dicts as sections, other values as `name: value`."""
     parts = []
     for name, value in report.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):

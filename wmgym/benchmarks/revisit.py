@@ -23,13 +23,25 @@ BINS = ((2, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))  # lengths of lo
 
 def last_seen(poses: NDArray[np.floating], near: float = NEAR, alike: float = ALIKE) -> NDArray[np.int64]:
     """For each frame of a path [T, 5], the newest earlier frame with the same view from before the view was left, or -1: [T]."""
+    before, step = _seen_before(poses, near, alike), np.arange(len(poses))
+    return np.where(before, step, -1).max(1)
+
+
+def first_seen(poses: NDArray[np.floating], near: float = NEAR, alike: float = ALIKE) -> NDArray[np.int64]:
+    """The oldest such frame, or -1: [T]."""
+    before, step = _seen_before(poses, near, alike), np.arange(len(poses))
+    return np.where(before.any(1), np.where(before, step, len(poses)).min(1), -1)
+
+
+def _seen_before(poses: NDArray[np.floating], near: float, alike: float) -> NDArray[np.bool_]:
+    """Whether frame t shows the view of frame u again, after the view was left in between: [t, u]."""
     path = np.asarray(poses, np.float64)
     apart = np.linalg.norm(path[:, None, :3] - path[None, :, :3], axis=-1)
     turned = np.abs(wrap_angle(path[:, None, 3:] - path[None, :, 3:])).max(-1)
-    same = (apart <= near) & (turned <= alike)  # [T, T]
+    same = (apart <= near) & (turned <= alike)
     step = np.arange(len(path))
     left = np.where(~same & (step < step[:, None]), step, -1).max(1)  # the last earlier frame with another view
-    return np.where(same & (step < left[:, None]), step, -1).max(1)
+    return same & (step < left[:, None])
 
 
 def walk_row(walk: Walk, dream: Dream) -> dict[str, Any]:

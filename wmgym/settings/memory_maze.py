@@ -1,4 +1,4 @@
-"""Memory Maze (Pasukonis et al. 2022): touch the target whose colour the border of the frame has. One step is 0.25 s."""
+"""Memory Maze (Pasukonis et al. 2022): touch the target that has the colour of the frame's border. One step is 0.25 s."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from wmgym.tasks import Free, Targets
 
 ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forward + right")
 
-# What an action comes to when it is held. The ball has inertia (measured, from rest): forward is 0.22, 0.44, 0.49, 0.50 m in the first
-# four steps, and 0.28, 0.06, 0.01 m after it is let go; a turn is 0.25 rad in the first step, 0.32 in the next, and 0.05 after.
+# Motion per step of a held action. The ball has inertia (measured, from rest): forward moves it 0.22, 0.44, 0.49, 0.50 m in the first
+# four steps, and 0.28, 0.06, 0.01 m after release; a turn is 0.25 rad in the first step, 0.32 in the next, and 0.05 after release.
 ROLL = 0.5  # metres per step: 2 m/s
 STEER = 0.321  # radians
 
 STEPS_PER_SECOND = 4
-TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds of an episode, by cells along a side (without the outer walls)
+TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds per episode, by cells along a side (without the outer walls)
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
-NEAR_HORIZON = 30  # steps of the task whose first target is near
+NEAR_HORIZON = 30  # steps of an episode of task "targets-near"
 
 ENTRY_POINTS = "wmgym.envs.memory_maze.env:MemoryMazeEnv", "wmgym.envs.memory_maze.vector_env:MemoryMazeVectorEnv"
 VARIANTS = (
@@ -31,12 +31,12 @@ VARIANTS = (
 
 
 def frame_size(variant: str) -> int:
-    """Pixels along a side of what upstream's variant shows."""
+    """Side in pixels of the frames of upstream's variant."""
     return 256 if {"Top", "HD"} & set(variant.split("-")) else 64
 
 
 def extra_observations(cells: int, variant: str) -> dict[str, spaces.Space]:
-    """What a variant with `ExtraObs` shows beside the frame, by upstream's names; positions and directions are in grid coordinates."""
+    """Observations of variants with `ExtraObs` beside the frame, with upstream's names. Positions are in grid coordinates."""
     parts = variant.split("-")
     if "ExtraObs" not in parts:
         return {}
@@ -56,7 +56,7 @@ def extra_observations(cells: int, variant: str) -> dict[str, spaces.Space]:
         "targets_pos": inside(count, 2),
         "target_vec": apart(2),
         "target_pos": inside(2),
-        "maze_layout": spaces.Box(0, 2 if "Oracle" in parts else 1, (cells, cells), np.uint8),  # 1 is free, 2 is on the oracle's way
+        "maze_layout": spaces.Box(0, 2 if "Oracle" in parts else 1, (cells, cells), np.uint8),  # 1: free, 2: on the oracle's path
     }
 
 
@@ -82,6 +82,7 @@ SETTING = Setting(
         uncertain=(True, True, False, True, False),
         field_of_view=math.radians(80),
     ),
+    has_inertia=True,
     actions=ACTIONS,
     keys={("w",): 1, ("a",): 2, ("d",): 3, ("a", "w"): 4, ("d", "w"): 5},
     tasks={
@@ -90,9 +91,9 @@ SETTING = Setting(
         "free": Free(world_rewards=False),
     },
     fps=STEPS_PER_SECOND,
-    opening=(ACTIONS.index("turn left"),) * 20,  # once all the way round
+    opening=(ACTIONS.index("turn left"),) * 20,  # one full turn
     bundled=("targets", "free"),
-    reach=(4.0, 1.5),  # corridors are 2 m wide: walls hide what is a few metres to the side
+    reach=(4.0, 1.5),  # corridors are 2 m wide, so walls hide what is a few metres to the side
     extent=20.0,
     walkers="explorer",
     truths=tuple(_truth(cells, variant) for cells in TIME_LIMITS for variant in VARIANTS),

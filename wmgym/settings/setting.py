@@ -1,4 +1,4 @@
-"""The form of a setting: what is fixed by where an env plays, in truth and in dream."""
+"""`Setting`: what is fixed by the kind of world, in the ground truth and in the dream."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ class Truth:
     entry_point: str
     vector_entry_point: str
     kwargs: dict[str, Any] = field(default_factory=dict)  # JSON-able only
-    extra: dict[str, spaces.Space] = field(default_factory=dict)  # what its observation holds beside the frame; a Dict if any
-    frame_size: int | None = None  # where it differs from the setting's
-    is_variant: bool = False  # listed only on demand
+    extra: dict[str, spaces.Space] = field(default_factory=dict)  # observations beside the frame; if any, the space is a Dict
+    frame_size: int | None = None  # None: the setting's
+    is_variant: bool = False  # listed only with `wmgym list --variants`
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that is known of one world: spaces, actions, keys, tasks, kinematics, openings, walkers, ids."""
+    """Everything that is fixed about a kind of world: spaces, actions, keys, tasks, kinematics, openings, walkers, ids."""
 
     name: str
-    frame_actions: spaces.Space  # what leads to one frame
-    kinematics: Kinematics | None = None  # of actions; None: a world of the user's own, which knows them itself
-    actions: tuple[str, ...] = ()  # what each action does, in words; or each number of a continuous one
+    frame_actions: spaces.Space  # action space of one frame
+    kinematics: Kinematics | None = None  # None: a world of the user's own, with kinematics of its own
+    actions: tuple[str, ...] = ()  # names of the discrete actions, or of the numbers of a continuous one
     keys: dict[Any, Any] = field(default_factory=dict)  # for `gymnasium.utils.play`
     tasks: dict[str, Task] = field(default_factory=lambda: {"free": Free()})  # the first is the default
     frame_size: int = 64  # pixels along a side
     fps: float = 10
-    opening: tuple[int, ...] = ()  # the actions that a live opening walks after reset
-    bundled: tuple[str, ...] = ()  # tasks that open with shipped clips unless told otherwise
-    reach: tuple[float, float] = (8.0, 4.0)  # metres ahead and to the side within which a past view still helps
+    opening: tuple[int, ...] = ()  # actions of a live opening after reset
+    bundled: tuple[str, ...] = ()  # tasks whose default opening is a bundled clip
+    reach: tuple[float, float] = (8.0, 4.0)  # metres ahead and to the side within which a past frame is useful
+    has_inertia: bool = False  # motions go on after their actions, so poses are not quite those that were commanded
     has_camera: bool = True  # frames are views from the pose
-    extent: float = 64.0  # metres that one usually covers
-    walkers: str = "random"  # whose episodes are collected unless told otherwise (`wmgym collect --walker`)
-    truths: tuple[Truth, ...] = ()  # the first is what dreams imagine
-    needs_data: bool = False  # episodes open with recorded drives, which the user brings, and say what an action means
+    extent: float = 64.0  # typical size in metres of the area that an episode covers
+    walkers: str = "random"  # default of `wmgym collect --walker`
+    truths: tuple[Truth, ...] = ()  # the first is the twin of dreams
+    needs_data: bool = False  # openings are recorded drives of the user, which also define the actions
 
     @property
     def truth(self) -> str | None:
@@ -52,7 +53,7 @@ class Setting:
         return self.truths[0].id if self.truths else None
 
     def observation_space(self, truth: Truth | None = None) -> spaces.Space:
-        """What the default task shows, in a truth of one's choice."""
+        """Observation space of the default task, in the ground truth `truth` or in general."""
         size = (truth.frame_size if truth else None) or self.frame_size
         frame = spaces.Box(0, 255, (size, size, 3), np.uint8)
         if truth is not None and truth.extra:
