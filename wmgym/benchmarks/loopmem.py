@@ -131,8 +131,8 @@ def score(shown: np.ndarray, walk: Walk, pairs: np.ndarray, features: Mapping[st
         "error": judge(film[1:], walk.frames[last + 1 :], ("psnr",))["psnr"],
     }
     out |= {name: float(values.mean()) for name, values in steps.items()}
-    count = walk.leg // HORIZON
-    out["horizons"] = {name: [float(values[k * HORIZON : (k + 1) * HORIZON].mean()) for k in range(count)] for name, values in steps.items()}
+    windows = [slice(k * HORIZON, (k + 1) * HORIZON) for k in range(walk.leg // HORIZON)]
+    out["horizons"] = {name: [float(values[window].mean()) for window in windows] for name, values in steps.items()}
     return out
 
 
