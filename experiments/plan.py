@@ -22,7 +22,6 @@ import tyro
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
-from tqdm import tqdm
 
 import wmgym
 from wmgym.agents.collect import WORLDS_PER_SEED
@@ -30,16 +29,18 @@ from wmgym.agents.mpc import PRESETS, PlannerConfig, PlanningAgent, preset
 from wmgym.agents.objectives import IMAGE_OBJECTIVES, OBJECTIVES, Objective, make_objective
 from wmgym.benchmarks.tables import columns
 from wmgym.experiments.support.film import panel, write_film
-from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import check_positive, check_seed, write_result
 from wmgym.files import kept, open_run_folder
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.metrics.trajectory import path_length, spl
 from wmgym.openings import frame_of
+from wmgym.progress import Progress
 from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
 from wmgym.world_model import WorldModel
 
 MODELS = ("dream", "truth", "random")
+DISCOUNT = 0.95  # of rewards, per frame
 WALKS = 20  # random walks of each length that are tried for a goal away from the start
 LONGER = (1, 2, 4, 8)  # factors by which those walks get longer
 SHOWN = 6  # episodes in the picture of paths
@@ -79,9 +80,9 @@ class PlanArgs:
     seed: int = 100
     """Seed of worlds and plans. Training uses 0 to 99."""
     horizon: int | None = None
-    """Planner: steps of a plan."""
+    """Planner: frames of a plan. For dreams that make F frames a step: a multiple of F."""
     hold: int | None = None
-    """Planner: steps of a plan that are acted before the next decision."""
+    """Planner: frames of a plan that are acted before the next decision. For dreams that make F frames a step: 1 or a multiple of F."""
     samples: int | None = None
     """Planner: candidates in each iteration."""
     elites: int | None = None
@@ -124,6 +125,7 @@ class PlanArgs:
 
 def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
     """Act out the batches that are missing, then the report (also in `result.json`)."""
+    check_plots()
     names = ("task", "checkpoint", "memory", "denoise_steps", "device", "dtype")
     keywords = {name: value for name in names if (value := getattr(args, name)) is not None}
     stage = Stage(args, keywords)
@@ -136,7 +138,7 @@ def plan(args: PlanArgs, progress: bool = True) -> dict[str, Any]:
     most = decisions * sum(model != "random" for model, _ in batches)
     if progress and most:
         print(what_it_costs(stage.config.frames, decisions, args.episodes), file=sys.stderr)
-    with tqdm(total=most, disable=not progress, unit="decision") as bar:
+    with Progress(total=most, disable=not progress, unit="decision") as bar:
         for model, first in batches:
             seeds = [args.seed * WORLDS_PER_SEED + k for k in range(first, min(first + args.lanes, args.episodes))]
             bar.set_description(f"{model}, episodes {first} to {first + len(seeds) - 1}")
@@ -183,8 +185,6 @@ class Stage:
         self.pairs = [wmgym.twin(args.id, **keywords) for _ in range(min(args.lanes, args.episodes))]
         dream: Any = self.pairs[0][0].unwrapped
         self.task, self.world = dream.shell.task, dream.shell.world
-        if dream.shell.chunk > 1:
-            raise ValueError(f"{args.id} makes {dream.shell.chunk} frames a step; `wmgym plan` supports one frame a step only")
         self.goal = args.goal if args.goal != "auto" else "task" if self.task.needs_goal else "walk"
         if self.goal == "task" and not self.task.needs_goal:
             raise ValueError(f"task {self.task.name!r} has no goal of its own: use --goal walk")
@@ -192,12 +192,13 @@ class Stage:
             raise ValueError(f"objective {args.objective!r} needs a goal image, which only --goal walk has")
         changes = {name: getattr(args, name) for name in ("horizon", "hold", "samples", "elites", "iterations", "repeats", "temperature")}
         config = preset(args.planner, **changes, at_once=args.at_once)
-        self.space = dream.action_space
+        self.space, self.chunk = dream.shell.frame_actions, dream.shell.chunk
         self.config: PlannerConfig = replace(config, line=False) if isinstance(self.space, spaces.Discrete) else config
+        self.in_steps, self.held = in_steps(self.config, self.chunk)  # what the dream plans with
 
     def run(self, model: str, seeds: Sequence[int], film: bool, decided: Callable[[], Any] = lambda: None) -> dict[str, Any]:
         """One episode per seed, side by side. `decided` is called after each plan."""
-        truths = [truth for _, truth in self.pairs[: len(seeds)]]
+        truths = [truth.env if self.chunk > 1 else truth for _, truth in self.pairs[: len(seeds)]]  # frame by frame
         opened = [truth.reset(seed=seed) for truth, seed in zip(truths, seeds, strict=True)]
         goals, images = self._goals(truths, opened, seeds)
         paths = [[np.array(info["pose"])] for _, info in opened]
@@ -275,14 +276,18 @@ class Stage:
     ) -> Random | Planner:
         if model == "random":
             return Random(self.space, len(seeds), seeds[0])
-        objective: Objective = make_objective(self.args.objective, goal_poses=goals, goal_frames=images, encode=self._encode)
+        given = {"goal_poses": goals, "goal_frames": images, "encode": self._encode}
         if model == "truth":
+            objective: Objective = make_objective(self.args.objective, **given)
             agent = PlanningAgent([truth.unwrapped for truth in truths], objective, self.config, self.args.seed)
             return Planner(agent, decided)
         id: str = self.pairs[0][0].spec.id  # type: ignore[union-attr]
-        dream = gym.make_vec(id, len(seeds), autoreset_mode="disabled", obs_type="torch", **self.keywords)
+        objective = make_objective(self.args.objective, **given, discount=DISCOUNT**self.chunk)
+        keywords = {**self.keywords, "hold_action": self.held}
+        dream = gym.make_vec(id, len(seeds), autoreset_mode="disabled", obs_type="torch", **keywords)
         dream.reset(seed=list(seeds))  # type: ignore[arg-type]  # a list is Gymnasium's practice
-        return Planner(PlanningAgent([dream], objective, self.config, self.args.seed), decided, dream)
+        agent = PlanningAgent([dream], objective, self.in_steps, self.args.seed)
+        return Planner(agent, decided, dream, self.chunk, held=self.held)
 
 
 class Random:
@@ -307,32 +312,65 @@ class Random:
 
 
 class Planner:
-    """A planning agent, timed. If it plans in a dream, the dream is shown the true outcome of each action."""
+    """A planning agent, timed. If it plans in a dream, the dream is shown the true outcome of each action.
 
-    def __init__(self, agent: PlanningAgent, decided: Callable[[], Any], dream: VectorEnv | None = None) -> None:
+    A dream that makes chunks decides on F frames at once, and is shown F frames at once; in between its plan goes on.
+    """
+
+    def __init__(
+        self, agent: PlanningAgent, decided: Callable[[], Any], dream: VectorEnv | None = None, chunk: int = 1, *, held: bool = False
+    ) -> None:
         self.ms: list[float] = []  # time of each plan
         self.agent = agent
-        self._decided, self._dream = decided, dream
+        self._decided, self._dream, self._chunk, self._held = decided, dream, chunk, held
+        self._queue: list[np.ndarray] = []  # actions of the chunk's next frames, [B, ...] each
+        self._seen: list[tuple[np.ndarray, ...]] = []  # frames, actions and poses of the chunk's past frames
 
     def act(self) -> np.ndarray:
-        begin, last = time.perf_counter(), self.agent.found
-        actions = self.agent.act()
-        if self.agent.found is not last:
-            self.ms.append(1e3 * (time.perf_counter() - begin))
-            self._decided()
-        return actions
+        """The next frame's action of each lane, [B, ...]."""
+        if not self._queue:
+            begin, last = time.perf_counter(), self.agent.found
+            actions = self.agent.act()
+            if self.agent.found is not last:
+                self.ms.append(1e3 * (time.perf_counter() - begin))
+                self._decided()
+            whole = self._chunk == 1 or self._held
+            self._queue = [actions] * self._chunk if whole else list(np.moveaxis(actions, 1, 0))
+        return self._queue.pop(0)
 
     def keep(self, lanes: np.ndarray) -> None:
         self.agent.keep(lanes.tolist())
+        self._queue = [actions[lanes] for actions in self._queue]
+        self._seen = [tuple(part[lanes] for part in parts) for parts in self._seen]
 
     def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
         """What the remaining lanes saw and did: frames uint8 [B, H, W, 3], actions [B, ...], poses float32 [B, 5]."""
-        if self._dream is not None:
-            self.agent.models[0].observe(frames[:, None], actions[:, None], poses[:, None])
+        if self._dream is None:
+            return
+        self._seen.append((frames, actions, poses))
+        if len(self._seen) == self._chunk:
+            self.agent.models[0].observe(*(np.stack(part, 1) for part in zip(*self._seen, strict=True)))
+            self._seen = []
 
     def close(self) -> None:
         if self._dream is not None:
             self._dream.close()
+
+
+def in_steps(config: PlannerConfig, chunk: int) -> tuple[PlannerConfig, bool]:
+    """A planner's settings in steps of a dream that makes `chunk` frames a step, and whether a step's action is held for its frames.
+
+    ValueError if the horizon is not whole chunks, or if decisions end inside a chunk (a decision for each frame is possible).
+    """
+    if chunk == 1:
+        return config, False
+    if config.horizon % chunk or (config.hold % chunk and config.hold != 1):
+        raise ValueError(
+            f"this dream makes {chunk} frames a step: horizon must be a multiple of {chunk}, and hold 1 or a multiple of {chunk}, "
+            f"got horizon={config.horizon} and hold={config.hold}"
+        )
+    held = config.hold > 1
+    return replace(config, horizon=config.horizon // chunk, hold=config.hold // chunk if held else 1), held
 
 
 def walked_goal(truth: gym.Env, start: np.ndarray, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.ndarray]:

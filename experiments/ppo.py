@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,24 +18,26 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium.vector import VectorEnv, VectorWrapper
-from tqdm import tqdm
 
 import wmgym
 from wmgym.agents import ppo
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.ppo import PPOConfig, Trained
 from wmgym.benchmarks.tables import columns
-from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import check_positive, write_result
 from wmgym.files import kept, open_run_folder
 from wmgym.integrations import sb3
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.openings import LiveOpenings
+from wmgym.progress import Progress
 from wmgym.registration import row_of
+from wmgym.twins import ChunkedLanes
 
 PLACES = ("dream", "truth")
 JUDGED_FROM = 100  # evaluation uses worlds with seeds from this many millions on; training uses those below
 DREAM_ONLY = ("opening", "checkpoint", "memory", "denoise_steps", "device", "dtype")
+HOLDS = {"chunk": True, "frame": False}  # what one action is for, in dreams that make several frames a step
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class PPOArgs:
     """Where agents learn: dream, truth."""
     episodes: int = 100
     """Episodes that evaluate each agent, in the ground truth and in the dream."""
+    act_per: str = "chunk"
+    """For dreams that make chunks of F frames a step: chunk (one action, held for F frames) or frame (F actions at once). The discount and
+    GAE's lambda are given per frame."""
     horizon: int | None = None
     """Steps of an episode; by default the task's."""
     opening: str | None = None
@@ -75,7 +80,7 @@ class PPOArgs:
     """cpu, cuda, ..."""
     dtype: str | None = None
     """float32 or bfloat16."""
-    ppo: PPOConfig = PPOConfig()  # noqa: RUF009  # frozen
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     """Options of PPO."""
     out: Path = Path("runs/ppo")
     """Folder for the results."""
@@ -88,10 +93,13 @@ class PPOArgs:
             )
         if not self.learn_in or set(self.learn_in) - set(PLACES):
             raise ValueError(f"learn_in must be of {', '.join(PLACES)}, got {', '.join(self.learn_in) or 'nothing'}")
+        if self.act_per not in HOLDS:
+            raise ValueError(f"act_per must be one of {', '.join(HOLDS)}, got {self.act_per!r}")
 
 
 def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
     """Train and evaluate what is missing, then the report (also in `result.json`)."""
+    check_plots()
     row = row_of(args.id)
     if row.twin is None:
         raise ValueError(f"{args.id} has no twin: agents learn in a dream and are evaluated in its ground truth")
@@ -99,10 +107,10 @@ def train(args: PPOArgs, progress: bool = True) -> dict[str, Any]:
     open_run_folder(args.out, {**asdict(args), "weights": stage.weights}, {"learn_in", "episodes", "out", "steps"})
     learned: dict[str, Trained] = {}
     for place in dict.fromkeys(args.learn_in):
-        with tqdm(total=args.steps, disable=not progress, unit="step", desc=f"learn in the {place}") as bar:
+        with Progress(total=args.steps, disable=not progress, unit="step", desc=f"learn in the {place}") as bar:
             learned[place] = stage.learn(place, lambda steps: bar.update(min(steps, bar.total) - bar.n))
     agents = [*(f"learned in the {place}" for place in learned), "random"]
-    with tqdm(total=len(agents) * len(PLACES), disable=not progress, unit="cell", desc="judge") as bar:
+    with Progress(total=len(agents) * len(PLACES), disable=not progress, unit="cell", desc="judge") as bar:
         judged = {}
         for name in agents:
             for place in PLACES:
@@ -127,10 +135,10 @@ class Stage:
 
     def __init__(self, args: PPOArgs) -> None:
         given = {name: value for name in ("task", "horizon", *DREAM_ONLY) if (value := getattr(args, name)) is not None}
+        given["hold_action"] = HOLDS[args.act_per]
         dream, truth = wmgym.twin(args.id, **given)  # checks that the two fit, and knows what the truth must be made with
         shell: Any = dream.unwrapped.shell  # type: ignore[attr-defined]
-        if shell.chunk > 1:
-            raise ValueError(f"{args.id} makes {shell.chunk} frames a step; `wmgym train ppo` supports one frame a step only")
+        self.chunk, self.hold = shell.chunk, shell.hold_action
         if not isinstance(shell.openings, LiveOpenings):
             raise ValueError(
                 f"task {shell.task.name!r} opens with a few shipped clips: agents would be evaluated on the openings they were trained on; "
@@ -149,8 +157,16 @@ class Stage:
     def learn(self, place: str, progress: Callable[[int], None]) -> Trained:
         args = self.args
         file, logs = args.out / place / "agent.safetensors", args.out / "tb" / place
-        with closing(sb3.make_vec(self.ids[place], args.lanes, **self.keywords[place])) as env:
-            return ppo.train(env, args.ppo, args.steps, args.seed, file, tensorboard=logs, progress=progress)
+        config = replace(args.ppo, gamma=args.ppo.gamma**self.chunk, gae_lambda=args.ppo.gae_lambda**self.chunk)
+        with closing(sb3.adapt(self._lanes(place, args.lanes, "same_step", self.keywords[place]))) as env:
+            return ppo.train(env, config, args.steps, args.seed, file, tensorboard=logs, progress=progress)
+
+    def _lanes(self, place: str, lanes: int, autoreset: str, keywords: Mapping[str, Any]) -> VectorEnv:
+        """Lanes whose step is a chunk, in either place."""
+        if place == "dream" or self.chunk == 1:
+            return gym.make_vec(self.ids[place], lanes, autoreset_mode=autoreset, **keywords)
+        truth = gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **keywords)
+        return ChunkedLanes(truth, self.chunk, hold_action=self.hold, autoreset_mode=autoreset)
 
     def judge(self, agent: str, place: str, learned: Mapping[str, Trained]) -> list[dict[str, Any]]:
         """One row per episode. An earlier evaluation after as many steps, with as many episodes, is kept."""
@@ -169,16 +185,16 @@ class Stage:
 
     def make(self, place: str) -> VectorEnv:
         """Lanes for evaluation."""
-        keywords: dict[str, Any] = {"autoreset_mode": "disabled", **self.keywords[place]}
-        lanes = min(self.args.lanes, self.args.episodes)
+        lanes, keywords = min(self.args.lanes, self.args.episodes), self.keywords[place]
         if place == "dream":
-            return gym.make_vec(self.ids[place], lanes, **keywords)
-        truth = gym.make_vec(self.ids[place], lanes, **{**keywords, "horizon": self.horizon + len(self.opening)})
-        return LanesStartAtOpening(truth, self.opening)
+            return self._lanes(place, lanes, "disabled", keywords)
+        keywords = {**keywords, "horizon": self.horizon + len(self.opening)}
+        truth = LanesStartAtOpening(gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **keywords), self.opening)
+        return truth if self.chunk == 1 else ChunkedLanes(truth, self.chunk, hold_action=self.hold)
 
     def truth_frames(self, place: str, opened: int, steps: int) -> int:
         """How many frames of the ground truth an agent's training used. Training in a dream uses those of the openings."""
-        return opened * (len(self.opening) + 1) if place == "dream" else opened + steps
+        return opened * (len(self.opening) + 1) if place == "dream" else opened + self.chunk * steps
 
 
 class LanesStartAtOpening(VectorWrapper):

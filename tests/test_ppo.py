@@ -189,8 +189,8 @@ def test_success_is_told_only_where_something_can_succeed() -> None:
 
 def test_what_was_learned_in_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    make = program.sb3.make_vec
-    monkeypatch.setattr(program.sb3, "make_vec", lambda *words, **given: made.append(make(*words, **given)) or made[-1])
+    make = program.sb3.adapt
+    monkeypatch.setattr(program.sb3, "adapt", lambda *words, **given: made.append(make(*words, **given)) or made[-1])
     given = {"task": "navigate-near", "horizon": 4, "steps": 8, "lanes": 2, "ppo": ppo.PPOConfig(n_steps=4, batch_size=4)}
     stage = program.Stage(program.PPOArgs("WorldPack-Minecraft-v0", checkpoint=tiny_checkpoint(tmp_path), out=tmp_path, **given))
     found = stage.learn("truth", lambda steps: None)
