@@ -1,24 +1,30 @@
-"""Collect episodes: scripted walkers in a ground-truth environment, one file per episode, over several processes.
+"""`wmgym collect`: episodes of scripted walkers in a ground-truth environment, one file per episode, with several processes.
 
-Episode k is a function of the arguments and k alone: its world, its walker and every action. So a run can be killed and
-started again (files that are there are kept, at most the episodes in hand are lost), and the number of processes changes nothing.
+Episode k (its world, walker and actions) depends only on the arguments and k, not on the number of processes. A killed run resumes:
+finished files are kept, and at most the episodes in progress are lost.
 
-Seeds. The world of episode k has the seed `seed * 1_000_000 + k` (or `+ k % worlds`): two collections with different `seed` never
-share a world. Keep what you train on and what you judge by apart by `seed`, as we do: 0 to 99 for training, 100 and above for evaluation.
+Seeds. The world of episode k has the seed `seed * 1_000_000 + k` (or `+ k % worlds`), so collections with different `seed` never share a
+world. Use different seeds for training and evaluation. Here 0 to 99 are for training, 100 and above for evaluation.
+
+Longer than 400 lines: half of them make a collection survive killed workers, which no other program needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +32,6 @@ import gymnasium as gym
 import numba
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from wmgym import settings
 from wmgym.agents import robot
@@ -38,6 +43,8 @@ from wmgym.data.episode import Episode, Header, Metadata, describe_space, load_e
 from wmgym.data.loopnav import write_trajectory
 from wmgym.files import as_json, open_run_folder, write_atomically, write_png
 from wmgym.openings import frame_of
+from wmgym.progress import Progress
+from wmgym.registration import nearest_ids
 from wmgym.settings import Setting
 
 WORLDS_PER_SEED = 1_000_000
@@ -47,36 +54,40 @@ FORMATS = {"episodes": ".safetensors", "loopnav": ".safetensors", "recon": recon
 
 @dataclass(frozen=True)
 class CollectArgs:
-    """Collect episodes of scripted walkers in a ground-truth environment."""
+    """Collect episodes of scripted walkers in a ground-truth environment.
+
+    Writes a folder with one file per episode and result.json. The time grows with steps, and with the time of an env step
+    (`wmgym bench truth`); loop walkers repeat walks that fail. A killed run resumes: type the same command again.
+    """
 
     env_id: Annotated[str, tyro.conf.Positional] = "Minecraft-v0"
-    """Environment to walk in."""
+    """Id of a ground truth, as `wmgym list` shows it."""
     walker: str | None = None
-    """Who walks: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; in Memory Maze also oracle; in Memory Cards
-    cards-random and zig-zag. Several walkers share the episodes by weight: "explorer:3,look-around:1". By default the walker of the
-    setting: explorer in Minecraft and Memory Maze, cards-random in Memory Cards."""
+    """Walker: random, look-around, explorer, turn-loop, loop-ABA-5 ... loop-ABCA-50; in Memory Maze also oracle; in Memory Cards
+    cards-random and zig-zag. Several walkers are drawn by weight: "explorer:3,look-around:1". Default: the setting's, which is
+    explorer in Minecraft and Memory Maze, cards-random in Memory Cards."""
     steps: int = 10_000
-    """Stop when the episodes have this many steps together. A larger number later adds to the same folder."""
+    """Total number of steps. A later run with a larger number adds episodes to the same folder."""
     out: Path = Path("data/episodes")
     """Folder for the episodes."""
     seed: int = 0
-    """Decides everything. Below 100 for training, from 100 for evaluation: different seeds never share a world."""
+    """Seed of worlds and walkers. Different seeds never share a world. Convention: below 100 for training, from 100 for evaluation."""
     episode_length: int = 500
-    """Steps of an episode of walkers that never end by themselves (random, explorer)."""
+    """Steps per episode of walkers without an end of their own (random, explorer)."""
     processes: int = 0
-    """Processes to use; 0: one for each core."""
+    """Number of processes; 0: one per core."""
     env_kwargs: str = "{}"
     """Keywords for the environment, as JSON: '{"size": 128}'."""
     preview: bool = False
-    """Write a contact sheet, preview.png: a row for each of the first episodes, time from left to right."""
+    """Write preview.png, with one row per episode for the first episodes, time from left to right."""
     worlds: int | None = None
-    """Number of different worlds; by default each episode has its own. In shared worlds, walks begin at different places."""
+    """Number of different worlds; default: one per episode. In shared worlds, walks start at different places."""
     format: str = "episodes"
-    """How walks are stored: episodes; loopnav: also as films and rows in LoopNav's released layout, in OUT/loopnav (loop walkers only); or
-    recon: as RECON was released (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
+    """File format: episodes; loopnav: episodes, and also videos and rows in LoopNav's released layout in OUT/loopnav (loop walkers only);
+    or recon: RECON's released layout (HDF5, JPEGs, odometry at 4 Hz), Minecraft only."""
     depth: bool = False
-    """Also store depth images (metres along the optical axis), where the environment measures them: Minecraft-v0 with backend voxel, and
-    Memory Maze. Not with format recon."""
+    """Also store depth images (metres along the optical axis). Available for Minecraft-v0 with backend voxel and for Memory Maze, not with
+    format recon."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "episode_length"):
@@ -90,7 +101,7 @@ class CollectArgs:
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.depth and self.format == "recon":
-            raise ValueError("format 'recon' has no place for depth; use --format episodes, or leave out --depth")
+            raise ValueError("format 'recon' cannot store depth: use --format episodes, or leave out --depth")
         for name in parse_walkers(self.walkers)[0]:
             find_program(name, setting_of(self.env_id).name)
             if self.format == "loopnav" and not name.startswith("loop-"):
@@ -99,15 +110,17 @@ class CollectArgs:
 
     @property
     def walkers(self) -> str:
-        """Who walks: the walkers that were asked for, or the setting's own."""
+        """The given walkers, or the setting's default."""
         return setting_of(self.env_id).walkers if self.walker is None else self.walker
 
 
 def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
-    """Collect until there are enough steps; what was done, as JSON-able values (also in `result.json`)."""
+    """Collect until there are enough steps. Returns a report, which is also written to `result.json`."""
     out = Path(args.out)
     begun = time.perf_counter()
-    env = _make_env(args)  # what cannot be made should leave no folder behind
+    if args.format == "recon":
+        recon.check_hdf5()
+    env = _make_env(args)  # before the folder is made, so that a wrong keyword leaves none
     if args.depth and "depth" not in env.metadata:
         raise ValueError(f"{args.env_id!r} with {args.env_kwargs} measures no depth; leave out --depth")
     _open_folder(out, args)
@@ -116,7 +129,7 @@ def collect(args: CollectArgs, progress: bool = True) -> dict[str, Any]:
     processes = args.processes or os.cpu_count() or 1
     lengths: dict[int, Header] = {}
     reused, aborted = 0, []
-    with tqdm(total=args.steps, unit="step", desc="collect", disable=not progress) as bar:
+    with Progress(total=args.steps, unit="step", desc="collect", disable=not progress) as bar:
         for index, new in _episodes(args, processes, lengths):
             aborted += new or []
             reused += new is None
@@ -148,19 +161,20 @@ def episode_path(out: Path, index: int, format: str = "episodes") -> Path:
 
 
 def setting_of(env_id: str) -> Setting:
-    """The setting of a ground truth. An environment that no setting knows is walked as Minecraft is."""
+    """The setting of a ground truth; Minecraft's for an environment without a setting."""
     return settings.of_truth(env_id) or settings.get("minecraft")
 
 
 def _without_goal(env_id: str) -> dict[str, Any]:
-    """Keywords that choose the task "free" where the default task has a goal: walkers bring their own."""
+    """Keywords for the task "free" if the default task has a goal, since walkers choose their own goals."""
     setting = settings.of_truth(env_id)
-    needs_goal = setting is not None and next(iter(setting.tasks.values())).needs_goal
-    return {"task": "free"} if needs_goal and "free" in setting.tasks else {}
+    if setting is None or "free" not in setting.tasks:
+        return {}
+    return {"task": "free"} if next(iter(setting.tasks.values())).needs_goal else {}
 
 
 def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """ "explorer:3,look-around" -> names and chances."""
+    """ "explorer:3,look-around" -> names and probabilities."""
     names, weights = [], []
     for part in text.split(","):
         name, _, weight = part.strip().partition(":")
@@ -191,7 +205,7 @@ def record(
     """One episode of a walker. `env` needs a frame (alone or as `pov`) in its observation and a pose in its info.
 
     A walk that fails is returned as far as it went, with the outcome in its metadata. With `somewhere` the walk begins at
-    a random place of the world, not at the one that the seed gives. With `depth` depth images are recorded beside the frames.
+    a random place of the world, not at the one that the seed gives. With `depth`, depth images are also recorded.
     """
     observation, info = env.reset(seed=seed)
     start = _random_start(env, info["pose"], rng) if somewhere else None
@@ -237,7 +251,7 @@ def record(
 
 
 def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 16) -> None:
-    """A picture of the first episodes: one row each, time from left to right."""
+    """An image of the first episodes: one row per episode, time from left to right."""
     lines = []
     for path in paths[:rows]:
         drive = recon.read_trajectory(path) if path.suffix == recon.SUFFIX else None
@@ -249,7 +263,7 @@ def contact_sheet(paths: list[Path], file: Path, rows: int = 12, columns: int = 
 
 
 def _outcome(walker: Walker, over: bool) -> str:
-    """A walker that was still on its way when the environment ended its episode has failed, unless it never ends by itself."""
+    """Whether a walk failed: the environment ended the episode before the walker had finished. Endless walkers cannot fail."""
     if walker.outcome != "running":
         return walker.outcome
     return "aborted: the environment ended the episode" if over and not walker.open_ended else "done"
@@ -260,7 +274,7 @@ def _frame(observation: Any) -> np.ndarray:
 
 
 def _random_start(env: gym.Env, pose: np.ndarray, rng: np.random.Generator, reach: int = 40) -> np.ndarray | None:
-    """A pose that can be walked to from this one, looking anywhere; None where the world says nothing of what is solid."""
+    """A random pose that can be reached on foot from this one; None if the world has no map of solid cells."""
     if world_of(env) == "memory_maze":
         return random_start(env.unwrapped.ball.maze, rng)  # type: ignore[attr-defined]
     if not hasattr(env.unwrapped, "solid"):
@@ -287,18 +301,19 @@ def _make_env(args: CollectArgs) -> gym.Env:
         try:
             _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **parse_kwargs(args.env_kwargs)})
         except (gym.error.Error, TypeError) as error:
-            raise ValueError(f"cannot make the environment {args.env_id!r}: {error}") from error
+            nearest = f"; nearest: {', '.join(nearest_ids(args.env_id))}" if isinstance(error, gym.error.UnregisteredEnv) else ""
+            raise ValueError(f"cannot make the environment {args.env_id!r}: {error}{nearest}") from error
     return _ENVS[key]
 
 
 def _world_seed(args: CollectArgs, index: int, attempt: int) -> int:
-    """A new try takes another world, of those that this seed owns; in shared worlds it takes another place."""
+    """Seed of the world for an attempt. Each attempt uses another world of this seed; in shared worlds it uses another place."""
     world = (index + attempt * 99_991) % WORLDS_PER_SEED if args.worlds is None else index % args.worlds
     return args.seed * WORLDS_PER_SEED + world
 
 
 def _collect_one(args: CollectArgs, index: int) -> list[str]:
-    """Write episode `index`; the walks that failed before one went well."""
+    """Collect and write episode `index`. Returns the walks that failed before a successful one."""
     env = _make_env(args)
     names, chances = parse_walkers(args.walkers)
     name = names[int(np.random.default_rng([args.seed, index]).choice(len(names), p=chances))]
@@ -319,7 +334,7 @@ def _collect_one(args: CollectArgs, index: int) -> list[str]:
 
 
 def _existing(args: CollectArgs, index: int) -> Header | None:
-    """The episode if it is there and whole; a damaged file is collected again."""
+    """The episode, or None if its file is missing or damaged; it is then collected again."""
     try:
         return _header(args, index)
     except ValueError:
@@ -338,23 +353,25 @@ def _header(args: CollectArgs, index: int) -> Header:
 
 
 def _open_folder(out: Path, args: CollectArgs) -> None:
-    """Make the folder ours, or see that it was made with the same arguments."""
+    """Open the run folder. ValueError if it was made with other arguments."""
     if not (out / "args.json").is_file() and out.is_dir() and next(out.glob(f"episode-*{FORMATS[args.format]}"), None) is not None:
         raise ValueError(f"{out} holds episodes but no args.json to tell how they were made; use another folder")
-    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run is continued
+    free = {"steps", "out", "processes", "preview", "format"}  # may differ when a run resumes
     open_run_folder(out, {**asdict(args), "walker": args.walkers}, free, {f.name: f.default for f in fields(CollectArgs)})
     for leftover in out.glob(".episode-*.tmp"):  # of a run that was killed
         leftover.unlink(missing_ok=True)
 
 
 def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> Iterator[tuple[int, list[str] | None]]:
-    """Fill `headers` until there are enough steps; yields each episode and its failed walks (None: it was there already)."""
+    """Fill `headers` until there are enough steps. Yields each episode and its failed walks (None: the file existed already)."""
     pool: ProcessPoolExecutor | None = None
+    spawn = multiprocessing.get_context("spawn")
+    lives, ends = spawn.Pipe(duplex=False)  # workers exit when `ends` is closed
     running: dict[Future[list[str]], int] = {}
     index = 0
 
     def enough() -> bool:
-        """Whether the steps there are, and those that can be expected of the walks under way, suffice."""
+        """Whether the collected steps, plus those expected from walks in progress, are enough."""
         done = sum(header.steps for header in headers.values())
         each = done / len(headers) if headers else args.episode_length
         return done + len(running) * each >= args.steps
@@ -373,8 +390,10 @@ def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> 
                 else:
                     if pool is None:
                         _warm_up(args)
-                        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-                    running[pool.submit(_collect_one, args, index)] = index
+                        pool = ProcessPoolExecutor(processes, spawn, initializer=_begin_worker, initargs=(lives,))
+                    with _without_interrupts():
+                        future = pool.submit(_collect_one, args, index)  # starts a process while there are too few
+                    running[future] = index
                 index += 1
             if not running:
                 break
@@ -385,14 +404,19 @@ def _episodes(args: CollectArgs, processes: int, headers: dict[int, Header]) -> 
                 yield done, failures
         _drop_surplus(args, headers)
     except BrokenProcessPool as error:
-        raise OSError(f"a collecting process died (out of memory?); run the same command again to go on: {error}") from error
+        raise OSError(f"a collecting process died (out of memory?); run the same command again to continue: {error}") from error
+    except (KeyboardInterrupt, GeneratorExit):
+        ends.close()  # episodes in progress are dropped
+        raise
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+        ends.close()
+        lives.close()
 
 
 def _drop_surplus(args: CollectArgs, headers: dict[int, Header]) -> None:
-    """Several processes may finish an episode more than one process would have begun: drop it, so that both give the same folder."""
+    """Delete episodes that a single process would not have started, so that the folder does not depend on the number of processes."""
     total = 0
     for index in sorted(headers):
         if total >= args.steps:
@@ -403,7 +427,7 @@ def _drop_surplus(args: CollectArgs, headers: dict[int, Header]) -> None:
 
 
 def _warm_up(args: CollectArgs) -> None:
-    """Compile here what the processes would otherwise each compile: they find it in the cache on the disk."""
+    """Compile once before the processes start. They load the result from the cache on disk."""
     env = _make_env(args)
     _, info = env.reset(seed=args.seed * WORLDS_PER_SEED)
     env.step(env.action_space.sample())
@@ -413,14 +437,27 @@ def _warm_up(args: CollectArgs) -> None:
         _random_start(env, info["pose"], np.random.default_rng(0), reach=4)
 
 
-def _begin_worker() -> None:
-    """One core for each process, and none outlives the process that started it."""
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C until after the block. Processes that are started in it ignore Ctrl-C; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(lives: Connection) -> None:
+    """Set up a worker process: one core, and exit when its parent or its run ends."""
     numba.set_num_threads(1)
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        wait_for([parent.sentinel, lives])
+        os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

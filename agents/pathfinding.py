@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from wmgym.jit import njit
 
 MAX_DROP = 3
 CLIMB_COST = 0.5  # extra cost of a jump, in blocks walked

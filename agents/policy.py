@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wmgym import rng
 from wmgym.agents.proposals import View
@@ -30,6 +29,7 @@ from wmgym.data.recon import Trajectory
 from wmgym.geometry import relative_pose
 from wmgym.nets.autoencoder import to_float
 from wmgym.nets.layers import Mlp
+from wmgym.progress import Progress
 from wmgym.train.loop import Draw, LoopConfig, fit
 
 FURTHEST_GOAL = 20  # steps
@@ -145,7 +145,7 @@ class _Drives:
         lengths = np.array([len(t) for t in chosen])
         ends = lengths.cumsum()
         self.frames = np.empty((ends[-1], config.size, config.size, 3), np.uint8)
-        for t, end in zip(tqdm(chosen, desc="read drives", disable=not progress), ends, strict=True):
+        for t, end in zip(Progress(chosen, desc="read drives", disable=not progress), ends, strict=True):
             self.frames[end - len(t) : end] = t.frames(range(len(t)), config.size)
         self.first = np.repeat(ends - lengths, lengths)
         self.last = np.repeat(ends - 1, lengths)

@@ -25,6 +25,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from wmgym.checkpoint import read_file, write_tensors
+from wmgym.extras import install
 from wmgym.train.loop import optimiser_tensors, restore_optimiser
 
 try:
@@ -35,7 +36,7 @@ try:
     from stable_baselines3.common.utils import set_random_seed
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 except ImportError as error:
-    raise ImportError("wmgym.agents.ppo needs stable-baselines3: pip install 'wmgym[rl]'") from error
+    raise ImportError(f"wmgym.agents.ppo needs stable-baselines3: {install('rl')}") from error
 
 Act = Callable[[Any], Any]  # batched observations -> one action per lane
 

@@ -164,6 +164,7 @@ def dream(world: WorldModel, state: WorldState, paths: Tensor, config: DreamConf
             running, shown = world.step(running, these[:, :, t].reshape(rows * width, 1, -1))
             walked.append(shown.poses[:, -1])
             config.tick(rows * width)
+        shown.check()  # once per part, and enough: a pose that is not finite stays so, and only the last frames are used
         frames.append(shown.pixels[:, -1].unflatten(0, (rows, width)))
         poses.append(torch.stack(walked, 1).unflatten(0, (rows, width)).cpu())
     together = torch.cat(poses, 1)

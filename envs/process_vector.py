@@ -10,6 +10,8 @@ calling process, one after the other, which suits branches and debugging.
 
 A worker is a new Python interpreter: it is not forked and does not import the caller's script, so `if __name__ == "__main__"` is not
 needed. It exits when its pipe closes, so no worker outlives its parent.
+
+Longer than 400 lines: the two ends of one protocol, which are only understood together.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from wmgym.envs.checks import check_state_keys
-from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_count, lane_seeds, load_generator
+from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_actions, check_count, lane_seeds, load_generator
 
 Arrays = dict[str, NDArray[Any]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "NUMBA_NUM_THREADS": "1"}  # each worker uses one core
@@ -109,7 +111,7 @@ class ProcessVectorEnv(LanesEnv):
             raise
 
     def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
-        checked = self._check_actions(actions)
+        checked = check_actions(actions, self.single_action_space, self.num_envs)
         self._infos = self._call("step", lambda lanes: [(moving[i], checked[i]) for i in lanes])
         return np.where(moving, self._shared[".rewards"], 0.0)
 
@@ -257,18 +259,6 @@ class ProcessVectorEnv(LanesEnv):
         if failure is not None:
             raise failure
         return answers
-
-    def _check_actions(self, actions: Any) -> NDArray[Any]:
-        given = np.asarray(actions)
-        space = self.single_action_space
-        if given.shape != (self.num_envs, *(space.shape or ())):
-            raise ValueError(f"actions must have the shape {[self.num_envs, *(space.shape or ())]}, got {list(given.shape)}")
-        if isinstance(space, spaces.Discrete):
-            if not np.issubdtype(given.dtype, np.integer) or (given < space.start).any() or (given >= space.start + space.n).any():
-                raise ValueError(f"actions must be integers from {space.start} to {space.start + space.n - 1}, got {actions!r}")
-        elif not all(space.contains(each) for each in given.astype(space.dtype)):
-            raise ValueError(f"actions must lie in {space}, got {actions!r}")
-        return given
 
 
 def branch_of(

@@ -1,6 +1,7 @@
-"""Imports point one way, and `import wmgym` stays light."""
+"""Imports point one way, `import wmgym` stays light, only a system's own files name it, and files are short."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from wmgym import registration
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A part imports only what stands above it. `kinematics` and `tasks` stand high, right after geometry: the simulators and the
 # world model both need what an action does and what is rewarded, and neither may import the other.
 ORDER = (
-    "version geometry core tree rng kinematics tasks settings registration vectors hub files data nets diffusion memory world_model "
-    "systems checkpoint metrics train benchmarks episode openings shell make state_file vector_env env twins integrations"
+    "version jit extras progress geometry core tree rng kinematics tasks settings registration vectors hub files data nets "
+    "diffusion memory world_model systems checkpoint metrics train benchmarks episode openings shell make state_file vector_env "
+    "env twins integrations"
 ).split()
 ROOF = {"__init__", "__main__", "cli", "doctor", "listing", "play"}  # may use everything; nothing imports them
 MOUNTED = {"envs", "agents", "experiments"}  # folders beside the library, which must not know them
-ENVS_MAY_USE = {"core", "tree", "rng", "geometry", "kinematics", "tasks", "settings", "vectors", "data", "envs"}
+ENVS_MAY_USE = set("jit extras progress core tree rng geometry kinematics tasks settings vectors data envs".split())
 
 
 def part_of(file: Path, folder: Path) -> str:
@@ -102,3 +106,83 @@ def test_importing_wmgym_is_light() -> None:
     seconds, *heavy = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert heavy == []
     assert float(seconds) < 1.5
+
+
+# -- systems are named in their own files -----------------------------------------------------------------------------------------------
+
+SYSTEM_NAMES = "worldpack worldtrace video nwm come echo".split()  # those of the plan too
+OWN = ["wmgym/systems/*.py", "wmgym/registration.py", *(f"wmgym/{part}/{name}*.py" for part in ("train", "nets") for name in SYSTEM_NAMES)]
+OTHERWISE = {  # the same words with another meaning
+    "agents/mpc.py": {"nwm"},  # a planner
+    "wmgym/doctor.py": {"video"},  # an extra
+    "wmgym/extras.py": {"video"},
+}
+
+
+def systems_named(source: str) -> set[str]:
+    """Systems that code names: by importing their files, as an identifier, or in a string such as "nwm" or "worldpack-minecraft".
+
+    Docstrings and messages may cite a paper.
+    """
+    words: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(re.split("[-:]", node.value)[0])
+        elif isinstance(node, ast.Name):
+            words.add(node.id)
+        elif isinstance(node, ast.keyword | ast.arg):
+            words.add(node.arg or "")
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+    for name in imported_modules(source, "wmgym"):
+        words |= set(name.split(".")[-2:]) if name.startswith(("wmgym.systems.", "wmgym.train.")) else set()
+    return words & set(SYSTEM_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from wmgym.systems.worldpack import preset", {"worldpack"}),
+        ("from wmgym.train import video", {"video"}),
+        ("checkpoint = 'worldpack-minecraft'", {"worldpack"}),
+        ("if path.startswith('nwm:'): pass", {"nwm"}),
+        ("def f(worldtrace): pass", {"worldtrace"}),
+        ("f(echo=1)", {"echo"}),
+        ('"""Retrieval (WorldPack, section 4.2), as nwm has it."""\nraise ValueError("NWM\'s nets come with four frames")', set()),
+    ],
+)
+def test_the_search_sees_each_way_of_naming_a_system(source: str, found: set[str]) -> None:
+    assert systems_named(source) == found
+
+
+def test_no_other_file_names_a_system() -> None:
+    """So a new system is a matter of adding files: the table of systems and the registration say the rest."""
+    wrong = {}
+    for top in ("wmgym", *MOUNTED):
+        for file in sorted((ROOT / top).rglob("*.py")):
+            path = file.relative_to(ROOT)
+            source = file.read_text()
+            if any(name in source for name in SYSTEM_NAMES) and not any(path.match(pattern) for pattern in OWN):
+                wrong[str(path)] = sorted(systems_named(source) - OTHERWISE.get(str(path), set()))
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_every_known_system_is_searched_for() -> None:
+    assert set(registration.SYSTEMS) <= set(SYSTEM_NAMES)
+
+
+# -- files are short --------------------------------------------------------------------------------------------------------------------
+
+MOST_LINES = 400
+
+
+def test_a_long_file_gives_its_reason() -> None:
+    """In its docstring, in a sentence that begins with "Longer than 400 lines"."""
+    wrong = []
+    for top in ("wmgym", *MOUNTED):
+        for file in sorted((ROOT / top).rglob("*.py")):
+            source = file.read_text()
+            reason = f"Longer than {MOST_LINES} lines" in (ast.get_docstring(ast.parse(source)) or "")
+            if len(source.splitlines()) > MOST_LINES and not reason:
+                wrong.append(str(file.relative_to(ROOT)))
+    assert not wrong, f"split these by ideas, or give the reason: {wrong}"

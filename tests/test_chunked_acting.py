@@ -103,9 +103,9 @@ def test_a_discount_is_one_of_frames(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("hold", ["1", "4"])
 def test_plan_acts_frame_by_frame(hold: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--task navigate-near --episodes 2 --lanes 2 --max-steps 6 --horizon 8 --hold {hold} --samples 4 --elites 2 --iterations 1 --json"
-    code = main(["plan", "WorldPack-Minecraft-v0", "--checkpoint", tiny_checkpoint(tmp_path, chunk=CHUNK), *words.split(), "--no-film",
-                 "--out", str(tmp_path / "out")])  # fmt: skip
+    words = f"--task navigate-near --episodes 2 --lanes 2 --max-steps 6 --horizon 8 --hold {hold} --samples 4 --elites 2 --iterations 1"
+    code = main(["plan", "WorldPack-Minecraft-v0", "--checkpoint", tiny_checkpoint(tmp_path, chunk=CHUNK), *words.split(),
+                 "--no-film", "--json", "--out", str(tmp_path / "out")])  # fmt: skip
     out, err = capsys.readouterr()
     assert code == 0, err
     assert [row["model"] for row in json.loads(out)["models"]] == ["dream", "truth", "random"]

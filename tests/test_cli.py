@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wmgym import cli, doctor
+from wmgym import cli, doctor, play
 from wmgym.listing import ListArgs, describe, list_environments, weights_of
 from wmgym.registration import TABLE, row_of
 
@@ -38,6 +38,14 @@ def test_every_command_has_help(command: cli.Command, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert f"usage: wmgym {command.words}" in text
     assert ("--json" in text) == command.reports
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.words)
+def test_help_shows_no_comment_for_tools(command: cli.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """tyro takes a comment beside an option for its help."""
+    with pytest.raises(SystemExit):
+        cli.main([*command.words.split(), "--help"])
+    assert not re.search(r"noqa|type: ignore|pragma", capsys.readouterr().out)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +129,10 @@ def test_doctor_tells_missing_from_broken() -> None:
         (["list", "--nothing"], "Unrecognized options: --nothing"),
         (["play"], "Missing from wmgym play: ID"),
         (["play", "Minecraft-v0", "--zoom", "big"], "--zoom"),
-        (["play", "Nowhere-v0"], "'Nowhere-v0'; known: Minecraft-v0"),
-        (["play", "Minecraft-v0", "--memory", "none"], "--memory means nothing for Minecraft-v0"),
+        (["play", "Nowhere-v0"], "'Nowhere-v0'; nearest: "),
+        (["play", "minecraft"], "'minecraft'; nearest: Minecraft-v0, NWM-Minecraft-v0, WorldPack-Minecraft-v0; `wmgym list` shows all"),
+        (["collect", "Minecraf-v0"], "nearest: Minecraft-v0, "),
+        (["play", "Minecraft-v0", "--memory", "none"], "Minecraft-v0 is a ground truth and has no option --memory"),
     ],
 )
 def test_bad_input_ends_in_one_line(typed: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +145,49 @@ def test_play_without_pygame_names_the_extra(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pygame" else find(name, *rest))
     assert cli.main(["play", "Minecraft-v0"]) == 1
     assert "pip install 'wmgym[play]'" in error_line(capsys)
+
+
+class FakePygame(types.ModuleType):
+    """As much of pygame as the check of the display needs."""
+
+    class error(RuntimeError):
+        pass
+
+    def __init__(self, driver: str) -> None:
+        super().__init__("pygame")
+        self.driver, self.display = driver, self
+
+    def init(self) -> None:
+        if not self.driver:
+            raise self.error("No available video device")
+
+    def get_driver(self) -> str:
+        return self.driver
+
+    def quit(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("driver", ["offscreen", "dummy", ""])
+def test_play_without_a_display_is_refused_before_any_work(
+    driver: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", FakePygame(driver))
+    monkeypatch.setattr(gym, "make", lambda *args, **keywords: pytest.fail("an env was made"))
+    assert cli.main(["play", "Minecraft-v0"]) == 1
+    line = error_line(capsys)
+    assert driver in line
+    assert "use a machine with a screen" in line
+
+
+def test_play_takes_a_display_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", FakePygame("x11"))
+    assert play.check_window() == "x11"
+
+
+def test_play_prints_keys_in_words() -> None:
+    keys = [play._key_name(key) for key in [(" ",), ("w", " "), (ord(" "),), ord(" "), ("a", "w"), ()]]
+    assert keys == ["space", "w+space", "space", "space", "a+w", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +228,29 @@ def test_errors_of_a_command_become_one_line(fake, error: Exception, capsys: pyt
     fake.run = run
     assert cli.main(["fake"]) == 1
     assert " ".join(str(error).split()) in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("mat1 and mat2\nhave other shapes"), "RuntimeError: mat1 and mat2 have other shapes"),
+        (FloatingPointError("lanes [0]: not finite"), "FloatingPointError: lanes [0]: not finite"),
+        (NotImplementedError("variant 'Top' is seen from above"), "NotImplementedError: variant 'Top' is seen from above"),
+        (MemoryError(), "MemoryError: no message"),
+    ],
+)
+def test_failures_become_one_line_that_names_their_type(
+    fake, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: FakeArgs) -> None:
+        raise error
+
+    fake.run = run
+    assert cli.main(["fake"]) == 1
+    assert error_line(capsys) == f"error: {said} (WMGYM_TRACEBACK=1 shows the traceback)\n"
+    monkeypatch.setenv("WMGYM_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        cli.main(["fake"])
 
 
 def test_a_fault_of_ours_is_not_hidden(fake) -> None:

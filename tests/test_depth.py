@@ -256,8 +256,8 @@ def test_each_pixel_of_a_maze_lies_on_its_floor_walls_or_targets(cells: int) -> 
 def test_the_maze_says_where_its_camera_is() -> None:
     env = MemoryMazeEnv(11, "Vis")
     env.reset(seed=0)
-    sight, data = env.ball.maze.sight, env.ball._data
-    number = sight._camera.fixedcamid
+    view, data = env.ball.maze.renderer, env.ball._data
+    number = view._camera.fixedcamid
     pose, camera = env.ball.pose, env.metadata["depth"]
     assert math.degrees(camera.field_of_view) == pytest.approx(env.ball.maze.model.cam_fovy[number])
     eye = unproject(np.zeros((1, 1)), pose, camera)[0, 0]
@@ -379,6 +379,6 @@ def test_collect_stores_the_depth_of_each_frame(env_id: str, tmp_path: Path) -> 
 def test_depth_that_nobody_measures_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'MemoryCards-v0' .*measures no depth"):
         collected(tmp_path / "new", env_id="MemoryCards-v0", walker="cards-random", depth=True)
-    with pytest.raises(ValueError, match="'recon' has no place for depth"):
+    with pytest.raises(ValueError, match="'recon' cannot store depth"):
         collected(tmp_path / "new", depth=True, format="recon")
     assert not (tmp_path / "new").exists()

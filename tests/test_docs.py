@@ -89,6 +89,12 @@ def test_commands_are_understood(page: Path) -> None:
         cli._parse(getattr(importlib.import_module(module), options), command, words[1 + len(command.words.split()) :])
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "results" not in page.parts], ids=name_of)
+def test_commands_leave_the_precision_to_the_machine(page: Path) -> None:
+    """bfloat16 is slow on most CPUs. Pages of results keep the commands that printed their figures."""
+    assert [line for line in commands(page) if re.search(r"--dtype (?!auto)", line)] == []
+
+
 @pytest.mark.parametrize("text", TEXTS, ids=name_of)
 def test_relative_links_lead_to_files(text: Path) -> None:
     missing = [target for target in links(text) if not (text.parent / target).exists()]

@@ -14,7 +14,7 @@ from wmgym.checkpoint import load, read_file
 from wmgym.nets.cdit import SIZES
 from wmgym.nets.heads import RewardHead
 from wmgym.train import dreamed_rewards, run, worldpack
-from wmgym.train.dreamed_rewards import EARNING, RewardArgs, earning_moments, train
+from wmgym.train.dreamed_rewards import EARNING, RewardArgs, draw_rewarded, train
 from wmgym.train.loop import draw
 from wmgym.train.rehearsal import Stretch
 from wmgym.train.reward import DreamedExamples, Pairs, dreamed_pairs
@@ -28,14 +28,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_of_the_stretches_hold_a_reward_and_all_lie_within_their_episodes() -> None:
     data = block([[0] * 40, [0] * 20 + [1] + [0] * 19, [1] + [0] * 9 + [1] * 30], [40, 40, 10])  # one never pays, one only after its end
-    rows, first = earning_moments(data, draw(0, 0, "cpu"), 600, 6)
+    rows, first = draw_rewarded(data, draw(0, 0, "cpu"), 600, 6)
     assert bool((first >= 1).all()) and bool((first + 6 <= data.lengths[rows]).all())
     assert data.rewards is not None
     paid = (data.rewards[rows[:, None], first[:, None] + torch.arange(6)] != 0).any(1)
     assert bool(paid[-round(EARNING * 600) :].all()) and set(rows[paid].tolist()) == {1}
     assert set(first[rows == 1][-round(EARNING * 600) :].tolist()) == set(range(15, 21))  # wherever in the stretch it lies
     assert set(rows[~paid].tolist()) == {0, 1, 2}
-    rows, _ = earning_moments(block([[0] * 9], [9]), draw(0, 0, "cpu"), 10, 6)
+    rows, _ = draw_rewarded(block([[0] * 9], [9]), draw(0, 0, "cpu"), 10, 6)
     assert rows.tolist() == [0] * 10
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_without_a_reward_head_is_refused(small: None, tmp_path: Pa
 
 def test_the_seed_decides_the_stretches() -> None:
     data = block([[0, 1] * 20], [40])
-    one, same, other = (earning_moments(data, draw(seed, 0, "cpu"), 20, 4)[1].tolist() for seed in (0, 0, 1))
+    one, same, other = (draw_rewarded(data, draw(seed, 0, "cpu"), 20, 4)[1].tolist() for seed in (0, 0, 1))
     assert one == same != other and np.ptp(one) > 0
 
 

@@ -144,7 +144,7 @@ def test_a_memory_name_brings_the_delta_that_it_needs(checkpoint: str) -> None:
 
 
 def test_a_delta_that_is_absent_is_named_with_the_command_that_trains_it(checkpoint: str) -> None:
-    message = r"tinted-warm-corridor: no such delta; there are: none.*toy-train --delta warm --setting corridor"
+    message = r"tinted-warm-corridor: no such delta; available: none.*toy-train --delta warm --setting corridor"
     with pytest.raises(ValueError, match=message):
         load_world(checkpoint, system="tinted", memory="warm", device="cpu")
 

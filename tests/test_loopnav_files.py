@@ -142,7 +142,7 @@ def test_what_is_no_walk_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows, but"):
         loopnav.read_trajectory(path)
     path.write_text("[{}]")
-    with pytest.raises(ValueError, match="no LoopNav walk"):
+    with pytest.raises(ValueError, match="is not a LoopNav walk"):
         loopnav.read_trajectory(path)
     with pytest.raises(ValueError, match="format must be one of episodes, loopnav, recon"):
         CollectArgs(format="films")

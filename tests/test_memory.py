@@ -740,5 +740,5 @@ def test_what_two_memories_show_stands_side_by_side() -> None:
     assert merged.frames == (*contexts[0].frames, *contexts[1].frames)
     assert merged.kv is contexts[2].kv and merged.retrieval is contexts[1].retrieval
     for twice, name in ((contexts[1], "retrieval"), (contexts[2], "kv")):
-        with pytest.raises(ValueError, match=f"2 memories of one world each hand over {name}"):
+        with pytest.raises(ValueError, match=f"2 memories of one world give {name}"):
             merge([twice, twice])

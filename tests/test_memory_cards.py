@@ -64,7 +64,7 @@ def test_cards_lie_covered_at_first_as_asked(cover: str, share: float) -> None:
 
 def test_a_toggle_turns_the_card_under_the_cursor_and_nothing_else() -> None:
     env = made(cursor=False)
-    before = env._seen(env._running())[0]
+    before = env._shown(env._running())[0]
     for action in (RIGHT, DOWN):
         env.step(action)
     frame = env.step(TOGGLE)[0]

@@ -1,10 +1,12 @@
 """The ground truth `Minecraft-v0` keeps its contract: its physics, its pictures, its tasks, its state."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from wmgym import tasks
@@ -216,6 +218,8 @@ def test_arrival_is_worth_a_hundred_and_ends_the_episode(navigate: MinecraftEnv)
         assert info["goal"][2] == info["pose"][2]
         _, reward, terminated, truncated, _ = navigate.step(NOOP)
         assert (terminated, truncated) == (arrived, False) and reward == (100 if arrived else 0)
+        with pytest.raises(ResetNeeded, match="the episode is over") if arrived else nullcontext():
+            navigate.step(NOOP)
     assert tasks.navigate_arrived(np.zeros(5), np.array([2, 0, 9, 0, 0]))  # height does not count
 
 

@@ -100,7 +100,7 @@ def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_found() -> N
     one.stop()
     with pytest.raises((BackendFault, BackendDied), match="is gone"):
         stand(env)
-    with pytest.raises(BackendFault, match="nobody listens there"):
+    with pytest.raises(BackendFault, match="no server listens there"):
         env.reset(seed=0)
     again = Server(one.port)
     env.reset(seed=0)

@@ -160,7 +160,7 @@ def test_a_killed_controller_leaves_no_worker_and_no_folder() -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(minerl.VARIABLE, raising=False)
-    with pytest.raises(ImportError, match=r"docs/minerl\.md"):
+    with pytest.raises(ImportError, match=r"docs/settings/minerl\.md"):
         MinecraftEnv(backend="minerl").reset()
     with pytest.raises(ImportError, match="no program"):
         MinecraftEnv(backend="minerl", python="/no/such/python").reset()
@@ -177,7 +177,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 PYTHON, SOURCE = os.environ.get(minerl.VARIABLE), os.environ.get("WMGYM_MINERL_SOURCE")
 
 
-@pytest.mark.skipif(not (PYTHON and SOURCE), reason="MineRL is not here: set WMGYM_MINERL_PYTHON and WMGYM_MINERL_SOURCE (docs/minerl.md)")
+@pytest.mark.skipif(not (PYTHON and SOURCE), reason="MineRL is not here: set WMGYM_MINERL_PYTHON and WMGYM_MINERL_SOURCE")
 def test_the_real_specification_has_a_picture_a_pose_and_our_keys() -> None:
     program = """
 import sys, types

@@ -77,7 +77,7 @@ def test_a_refusal_is_a_value_error_and_harms_nothing(peer: EngineProcess) -> No
     [
         ("die", BackendDied, "killed by SIGKILL"),
         ("no memory", BackendDied, "out of memory"),
-        ("cut", BackendDied, "connection was cut"),
+        ("cut", BackendDied, "connection was closed"),
         ("hang", BackendTimeout, "did not answer within 0.5 s"),
         ("hang deaf", BackendTimeout, "did not answer"),
         ("fail", BackendFault, "a fault of mine"),

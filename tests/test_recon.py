@@ -31,7 +31,7 @@ from wmgym.experiments.recon import ReconArgs, evaluate
 from wmgym.geometry import compose
 from wmgym.kinematics import Displacement
 from wmgym.nets.autoencoder import AutoencoderConfig
-from wmgym.nets.cdit import CDiTConfig
+from wmgym.nets.cdit import SIZES, CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
 from wmgym.train import loop
 from wmgym.train.worldpack import TrainArgs, draw_batch, train
@@ -324,25 +324,25 @@ def arguments(tmp_path: Path, checkpoint: Path, **changes: Any) -> ReconArgs:
 def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
     args = arguments(tmp_path, checkpoint, evaluations=("planning", *protocol.ISOLATED))
     report = evaluate(args, progress=False)
-    names = ["straight line", "line to the true goal", "GNM-like policy", "NWM", "NWM + policy x3", "WorldPack", "WorldPack + policy x3"]
+    names = ["straight line", "line to the true goal", "GNM-like policy", "none", "none + policy x3", "worldpack", "worldpack + policy x3"]
     assert [row["system"] for row in report["planning"]] == names
     told = json.loads((args.out / "cells" / "planning-line-to-the-true-goal.json").read_text())["rows"]
     assert all(row["final_distance_m"] < 1e-4 and row["final_yaw_rad"] < 1e-4 for row in told)  # and straight, at one speed:
     assert all(np.allclose(np.diff(np.array(row["path"])[:, :2], axis=0), np.array(row["path"])[0, :2], atol=2e-3) for row in told)
     assert all(row["tasks"] == 3 and row["ate_m"] == pytest.approx(0.5 * row["ate_spacings"], rel=1e-4) for row in report["planning"])
     assert {(row["evaluation"], row["system"]) for row in report["frames"]} == {
-        (evaluation, system) for evaluation in protocol.ISOLATED for system in ("copy", "NWM", "WorldPack")
+        (evaluation, system) for evaluation in protocol.ISOLATED for system in ("copy", "none", "worldpack")
     }
     assert report["prior"] == "measured on drives without a task"
     made = {"args.json", "result.json", "table.md", "paths.png", "frames.png", "far.png"}
     assert made <= {file.name for file in args.out.iterdir()}
     assert json.loads((args.out / "result.json").read_text())["spacing_m"] == 0.5
-    cell = args.out / "cells" / "planning-WorldPack.json"
-    held, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns
+    cell = args.out / "cells" / "planning-worldpack.json"
+    held, stamp = json.loads(cell.read_text()), (args.out / "cells" / "planning-none.json").stat().st_mtime_ns
     whole = held["rows"]
     cell.write_text(json.dumps({**held, "rows": whole[:1]}))  # as if killed after the first task
     again = evaluate(replace(args, lanes=1), progress=False)
-    assert (args.out / "cells" / "planning-NWM.json").stat().st_mtime_ns == stamp
+    assert (args.out / "cells" / "planning-none.json").stat().st_mtime_ns == stamp
     for row, other in zip(whole, json.loads(cell.read_text())["rows"], strict=True):
         assert np.allclose(row["path"], other["path"], atol=2e-3)
     assert again["planning"][0] == report["planning"][0]
@@ -353,7 +353,7 @@ def test_the_program_runs_from_files_to_a_table_and_goes_on_where_it_was(tmp_pat
 def test_rows_of_other_weights_are_neither_taken_nor_thrown_away(tmp_path: Path, checkpoint: Path) -> None:
     args = arguments(tmp_path, checkpoint, tasks=1, modes=("none",), rank=(), policy_steps=0)
     first = evaluate(args, progress=False)
-    cell = args.out / "cells" / "planning-NWM.json"
+    cell = args.out / "cells" / "planning-none.json"
     held = cell.read_bytes()
     moved, other = (str(tmp_path / name / "model.safetensors") for name in ("moved", "other"))
     loaded = load(checkpoint)
@@ -361,7 +361,7 @@ def test_rows_of_other_weights_are_neither_taken_nor_thrown_away(tmp_path: Path,
     torch.nn.init.normal_(next(loaded.model.net.parameters()))
     save(other, loaded.model, loaded.config)
     assert evaluate(replace(args, checkpoint=(moved,)), progress=False)["planning"] == first["planning"] and cell.read_bytes() == held
-    with pytest.raises(ValueError, match=r"planning-NWM\.json holds rows made with weights=.*checkpoint .*use another folder, or remove"):
+    with pytest.raises(ValueError, match=r"planning-none\.json holds rows made with weights=.*checkpoint .*use another folder, or remove"):
         evaluate(replace(args, checkpoint=(other,)), progress=False)
     with pytest.raises(ValueError, match=r"holds rows made with dtype='float32'.* not 'bfloat16'"):
         evaluate(replace(args, dtype="bfloat16"), progress=False)
@@ -382,7 +382,7 @@ def test_auto_is_what_the_folder_was_begun_with(tmp_path: Path, checkpoint: Path
     monkeypatch.setattr("wmgym.experiments.recon.program.available", lambda: ("psnr", "ssim", "lpips"))
     report = evaluate(replace(args, dtype="auto", modes=("none", "worldpack")), progress=False)
     assert (report["objective"], report["frame_metrics"]) == ("latent", "psnr, ssim")
-    told = [json.loads((args.out / "cells" / f"planning-{name}.json").read_text())["made_with"] for name in ("NWM", "WorldPack")]
+    told = [json.loads((args.out / "cells" / f"planning-{name}.json").read_text())["made_with"] for name in ("none", "worldpack")]
     assert told[0] == told[1] and told[1]["dtype"] == "bfloat16"
 
 
@@ -418,7 +418,7 @@ def test_what_there_is_to_dream_is_said_before_and_counted_right(
     assert sum(dreamed) == frames
     first = next(line for line in said.splitlines() if line.startswith("recon: "))
     assert first == f"recon: 9 rows to make, {frames:,} frames to dream, {2 * frames:,} network evaluations"
-    assert f"{3 * plan}/{3 * plan}" in said  # the bar counts frames, and knows how many there will be
+    assert f"{3 * plan} of {3 * plan} frames" in said  # the bar counts frames, and knows how many there will be
     evaluate(args)
     assert "recon: 0 rows to make, 0 frames to dream, 0 network evaluations" in capsys.readouterr().err
 
@@ -498,7 +498,8 @@ def test_weights_for_other_displacements_are_refused(tmp_path: Path, checkpoint:
         evaluate(args, progress=False)
 
 
-def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(tmp_path: Path) -> None:
+def test_training_on_drives_gives_a_checkpoint_that_says_what_its_actions_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "TINY", {"width": 32, "depth": 1, "heads": 2})
     data = write_released(tmp_path / "drives", count=2, length=8)  # rehearsal dreams 96 stretches, as long as drives are
     few = {"steps": 2, "batch": 4, "rehearsal": 0.5, "rehearse_every": 1, "save_every": 2, "pixels": True, "furthest": 4}
     few |= {"modes": "none:1,worldpack:1"}
@@ -592,7 +593,7 @@ def test_a_drive_goes_on_in_the_dream(tmp_path: Path, checkpoint: Path, id: str)
     default = Displacement(spacing=0.5).motion(torch.from_numpy(keys[("a", "w")]))
     assert default.tolist() == pytest.approx([0.5, 0, 0, math.radians(15), 0], abs=1e-5)
     assert info["pose"] == pytest.approx(compose(start, default).numpy(), abs=1e-5)
-    with pytest.raises(ValueError, match="actions must lie in"):
+    with pytest.raises(ValueError, match="action must lie in"):
         env.step(np.array([2, 0, 0], np.float32))
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     assert np.array_equal(again.reset(seed=4)[0], seen)
@@ -606,5 +607,5 @@ def test_a_drive_goes_on_in_the_dream(tmp_path: Path, checkpoint: Path, id: str)
 
 
 def test_data_means_nothing_elsewhere() -> None:
-    with pytest.raises(ValueError, match="data means nothing for setting 'minecraft'"):
+    with pytest.raises(ValueError, match="setting 'minecraft' takes no data"):
         gym.make("WorldPack-Minecraft-v0", data="drives")

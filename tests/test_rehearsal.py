@@ -38,7 +38,7 @@ def episodes(count: int = 3, length: int = 40) -> Latents:
 
 
 def starts(data: Latents, draw: Draw) -> tuple[Draw, tuple[torch.Tensor, torch.Tensor]]:
-    where = rehearsal.moments(data, draw, 4, 0.0, STEPS)
+    where = rehearsal.draw_starts(data, draw, 4, 0.0, STEPS)
     return draw, where
 
 

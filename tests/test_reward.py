@@ -203,5 +203,5 @@ def test_latents_cached_without_rewards_are_named(small: None, tmp_path: Path) -
     cache = args.out / "latents.safetensors"
     tensors, _ = read_file(cache)
     write_tensors(cache, {k: v for k, v in tensors.items() if k not in ("rewards", "ends")})
-    with pytest.raises(ValueError, match=r"kept no rewards: delete latents\.safetensors"):
+    with pytest.raises(ValueError, match=r"without rewards: delete latents\.safetensors"):
         train(args, progress=False)

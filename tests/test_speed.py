@@ -10,13 +10,15 @@ import torch
 from tiny import tiny_checkpoint
 
 from wmgym import rng
-from wmgym.benchmarks import speed
+from wmgym.benchmarks import speed, training
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS
-from wmgym.experiments.bench import ModelArgs, TruthArgs, bench_model, bench_truth
+from wmgym.experiments.bench import ModelArgs, TrainArgs, TruthArgs, bench_model, bench_train, bench_truth
+from wmgym.nets import cdit, video_dit
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
+from wmgym.train import loop
 from wmgym.world_model import WorldModel
 
 
@@ -75,6 +77,54 @@ def test_steps_are_timed_for_all_worlds(world: WorldModel) -> None:
         assert row["ms_per_frame"] == pytest.approx(row["ms_per_step"] / 2)
 
 
+@pytest.mark.parametrize(("system", "sizes"), [("worldpack", cdit.SIZES), ("video", video_dit.SIZES)])
+def test_a_training_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, sizes: Any) -> None:
+    monkeypatch.setitem(sizes, "TINY", {"width": 32, "depth": 1, "heads": 2})
+    report = bench_train(TrainArgs(system, batch=2, steps=2, device="cpu", out=tmp_path))
+    assert report["examples_per_second"] == pytest.approx(2e3 / report["ms_per_step"])
+    for by, names in (("phase", loop.PHASES), ("kernel", training.KERNELS)):
+        shares = report[f"share_of_time_by_{by}"]
+        assert set(shares) == {*names, "other"} and sum(shares.values()) == pytest.approx(1)
+        assert all(shares[name] > 0 for name in names)
+    products = report["matrix_products"]
+    assert 0 < products["share_of_peak"] < 1
+    assert products["share_of_peak"] == pytest.approx(products["gflop_per_second"] / products["measured_peak_gflop_per_second"])
+    assert ("ms_of_each_longer_step" in report) == (system == "worldpack")  # which dreams now and then
+    assert (tmp_path / "table.txt").is_file()
+
+
+def test_operations_of_a_step_are_those_of_its_matrices() -> None:
+    """A linear layer of 8 x 3 weights on 5 rows: one product forward, one backward for its weights."""
+    layer = torch.nn.Linear(3, 8, bias=False)
+    rows = torch.randn(5, 3)
+    step = loop.Training(layer, {"adam": torch.optim.SGD(layer.parameters())}, lambda draw: ({"total": layer(rows).sum()}, {}))
+    trainer = loop.Trainer(step, loop.LoopConfig(3), "cpu")
+    assert training.operations(trainer, [0, 1]) == 2 * 2 * (2 * 5 * 3 * 8)
+
+
+def test_attention_counts_on_a_processor_too() -> None:
+    q = torch.randn(1, 2, 7, 4)
+    weight = torch.nn.Parameter(torch.ones(()))
+    module = torch.nn.ParameterDict({"weight": weight})
+
+    def losses(draw: Any) -> Any:
+        shown = weight * q
+        return {"total": torch.nn.functional.scaled_dot_product_attention(shown, shown, shown).sum()}, {}
+
+    trainer = loop.Trainer(loop.Training(module, {"adam": torch.optim.SGD([weight])}, losses), loop.LoopConfig(3), "cpu")
+    product = 2 * 2 * 7 * 7 * 4  # of one pair of [7, 4] matrices in each of two heads
+    assert training.operations(trainer, [0]) == (2 + 5) * product  # two forward; backward makes the scores again, then four gradients
+
+
+def test_kinds_of_kernels_and_phases_are_told_by_name_and_time() -> None:
+    assert [training.kind_of(name) for name in ("aten::addmm", "void cutlass::Kernel", "aten::native_layer_norm", "aten::add")] == [
+        "matrix products", "matrix products", "normalisation", "other",
+    ]  # fmt: skip
+    assert training.kind_of("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
+    parts = [training.Slice(1.0, "aten::mm", 3.0), training.Slice(5.0, "aten::add", 1.0)]
+    assert training.shares(parts, lambda part: training.kind_of(part.name), training.KERNELS)["matrix products"] == 0.75
+
+
 def test_truths_are_timed() -> None:
     found = speed.truth_times("block_world:BlockTest-v0", 0.05)
     assert found["frames_per_second"] > 0 and found["new_world_seconds"] > 0
@@ -83,6 +133,8 @@ def test_truths_are_timed() -> None:
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lanes must be positive"):
         ModelArgs(lanes=(1, 0))
+    with pytest.raises(ValueError, match=r"system must be one whose training can be timed \(.*worldpack.*\), got 'nwm'"):
+        bench_train(TrainArgs("nwm", device="cpu"))
     with pytest.raises(ValueError, match="memory must be one of"):
         bench_model(ModelArgs(tiny_checkpoint(tmp_path), modes=("all",), device="cpu"), progress=False)
     with pytest.raises(ValueError, match="Nowhere-v0"):

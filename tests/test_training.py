@@ -97,7 +97,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(data: Path, tmp_path: Path
     assert not (out.out / "latents.safetensors").exists()
     killed(worldpack, "next_batch", 4)  # the network's fourth step, after a save at the second
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "2"
-    killed(run, "_psnr", 1)  # the measuring after the save at the fourth
+    killed(run, "_mean_psnr", 1)  # the measuring after the save at the fourth
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "4"
     train(out, progress=False)
     for name in ("autoencoder", "latents", "net-state", "model"):
@@ -384,7 +384,7 @@ def test_latents_lie_where_their_episode_and_frame_are(tmp_path: Path) -> None:
         assert torch.equal(data.poses[row, :n], torch.from_numpy(episode.poses))
         assert data.actions[row, :n].tolist() == episode.actions.tolist()
         assert not data.latents[row, n:].any()
-    with pytest.raises(ValueError, match=r"000\.safetensors: frames are 16 x 16, the model wants 32"):
+    with pytest.raises(ValueError, match=r"000\.safetensors: frames are 16 x 16, the model needs 32"):
         encode(paths, brightness, 32, progress=False)
 
 

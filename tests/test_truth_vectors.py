@@ -177,7 +177,7 @@ def test_each_lane_has_its_own_options(envs: Any) -> None:
         ({"options": [{}]}, "one dict for each of 3 lanes"),
         ({"options": {"goal": np.zeros((2, 2))}}, "goal must have one entry for each of 3 lanes"),
         ({"options": {"reset_mask": [True, False, True]}}, "numpy bool array"),
-        ({"options": {"reset_mask": np.zeros(3, bool)}}, "chooses no lane"),
+        ({"options": {"reset_mask": np.zeros(3, bool)}}, "selects no lane"),
         ({"options": {"begin": 1}}, "unknown reset option 'begin'"),
         ({"seed": [1, 2]}, "2 seeds were given for 3 lanes"),
         ({"seed": 1, "options": [{}, {}, {"start": [128, 128, 3, 0, 0]}]}, "room for a body"),
@@ -229,6 +229,47 @@ def test_a_saved_state_continues_bit_for_bit(envs: Any) -> None:
     assert same(lone.step(2)[0], lane_of(envs.step([0, 2, 0])[0], 1))
     with pytest.raises(ValueError, match="has 3 lanes, this env has 1"):
         MinecraftVectorEnv(1).load_state(state)
+
+
+def test_a_single_env_must_be_reset_after_its_episode(truth: Truth) -> None:
+    env = truth.single(size=SIZE, horizon=2, task="free")
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    env.reset(seed=0)
+    env.step(1)
+    assert env.step(1)[3]
+    state = env.save_state()
+    with pytest.raises(gym.error.ResetNeeded, match="the episode is over"):
+        env.step(1)
+    assert same(state, env.save_state())  # the refused step changed nothing
+    env.reset(seed=0)
+    env.step(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_branches_of_an_ended_lane_show_its_last_frame_and_rest(kind: str, truth: Truth) -> None:
+    """Lane 0 ends; lane 1 is reset and goes on."""
+    envs = KINDS[kind](truth)(2, size=SIZE, horizon=2, autoreset_mode="disabled", task="free")
+    envs.reset(seed=3)
+    envs.step([1, 1])
+    last, *_, shown = envs.step([1, 1])
+    envs.reset(options={"reset_mask": np.array([False, True])})
+    branches = envs.branch(2)
+    for env, lanes in ((envs, 1), (branches, 2)):
+        observation, rewards, terminated, truncated, info = env.step([2] * 2 * lanes)
+        assert last[0].any() and all(same(frame, last[0]) for frame in observation[:lanes])
+        assert all(same(pose, shown["pose"][0]) for pose in info["pose"][:lanes])
+        assert truncated.tolist() == [True] * lanes + [False] * lanes and not rewards.any() and not terminated.any()
+        assert not same(observation[lanes], last[0])
+        env.close()
+
+
+def test_branches_of_an_ended_single_env_rest(truth: Truth) -> None:
+    env = truth.single(size=SIZE, horizon=1, task="free")
+    env.reset(seed=0)
+    last, *_ = env.step(1)
+    observation, _, _, truncated, _ = env.branch(3).step([1, 2, 3])
+    assert truncated.all() and last.any() and all(same(frame, last) for frame in observation)
 
 
 @pytest.mark.parametrize("kind", list(KINDS)[:2])

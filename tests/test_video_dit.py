@@ -272,7 +272,7 @@ def test_what_it_cannot_read_is_refused() -> None:
     assert kv is not None
     with pytest.raises(ValueError, match=r"ContextKV\.poses is None"):
         net.bind(condition, (Context(kv=replace(kv, poses=None)),))
-    with pytest.raises(ValueError, match="2 memories of one world each hand over kv"):
+    with pytest.raises(ValueError, match="2 memories of one world give kv"):
         net.bind(condition, (Context(kv=kv), Context(kv=kv)))
     for changed, message in (
         ({"window": 0}, "window must be positive, got 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -288,7 +289,7 @@ def test_frames_that_do_not_exist_have_no_part_in_the_pooled_key() -> None:
         (lambda: LandmarkWriter(2, compare="some"), "landmark_compare must be one of .* got 'some'"),
         (lambda: LandmarkWriter(2, overflow="drop"), "landmark_overflow must be one of .* got 'drop'"),
         (lambda: SlotMemory(*SIZES, 0), "at least 1 chunk, got 0"),
-        (lambda: ChunkArchive(*SIZES, 3), "at least the 4 frames that the network is shown, got 3"),
+        (lambda: ChunkArchive(*SIZES, 3), "at least the 4 frames that the network reads, got 3"),
     ],
 )
 def test_wrong_sizes_are_refused(make: Any, message: str) -> None:
@@ -415,10 +416,22 @@ def test_every_memory_reads_as_many_keys(checkpoint: str) -> None:
 def test_a_memory_without_a_trace_says_so() -> None:
     held, without = memory("none"), replace(chunk(1, 0), trace=None)
     state = begun(held, 1)
-    with pytest.raises(ValueError, match="the network leaves no trace"):
+    with pytest.raises(ValueError, match="this network's trace has none"):
         held.write(state, without)
 
 
 def test_contexts_of_this_memory_hold_keys_and_values_only() -> None:
     context = memory("none").read(begun(memory("none"), 1), query(1, 0))
     assert isinstance(context, Context) and not context.frames and context.tokens is None
+
+
+def test_ids_open_a_video_networks_weights(checkpoint: str) -> None:
+    env = gym.make("WorldTrace-Minecraft-v0", checkpoint=checkpoint, task="free", opening=clip(5), memory_slots=2)
+    assert env.action_space == gym.spaces.MultiDiscrete([10] * F)
+    env.reset(seed=0)
+    _, _, _, _, info = env.step(env.action_space.sample())
+    assert info["frames"].shape[0] == F and env.unwrapped.identity.system == "worldtrace" and env.unwrapped.identity.memory == "landmark"
+    held = gym.make("WorldTrace-Minecraft-v0", checkpoint=checkpoint, task="free", opening=clip(5), hold_action=True, memory="pose")
+    assert held.action_space == gym.spaces.Discrete(10)
+    with pytest.raises(ValueError, match=r"no bundled weights: give checkpoint= .* or train weights with `wmgym train video`"):
+        gym.make("WorldTrace-MemoryMaze-v0")

@@ -1,6 +1,6 @@
 """Memory-augmented video world models as Gymnasium environments.
 
-Importing this registers the environment ids as strings and loads no torch. What needs torch is loaded when it is first used.
+Importing wmgym registers the environment ids as strings and does not load torch. Functions that need torch load it on first use.
 """
 
 from importlib import import_module

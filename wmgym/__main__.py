@@ -1,4 +1,4 @@
-"""`python -m wmgym` is the command `wmgym`."""
+"""`python -m wmgym` runs the command `wmgym`."""
 
 import sys
 

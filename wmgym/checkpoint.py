@@ -1,8 +1,10 @@
-"""Checkpoints: a model and its config <-> safetensors, bit for bit. Names of worlds -> bundled file, path or hub name.
+"""Checkpoints: a model and its config <-> safetensors files, bit for bit. A checkpoint is named by a bundled name, a path or a hub name.
 
-A checkpoint is one `NAME.safetensors`, or several `NAME-00001-of-00002.safetensors` where one would be larger than allowed. The header
-of each holds the config as JSON and a checksum of its tensors, so a file says by itself what it is and whether it is whole. A delta
-holds only what a system adds to a base, and names that base by the SHA-256 of its weights. Nothing is unpickled.
+A checkpoint is one `NAME.safetensors`, or several `NAME-00001-of-00002.safetensors` if one file would be too large. The header of each
+file holds the config as JSON and a checksum, so a file needs no other file to be identified and checked. A delta holds only the tensors
+that a system adds to a base, and names the base by the SHA-256 of its weights. Nothing is unpickled.
+
+Longer than 400 lines: what is written and what is read of one file format, and the names that lead to it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from wmgym.world_model import Provenance, WorldModel
 
 FORMAT = "wmgym-2"
 DTYPES = ("float32", "bfloat16", "float16")
-UNCHECKED = "wmgym-1"  # of 0.1.0, without a checksum
+UNCHECKED = "wmgym-1"  # the format of version 0.1.0, without a checksum
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -43,9 +45,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: Any, data: Mapping[str, Any], renamed: Mapping[str, str] | None = None) -> Any:
-    """Plain data as a frozen dataclass of type `kind`. An unknown field raises `ValueError`, a missing one has its default.
+    """Plain data as a frozen dataclass of type `kind`. An unknown field raises `ValueError`; a missing one gets its default.
 
-    renamed: names that fields had in older versions -> their names today.
+    renamed: names of fields in older versions -> present names.
     """
     hints = get_type_hints(kind)
     data = {(renamed or {}).get(name, name): value for name, value in data.items()}
@@ -55,7 +57,7 @@ def from_dict(kind: Any, data: Mapping[str, Any], renamed: Mapping[str, str] | N
     values = {}
     for f in fields(kind):
         if f.name not in data:
-            continue  # written before the field existed: its default is what that version did
+            continue  # the file is older than the field; the default reproduces the older behaviour
         value = data[f.name]
         if is_dataclass(hints[f.name]):
             value = from_dict(hints[f.name], value)
@@ -64,7 +66,7 @@ def from_dict(kind: Any, data: Mapping[str, Any], renamed: Mapping[str, str] | N
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists, which were tuples."""
+    """Lists, to which JSON converts tuples, as tuples again."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -72,7 +74,7 @@ def _tuples(value: Any) -> Any:
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each tensor: of its dtype, shape and bytes."""
+    """SHA-256 of each tensor, over its dtype, shape and bytes."""
     found = {}
     for name, tensor in tensors.items():
         digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -82,14 +84,14 @@ def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """SHA-256 of named tensors, in whatever order and however many files they lie."""
+    """SHA-256 of named tensors. It does not depend on their order or on how they are divided into files."""
     return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in sorted(digests.items())).encode()).hexdigest()
 
 
 def checksum(digests: Mapping[str, str], header: Mapping[str, str]) -> str:
-    """SHA-256 of a file: of its tensors and of all that its header says beside this."""
-    said = {f"header {key}": hashlib.sha256(value.encode()).hexdigest() for key, value in header.items() if key != "checksum"}
-    return combined({**digests, **said})
+    """SHA-256 of a file, over its tensors and all entries of its header except this one."""
+    entries = {f"header {key}": hashlib.sha256(value.encode()).hexdigest() for key, value in header.items() if key != "checksum"}
+    return combined({**digests, **entries})
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------------------
@@ -105,13 +107,13 @@ def save(
     notes: dict[str, Any] | None = None,
     base: str | None = None,
 ) -> list[Path]:
-    """Write a model to `path` (ends in .safetensors), in several files where one would exceed `max_bytes`. Returns the files.
+    """Write a model to `path` (ends in .safetensors), in several files if one would exceed `max_bytes`. Returns the files.
 
-    base: name of the checkpoint that this one is a delta on. Tensors that equal the base's are left out.
+    base: name of the checkpoint that this one is a delta on. Tensors equal to the base's are left out.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"a checkpoint's name ends in .safetensors, got {path.name!r}")
+        raise ValueError(f"a checkpoint's file name must end in .safetensors, got {path.name!r}")
     tensors = {
         name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -124,24 +126,24 @@ def save(
         known = {name if own else system.base_name(name): tensor for name, tensor in below.tensors.items()}
         tensors = {k: t for k, t in tensors.items() if not (k in known and known[k].shape == t.shape and torch.equal(known[k].to(t), t))}
         header["base"] = json.dumps({"name": base, "sha256": below.sha256})
-    header["sha256"] = combined(digests_of(tensors))  # of all parts together: those of another save do not fit
+    header["sha256"] = combined(digests_of(tensors))  # over all parts together, so that parts of another save are refused
     shards = _shards(tensors, max_bytes)
     count = len(shards)
     names = [path] if count == 1 else [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)]
     for name, shard in zip(names, shards, strict=True):
         write_tensors(name, shard, header)
-    for old in {path, *_siblings(path)} - set(names):  # of a save in more or fewer files: now they would be read instead
+    for old in {path, *_siblings(path)} - set(names):  # files of an earlier save in another number of parts would be read instead
         old.unlink(missing_ok=True)
     return names
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """A file of ours, with its checksum, that appears whole or not at all."""
+    """Write a safetensors file with format and checksum atomically: it appears complete or not at all."""
     named = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    said = {**(header or {}), "format": FORMAT}
+    entries = {**(header or {}), "format": FORMAT}
     try:
         with replacing(path) as temporary:
-            save_file(named, temporary, metadata={**said, "checksum": checksum(digests_of(named), said)})
+            save_file(named, temporary, metadata={**entries, "checksum": checksum(digests_of(named), entries)})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 
@@ -151,7 +153,7 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int | None) -> list[dict[str,
     room = max_bytes or 2**62
     used = 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size() + 256  # and its place in the header
+        size = tensor.numel() * tensor.element_size() + 256  # plus its entry in the header
         if shards[-1] and used + size > room - 8192:
             shards.append({})
             used = 0
@@ -165,10 +167,10 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int | None) -> list[dict[str,
 
 @dataclass(frozen=True)
 class Stored:
-    """What the files of one checkpoint hold."""
+    """Contents of the files of one checkpoint."""
 
     tensors: dict[str, Tensor]
-    header: dict[str, str]  # of any of its parts
+    header: dict[str, str]  # the same in all parts
     sha256: str  # of all tensors
 
     @property
@@ -183,7 +185,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model from its files: on the CPU, in float32."""
+    """A model read from its files, on the CPU in float32."""
 
     model: WorldModel
     config: Any
@@ -191,9 +193,9 @@ class Loaded:
 
 
 def load(path: Path | str, *, system: str | None = None, deltas: tuple[str, ...] = ()) -> Loaded:
-    """A model from its files. Any defect is one `ValueError`.
+    """Read a model from its files. Any defect raises `ValueError`.
 
-    system, deltas: run a base's weights as another system that adds these deltas, found beside the file or bundled.
+    system, deltas: use the file as the base of another system with these deltas, which are in the same folder or bundled.
     """
     path = Path(path)
     stored = read(path)
@@ -224,7 +226,7 @@ def load(path: Path | str, *, system: str | None = None, deltas: tuple[str, ...]
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever a file's header leads to is one `ValueError` that names the file."""
+    """Turn any error that a file's header causes into a `ValueError` that names the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -237,7 +239,7 @@ def _config(system: System, path: Path, stored: Stored) -> Any:
 
 
 def _config_on(system: System, path: Path, base: Stored, deltas: tuple[str, ...]) -> Any:
-    """The config of a system that runs on a base of another system."""
+    """The config of a system that uses another system's weights as its base."""
     found = base.config["system"]
     if system.base != found or system.on_base is None:
         wanted = f"weights of its own or of system {system.base!r}" if system.base else "weights of its own"
@@ -246,7 +248,7 @@ def _config_on(system: System, path: Path, base: Stored, deltas: tuple[str, ...]
 
 
 def _base_of(path: Path, name: str, sha256: str) -> Stored:
-    """The checkpoint that a delta stands on; another one than the delta was made for is refused."""
+    """The base checkpoint of a delta. ValueError if its weights are not those that the delta was made for."""
     base = read(resolve(name, beside=path.parent))
     if base.sha256 != sha256:
         raise ValueError(f"{path}: is a delta on {name!r} with SHA-256 {sha256[:16]}, the {name!r} here has {base.sha256[:16]}")
@@ -254,12 +256,12 @@ def _base_of(path: Path, name: str, sha256: str) -> Stored:
 
 
 def _delta(system: System, delta: str, config: Any, path: Path, base: Stored) -> Stored:
-    """A delta of a system by name, beside a checkpoint or bundled."""
+    """A delta of a system, in the folder of a checkpoint or bundled."""
     name = delta_name(system.name, delta, config.setting)
     if name not in {*_names(path.parent), *bundled()}:
         there = sorted(n for n in {*_names(path.parent), *bundled()} if n.startswith(f"{system.name}-"))
         train = system.train_delta.format(delta=delta, setting=config.setting)
-        raise ValueError(f"{name}: no such delta; there are: {', '.join(there) or 'none'}. This trains it: {train}")
+        raise ValueError(f"{name}: no such delta; available: {', '.join(there) or 'none'}. To train it: {train}")
     stored = read(resolve(name, beside=path.parent))
     if stored.base is None or stored.base["sha256"] != base.sha256:
         wanted = stored.base["sha256"][:16] if stored.base else "no base at all"
@@ -268,12 +270,12 @@ def _delta(system: System, delta: str, config: Any, path: Path, base: Stored) ->
 
 
 def delta_name(system: str, delta: str, setting: str) -> str:
-    """The name of a delta's checkpoint: "come-stm-memory-maze"."""
+    """Name of a delta's checkpoint, such as "come-stm-memory-maze"."""
     return f"{system}-{delta}-{setting}".replace("_", "-")
 
 
 def read(path: Path | str) -> Stored:
-    """All tensors of a checkpoint's file or files, checked."""
+    """Read all files of a checkpoint. ValueError if a part is missing, damaged or of another save."""
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     digests: dict[str, str] = {}
@@ -290,18 +292,18 @@ def read(path: Path | str) -> Stored:
         raise ValueError(f"{path}: holds no config, so it is not a checkpoint of a world")
     sha256 = combined(digests)
     if header.get("sha256", sha256) != sha256:
-        raise ValueError(f"{path}: lacks parts of its save, or holds some of another one")
+        raise ValueError(f"{path}: parts of this save are missing or belong to another save")
     return Stored(tensors, header, sha256)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of one of our files; damaged ones raise `ValueError`."""
+    """Tensors and header of a file that `write_tensors` wrote. A damaged file raises `ValueError`."""
     tensors, header, _ = _read_checked(path)
     return tensors, header
 
 
 def _read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Also the SHA-256 of each tensor."""
+    """Tensors, header and the SHA-256 of each tensor."""
     try:
         with safe_open(str(path), "pt") as file:
             header = dict(file.metadata() or {})
@@ -309,12 +311,12 @@ def _read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[s
                 raise ValueError(f"{path}: format is {header.get('format')!r}, this version reads {FORMAT!r} and {UNCHECKED!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
     digests = digests_of(tensors)
-    if header["format"] == UNCHECKED:
-        warnings.warn(f"{path} was written by wmgym 0.1 without a checksum: damage in it goes unnoticed", stacklevel=4)
+    if header["format"] == UNCHECKED and "checksum" not in header:
+        warnings.warn(f"{path} was written by wmgym 0.1 without a checksum: damage to it cannot be detected", stacklevel=4)
     elif header.get("checksum") != checksum(digests, header):
-        raise ValueError(f"{path}: damaged, it does not have the checksum in its header; copy or download it again")
+        raise ValueError(f"{path}: damaged: its contents do not match the checksum in its header; copy or download it again")
     return tensors, header, digests
 
 
@@ -326,27 +328,27 @@ def _parts(path: Path) -> list[Path]:
         raise ValueError(f"{path}: no such checkpoint")
     count = int(parts[0].stem.rsplit("-", 1)[1])
     if len(parts) != count:
-        raise ValueError(f"{path}: {count} parts belong together, found {len(parts)}")
+        raise ValueError(f"{path}: {len(parts)} of {count} parts found")
     return parts
 
 
 def _siblings(path: Path) -> list[Path]:
-    """The files of a checkpoint that was written in several."""
+    """The parts of a checkpoint that was written as several files."""
     pattern = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}\.safetensors")
     return sorted(p for p in path.parent.glob("*.safetensors") if pattern.fullmatch(p.name))
 
 
 def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     if missing := sorted(set(wanted) - set(found)):
-        raise ValueError(f"{path}: lacks {len(missing)} tensors, {missing[0]!r} among them")
+        raise ValueError(f"{path}: {len(missing)} tensors are missing, {missing[0]!r} among them")
     if extra := sorted(set(found) - set(wanted)):
         raise ValueError(f"{path}: holds {len(extra)} tensors that the model does not have, {extra[0]!r} among them")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(found[name].shape)}, the config asks for {tuple(tensor.shape)}")
+            raise ValueError(f"{path}: {name} has shape {tuple(found[name].shape)}, the config needs {tuple(tensor.shape)}")
 
 
-# -- worlds by name -------------------------------------------------------------------------------------------------------------------
+# -- checkpoints by name----------------------------------------------------------------------------------------------------------------
 
 
 def _names(folder: Path) -> Iterable[str]:
@@ -355,14 +357,14 @@ def _names(folder: Path) -> Iterable[str]:
 
 
 def bundled() -> list[str]:
-    """Names of the checkpoints that come with the package."""
+    """Names of the checkpoints that are part of the package."""
     return list(_names(BUNDLED))
 
 
 def resolve(checkpoint: str, *, beside: Path | None = None) -> Path:
-    """A bundled name, a path or a hub name ("hub:OWNER/NAME") -> a path. Only a hub name may touch the network.
+    """A bundled name, a path or a hub name ("hub:OWNER/NAME") -> a path. Only a hub name uses the network.
 
-    beside: a folder in which a name is looked for first.
+    beside: a folder that is searched for a name first.
     """
     for folder in (beside, BUNDLED):
         if folder is not None and checkpoint in _names(folder):
@@ -392,15 +394,15 @@ def load_world(
     pose_source: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> WorldModel:
-    """A world ready to run. Weights live once per (checkpoint, device, dtype) in a process; settings are light views of them.
+    """A world that is ready to run. A process loads weights once per (checkpoint, device, dtype); the result is a light view of them.
 
-    system: by default the checkpoint's own. options: the system's own keywords; an unknown one raises `TypeError`.
+    system: default: the checkpoint's. options: the system's own keywords; an unknown one raises `TypeError`.
     """
     device, dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
     published = systems.loader_of(checkpoint)
     path = resolve(checkpoint) if published is None else Path()
     chosen = published[0] if published is not None else systems.get(system) if system else _system_in(path)
-    own = chosen.read_options(options or {})  # and the memory's name: before anything is loaded
+    own = chosen.read_options(options or {})  # check keywords and the memory's name before anything is loaded
     deltas = chosen.choice(memory).deltas if memory is not None else ()
     if published is not None:
         model, config = _published(checkpoint, published[1].stamp(checkpoint), device, dtype)
@@ -420,7 +422,7 @@ def load_world(
 
 
 def choose_device(device: str) -> str:
-    """"auto" is a GPU where there is one; a device that this machine lacks raises `ValueError`."""
+    """ "auto" is a GPU if there is one. ValueError if this machine does not have the device."""
     device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -430,7 +432,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> str:
-    """ "auto" is bfloat16 on a GPU and on a processor that multiplies it natively, else float32. A slow choice warns once."""
+    """ "auto" is bfloat16 on a GPU and on processors with instructions for it, else float32. A slow choice warns once."""
     fast = device != "cpu" or multiplies_bfloat16()
     dtype = dtype if dtype != "auto" else ("bfloat16" if fast else "float32")
     if dtype not in DTYPES:
@@ -441,8 +443,8 @@ def choose_dtype(dtype: str, device: str) -> str:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products of bfloat16 matrices (AVX-512 BF16 or AMX). Without, they are emulated and
-    take tens of times longer than float32."""
+    """Whether this processor has instructions for bfloat16 matrix products (AVX-512 BF16 or AMX). Without them bfloat16 is emulated and
+    takes tens of times longer than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -452,17 +454,17 @@ def _warn_slow(dtype: str) -> None:
 
 
 def _system_in(path: Path) -> System:
-    """The system that a checkpoint's header names."""
+    """The system named in a checkpoint's header."""
     first = _parts(path)[0]
     try:
         with _naming(path), safe_open(str(first), "pt") as file:
             return systems.get(json.loads((file.metadata() or {})["config"])["system"])
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
 
 
 def _stamp(path: Path) -> int:
-    """Changes when the files of a checkpoint do, or those beside it that it may stand on."""
+    """A number that changes when a file of the checkpoint or of its folder changes, where its base may be."""
     return max(part.stat().st_mtime_ns for part in [*_parts(path), *path.parent.glob("*.safetensors")])
 
 

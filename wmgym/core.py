@@ -3,22 +3,22 @@
 One word per concept, everywhere:
 
 frame      what is seen: uint8 `[H, W, 3]` in Gymnasium, float in [-1, 1] `[B, T, C, H, W]` inside the library
-latent     what the autoencoder makes of a frame: `[B, T, C, h, w]`, normalised to unit scale
+latent     a frame encoded by the autoencoder: `[B, T, C, h, w]`, normalised to unit scale
 pose       x, y, z in metres (blocks in Minecraft), yaw and pitch in radians: float32 `[5]` (axes: `geometry.py`)
 action     what the agent chose, in the env's own action space
-egomotion  the change of pose seen in the agent's own frame: forward, left, up, turn, tilt
-chunk      the F frames that one generation makes (one world step)
+egomotion  the change of pose in the agent's own frame of reference: forward, left, up, turn, tilt
+chunk      the F frames generated together in one world step
 opening    the frames that an episode starts with
 context    what a memory gives the network to read
 retrieval  which frames a memory chose
 slot       one place in a memory
 state      a value that changes over time: of a world, of a memory, of an env
-setting    where an env plays: minecraft, memory_maze, memory_cards, recon (`settings/`)
+setting    the kind of world: minecraft, memory_maze, memory_cards, recon (`settings/`)
 system     a network with its memories and its training: worldpack, nwm, ... (`systems/`)
-lane, row  one of the B worlds that run side by side in a batch; no row ever affects another
+lane, row  one of the B worlds in a batch; rows never affect each other
 
-A running world is a value: a `WorldState` is never edited where a caller can see it, so a planner can branch it, a
-vector env can reset some of its rows, and a bug can be replayed. Batch is always axis 0.
+A running world is a value: a `WorldState` is never edited in place where a caller can see it. So a planner can branch it, a vector env
+can reset some of its rows, and a bug can be replayed. Batch is always axis 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Query:
-    """Where and when the next chunk will be seen from. Poses are what the kinematics expect, before any correction."""
+    """Poses and times of the frames to generate. The poses are those that the kinematics expect, before any correction."""
 
     poses: Tensor  # float32 [B, F, 5]
     times: Tensor  # int64 [B, F]: index of the frame, counted from the first frame of the opening
@@ -62,7 +62,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the frames of a chunk must show, apart from the noise level and the contexts."""
+    """The inputs that a chunk is generated from, apart from noise, noise level and contexts."""
 
     actions: Tensor  # int64 [B, F], or float32 [B, F, A]
     egomotion: Tensor  # float32 [B, F, 5]: the motion that leads to each frame
@@ -73,7 +73,7 @@ class Condition:
 
     @property
     def relative(self) -> Tensor:
-        """Each pose as seen from the chunk's first: [B, F, 5]."""
+        """Each pose relative to the chunk's first: [B, F, 5]."""
         return relative_pose(self.poses, self.poses[:, :1])
 
     @property
@@ -82,14 +82,14 @@ class Condition:
         return self.poses[:, 0, 4]
 
     def at(self, poses: Tensor) -> Condition:
-        """The same chunk at other poses [B, F, 5], with the egomotion that leads from one to the next."""
+        """The same chunk at other poses [B, F, 5], with the egomotion between consecutive poses."""
         before = torch.cat([self.start[:, None], poses[:, :-1]], 1)
         return replace(self, poses=poses, egomotion=relative_pose(poses, before))
 
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of frames in one attention layer, keys not rotated by any temporal position."""
+    """Keys and values of frames in one attention layer. Keys are stored before the rotation by temporal position."""
 
     keys: Tensor  # [B, S, N, heads, d]: S frames of N tokens
     values: Tensor  # [B, S, N, heads, d]
@@ -97,7 +97,7 @@ class KeysValues:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one clean pass of the network leaves behind for memories that keep the network's own activations."""
+    """Activations of one pass of the network over clean latents, for memories that store activations."""
 
     kv: tuple[KeysValues, ...] = ()  # one per layer, of the chunk's F frames
     state: Any = None  # recurrent state after the chunk, batch first
@@ -105,7 +105,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class FramePayload:
-    """What is kept of frames beside their poses and times."""
+    """What a `Bank` stores of frames, in addition to poses and times."""
 
     latents: Tensor  # [..., C, h, w]
     actions: Tensor  # int64 [...] or float32 [..., A]
@@ -124,26 +124,26 @@ class Seen:
     egomotion: Tensor  # float32 [B, F, 5]: the motion that led to each frame
     valid: Tensor  # bool [B, F]
     observed: Tensor  # bool [B, F]: True for real frames, False for dreamed ones
-    trace: Trace | None = None  # for memories that `need` a part of it
+    trace: Trace | None = None  # for memories whose `needs` is not empty
 
     @property
     def payload(self) -> FramePayload:
         return FramePayload(self.latents, self.actions, self.egomotion, self.observed)
 
 
-# -- what a memory hands to the network -----------------------------------------------------------------------------------------------
+# -- what a memory gives the network -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ContextFrames:
-    """A group of remembered frames shown to the network at one compression level.
+    """A group of remembered frames at one compression level.
 
-    At level l a token covers 2**l times the base patch's side, so a frame costs 4**l times fewer tokens.
+    At level l a token covers a patch whose side is 2**l times the base patch's, so a frame has 4**l times fewer tokens.
     """
 
     latents: Tensor  # [B, n, C, h, w]
-    offsets: Tensor  # [B, n]: how many steps before the target frame, > 0
-    relative: Tensor  # [B, n, 5]: the frame's pose as seen from the target's pose (`geometry.relative_pose`)
+    offsets: Tensor  # [B, n]: steps before the target frame, > 0
+    relative: Tensor  # [B, n, 5]: the frame's pose relative to the target's (`geometry.relative_pose`)
     valid: Tensor  # bool [B, n]
     actions: Tensor  # [B, n] or [B, n, A]: the action that led to the frame
     egomotion: Tensor  # float32 [B, n, 5]
@@ -154,12 +154,12 @@ class ContextFrames:
 
 @dataclass(frozen=True)
 class ContextKV:
-    """Keys and values from earlier passes of the network, with the positions at which to read them."""
+    """Keys and values from earlier passes of the network, with their temporal positions."""
 
     layers: tuple[KeysValues, ...]
-    offsets: Tensor  # [B, S]: temporal position before the target frame; a rank position need not be the true age
+    offsets: Tensor  # [B, S]: temporal position before the target frame; may differ from the true age
     valid: Tensor  # bool [B, S]
-    poses: Tensor | None = None  # float32 [B, S, 5]: where each frame was seen from
+    poses: Tensor | None = None  # float32 [B, S, 5]: pose of each frame
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,10 @@ class ContextTokens:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank changes of a network's linear layers, one set per row (LoRA, Hu et al. 2021)."""
+    """Low-rank updates of a network's linear layers, one set per row (LoRA, Hu et al. 2021)."""
 
     layers: Mapping[str, tuple[Tensor, Tensor]]  # layer's name -> down [B, r, in], up [B, out, r]
-    version: Tensor  # int64 [B]: counts the updates; keys made under one version are never read under another
+    version: Tensor  # int64 [B]: number of updates; keys computed with one version are never read with another
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Context:
-    """The one thing a memory hands the network: a field for each way of remembering. Empty fields are absent."""
+    """What a memory gives the network: one field for each way of remembering. A field that a memory does not use is empty or None."""
 
     frames: tuple[ContextFrames, ...] = ()
     kv: ContextKV | None = None
@@ -204,7 +204,7 @@ class Footprint:
     """What a memory holds, per row."""
 
     frames: Tensor  # int64 [B]
-    bytes: Tensor  # int64 [B]: what one row would need if it shared nothing
+    bytes: Tensor  # int64 [B]: size of a row without any sharing between rows
 
 
 # -- worlds ---------------------------------------------------------------------------------------------------------------------------
@@ -226,41 +226,41 @@ class WorldState:
 
 @dataclass(frozen=True)
 class Frames:
-    """What one world step shows."""
+    """Output of one world step."""
 
     pixels: Tensor  # uint8 [B, F, H, W, 3]
     poses: Tensor  # float32 [B, F, 5]: the pose after each frame of the chunk
-    rewards: Tensor | None = None  # float32 [B, F]: from a reward head, for worlds whose reward is in the pixels
-    ends: Tensor | None = None  # bool [B, F]
-    perf: dict[str, float] = field(default_factory=dict)  # network evaluations and the like; never in `info`
-    finite: Tensor | None = None  # bool [B]: no latent, pixel or pose of the row was NaN or infinite; None: not known
+    rewards: Tensor | None = None  # float32 [B, F]: predicted by a reward head; None without one
+    ends: Tensor | None = None  # bool [B, F]: episode ends predicted by a reward head
+    perf: dict[str, float] = field(default_factory=dict)  # counts such as network evaluations; not part of `info`
+    finite: Tensor | None = None  # bool [B]: False where a latent, pixel or pose was NaN or infinite; None: not checked
 
     def check(self) -> None:
-        """Raise `FloatingPointError` naming the rows whose frames or poses are not finite. Waits for the device."""
+        """Raise `FloatingPointError` that names the rows with frames or poses that are not finite. Waits for the device."""
         finite = self.poses.isfinite().all(-1).all(-1)
         finite = finite if self.finite is None else finite & self.finite
         broken = torch.nonzero(~finite).flatten().tolist()
         if broken:
-            raise FloatingPointError(f"lanes {broken}: the world made frames or poses that are not finite; its weights may be damaged")
+            raise FloatingPointError(f"lanes {broken}: the world generated frames or poses that are not finite; its weights may be damaged")
 
 
 # -- the parts ------------------------------------------------------------------------------------------------------------------------
 
 
 class Bound(Protocol):
-    """A network with condition and contexts fixed: everything that does not depend on the noise level is already computed."""
+    """A network with fixed condition and contexts: everything that does not depend on the noise level is already computed."""
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
         """Noisy latents [B, F, C, h, w] and noise levels [B] -> the network's prediction."""
         ...
 
     def trace(self, latents: Tensor, poses: Tensor) -> Trace:
-        """One clean pass over latents [B, F, C, h, w] at the poses [B, F, 5] that will be remembered."""
+        """One pass over clean latents [B, F, C, h, w] at the poses [B, F, 5] that will be stored."""
         ...
 
 
 class Network(Protocol):
-    """What a world's frames are made with."""
+    """Predicts the denoising direction of a chunk of frames."""
 
     @property
     def predicts(self) -> str:
@@ -269,7 +269,7 @@ class Network(Protocol):
 
     @property
     def chunk(self) -> int:
-        """F, the frames made at a time."""
+        """F, the frames generated together."""
         ...
 
     @property
@@ -278,7 +278,7 @@ class Network(Protocol):
         ...
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> Bound:
-        """Compute once per env step what stays the same while the noise level falls. One context per memory, in their order."""
+        """Compute once per env step what does not depend on the noise level. One context per memory, in the memories' order."""
         ...
 
     def matrices(self) -> Iterable[Parameter]:
@@ -287,37 +287,37 @@ class Network(Protocol):
 
 
 class Memory(Protocol[M]):
-    """How a world remembers. A memory has no parameters and no state: what it remembers is the value `M`, batch first."""
+    """How a world remembers. The object has no parameters and no state; what is remembered is the value `M`, batch first."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Fields of `Trace` that it wants of each chunk: "kv", "state"."""
+        """Fields of `Trace` that `write` needs of each chunk: "kv", "state"."""
         ...
 
     @property
     def num_retrieved(self) -> int:
-        """How many indices its `Retrieval` holds (0: it retrieves nothing)."""
+        """Number of indices in its `Retrieval` (0: it retrieves nothing)."""
         ...
 
     def init(self, batch: int, keys: Tensor) -> M:
-        """An empty memory of `batch` rows. A memory that draws at random does so from its row's key (int64 [B, 2])."""
+        """An empty memory of `batch` rows. Random numbers come from each row's key (int64 [B, 2])."""
         ...
 
     def read(self, memory: M, query: Query) -> Context:
-        """What the network will look at to make the frames at `query`."""
+        """The context for generating the frames at `query`."""
         ...
 
     def write(self, memory: M, seen: Seen) -> M:
-        """A new memory that also holds `seen`; the old one stays valid. May take gradient steps; rows stay independent."""
+        """A new memory that also contains `seen`; the old one stays valid. It may run gradient steps; rows stay independent."""
         ...
 
     def footprint(self, memory: M) -> Footprint:
-        """How much is remembered."""
+        """Size of what is remembered."""
         ...
 
 
 class WindowLoss(Protocol):
-    """A system's training loss on windows of consecutive frames: what a memory minimises when it fits adapters."""
+    """A system's training loss on windows of consecutive frames. A memory that fits adapters minimises it."""
 
     def __call__(self, window: Seen, keys: Tensor, adapters: Adapters | None) -> Tensor:
         """Loss of each row, float32 [B]; noise and levels are drawn from `keys` (int64 [B, 2])."""
@@ -325,14 +325,14 @@ class WindowLoss(Protocol):
 
 
 class World(Protocol):
-    """A world that can be walked in: the only thing that Gymnasium envs, planners and benchmarks see."""
+    """A world that an agent can act in: the only interface that Gymnasium envs, planners and benchmarks use."""
 
     chunk: int  # frames per step
     frame_shape: tuple[int, int, int]  # H, W, 3
 
     @property
     def device(self) -> Any:
-        """Where its tensors live."""
+        """Device of its tensors."""
         ...
 
     def start(self, opening: Clip, keys: Tensor) -> WorldState:
@@ -340,9 +340,9 @@ class World(Protocol):
         ...
 
     def observe(self, state: WorldState, seen: Clip) -> WorldState:
-        """The same world after real frames were seen."""
+        """Add real frames to the memories; the last one becomes the newest frame."""
         ...
 
     def step(self, state: WorldState, actions: Tensor) -> tuple[WorldState, Frames]:
-        """One chunk: actions `[B, F]` (or `[B, F, A]`) -> the state after it, and the frames. `state` stays valid."""
+        """Generate one chunk: actions `[B, F]` (or `[B, F, A]`) -> the next state and the frames. `state` stays valid."""
         ...

@@ -1,12 +1,13 @@
-"""One dream behind Gymnasium's API: every system and every setting, told apart by keywords.
+"""The single dream env. One class serves all systems and settings; keywords select them.
 
-    env = gym.make("wmgym:WorldPack-Minecraft-v0")      # by name, with the weights it came with
-    env = wmgym.make_env(world, "free", num_actions=4)  # any `core.World` of your own
+    env = gym.make("wmgym:WorldPack-Minecraft-v0")      # an id, with its bundled weights
+    env = wmgym.make_env(world, "free", num_actions=4)  # a `core.World` of your own
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class WorldModelEnv(gym.Env):
     """A dream. The keywords are those of `make.DreamConfig` and of the checkpoint's system; a wrong value raises `ValueError`, an
     unknown keyword `TypeError`.
 
-    env.unwrapped.weights_hash is the SHA-256 of the weights, env.unwrapped.perf has times and counts of the newest step and reset.
+    `env.unwrapped.weights_hash` is the SHA-256 of the weights. `env.unwrapped.perf` has times and counts of the latest step and reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
@@ -43,18 +44,23 @@ class WorldModelEnv(gym.Env):
     # ---- Gymnasium ----
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode. `options`: `opening` (frames, actions, poses) and `goal` (x, y, a pose, or a frame)."""
+        """Begin an episode. `options`: `opening` (a dict of frames, actions and poses) and `goal` ((x, y), a pose, or a frame)."""
         given = self.shell.read_options(options or {})
+        before = deepcopy(self._np_random), self._np_random_seed
         super().reset(seed=seed)
-        self._state = self.shell.open([self.np_random], [seed], [given])
+        try:
+            self._state = self.shell.open([self.np_random], [seed], [given])
+        except BaseException:  # nothing has begun, so nothing was drawn
+            self._np_random, self._np_random_seed = before
+            raise
         return self._shown(self._state)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One action, or one chunk of them."""
+        """One action, or one chunk of actions. After the end of an episode it raises `ResetNeeded`."""
         before = self._running()
         if before.over[0]:
             raise ResetNeeded("the episode is over: call reset() before the next step")
-        self._state, rewards = self.shell.step(before, self.shell.decode(np.asarray(action)[None], 1))
+        self._state, rewards = self.shell.step(before, self.shell.decode(action, None))
         status = self._state.status
         seen, info = self._shown(self._state)
         return seen, float(rewards[0]), bool(status.terminated[0]), bool(status.truncated[0]), info
@@ -73,12 +79,12 @@ class WorldModelEnv(gym.Env):
 
     @property
     def perf(self) -> dict[str, float]:
-        """Times and counts of the newest step and reset."""
+        """Times and counts of the latest step and reset."""
         return dict(self.shell.perf)
 
     @property
     def horizon(self) -> int:
-        """Frames after which an episode is cut off."""
+        """Frames after which an episode is truncated."""
         return self.shell.horizon
 
     @property
@@ -88,28 +94,29 @@ class WorldModelEnv(gym.Env):
 
     @property
     def identity(self) -> Identity:
-        """What names this env in its saved states."""
+        """The identity of this env in its saved states."""
         return replace(self.shell.identity, id=self.spec.id if self.spec is not None else "")
 
     def save_state(self) -> SavedState:
-        """All that the future depends on, as a value; `load_state` of an env like this one goes on from it bit for bit."""
+        """Everything that the future depends on, as a value. `load_state` of an equal env continues from it bit for bit."""
         return SavedState(self.identity, self._running(), save_generators([self.np_random]), (int(self.np_random_seed or 0),))
 
     def load_state(self, state: SavedState) -> None:
-        """Go on, bit for bit, from a saved state of an env like this one; that of another env raises `ValueError`."""
+        """Continue from a saved state, bit for bit. A state of another env raises `ValueError`."""
         self._state = checked_state(state, self.shell, self.identity, 1)
         self._np_random, self._np_random_seed = load_generator(state.generators[0]), state.seeds[0]
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> WorldModelVectorEnv:
-        """n futures of this moment as a vector env that never resets by itself; this env is untouched.
+        """n futures of the present state, as a vector env that never resets by itself. This env is untouched.
 
-        They share what is remembered until it is written, and this env's noise to come; with `seeds` each has its own. Frames agree with
-        this env's up to the rounding of batched matrix products.
+        Branches share memory until they write to it. They keep this env's noise, or get new noise from `seeds`: either one number, to
+        which the branch's index is added, or one number per branch. Frames agree with this env's up to the rounding of batched matrix
+        products.
         """
         return branched(self.shell, self.save_state(), n, seeds, obs_type="numpy", render_mode=self.render_mode)
 
     def observe(self, frames: Any, actions: Any, poses: Any) -> tuple[Any, dict[str, Any]]:
-        """Show real frames: frame t is what was seen after action t. Costs no steps; gives observation and info."""
+        """Add real frames to the memory: frame t was observed after action t. It takes no env steps. Returns observation and info."""
         seen = self.shell.check_opening({"frames": frames, "actions": actions, "poses": poses}, "observed")
         self._state = self.shell.observe(self._running(), [seen])
         return self._shown(self._state)
@@ -119,7 +126,7 @@ class WorldModelEnv(gym.Env):
         return list(self.shell.setting.actions)
 
     def get_keys_to_action(self) -> dict[Any, Any]:
-        """The keys of `gymnasium.utils.play`. A key is held for the whole chunk."""
+        """The keys of `gymnasium.utils.play`. A key sets all actions of a chunk."""
         held = self.shell.chunk == 1 or self.shell.hold_action
         return {key: action if held else np.full(self.shell.chunk, action) for key, action in self.shell.setting.keys.items()}
 
@@ -127,7 +134,7 @@ class WorldModelEnv(gym.Env):
 
     def _running(self) -> EnvState:
         if self._state is None:
-            raise ResetNeeded("call reset() first")
+            raise ResetNeeded("reset() must be called first")
         return self._state
 
     def _shown(self, state: EnvState) -> tuple[Any, dict[str, Any]]:
@@ -137,7 +144,7 @@ class WorldModelEnv(gym.Env):
 
 
 class WorldModelChunkEnv(WorldModelEnv):
-    """The same env for worlds that make several frames a step: tells `gym.make` that it renders lists by itself."""
+    """The same env for worlds with several frames per step. Its metadata declares `rgb_array_list`, which `gym.make` checks."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 5}  # noqa: RUF012
 
@@ -145,10 +152,10 @@ class WorldModelChunkEnv(WorldModelEnv):
 def make_env(
     world: World, task: str | Task = "free", *, num_envs: int | None = None, **keywords: Any
 ) -> WorldModelEnv | WorldModelVectorEnv:
-    """An env round a world of your own; with `num_envs` a vector env. Needs `setting`, `num_actions` or `action_space`.
+    """An env of a world of your own, or a vector env with `num_envs`. It needs `setting`, `num_actions` or `action_space`.
 
-    Episodes open with `opening` (a dict of frames, actions and poses, or a list of them to draw from), or with what
-    `reset(options={"opening": ...})` gives. The other keywords are those of `make.DreamConfig`.
+    opening: how episodes start: a dict of frames, actions and poses, or a list of dicts to draw from. Without it every reset needs
+    `options={"opening": ...}`. The other keywords are those of `make.DreamConfig`.
     """
     if num_envs is None:
         return WorldModelEnv(world, task=task, **keywords)

@@ -1,6 +1,6 @@
 """The state of N lanes of a dream, as a value, and the operations on its rows.
 
-`EnvState` is all that the next step depends on; `SavedState` adds the random generators and says which env it belongs to.
+`EnvState` is everything that the next step depends on. `SavedState` adds the random number generators and the env's identity.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NO_GOAL, POSE_GOAL, FRAME_GOAL = range(3)
 
 @dataclass(frozen=True)
 class EpisodeStatus:
-    """How each lane's episode stands: small tensors on the CPU, whatever device the world is on."""
+    """Pose, goal, time and flags of each lane: small tensors, always on the CPU."""
 
     poses: Tensor  # float32 [N, 5]
     goals: Tensor  # float32 [N, 5]
     goal_kinds: Tensor  # int64 [N]: NO_GOAL, POSE_GOAL or FRAME_GOAL
-    goal_frames: Tensor  # uint8 [N, H, W, 3]: black without a goal frame
+    goal_frames: Tensor  # uint8 [N, H, W, 3]: zeros without a goal frame
     elapsed: Tensor  # int64 [N]: frames since the opening
     terminated: Tensor  # bool [N]
     truncated: Tensor  # bool [N]
@@ -33,7 +33,7 @@ class EpisodeStatus:
 
 @dataclass(frozen=True)
 class EnvState:
-    """All that the next step of N lanes depends on."""
+    """Everything that the next step of N lanes depends on."""
 
     world: Any  # the world's own state, N rows
     frames: Tensor  # uint8 [N, F, H, W, 3], on the world's device: the newest chunk
@@ -51,7 +51,7 @@ class EnvState:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a saved state belongs to. An env that differs in any of these refuses it."""
+    """The env that a saved state belongs to. An env that differs in any field refuses the state."""
 
     id: str
     system: str
@@ -68,7 +68,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class SavedState:
-    """What `save_state` gives: a state, each lane's `np_random` as it stood, and what it belongs to."""
+    """The value of `save_state`: the state, the state of each lane's `np_random`, and the identity of the env."""
 
     belongs_to: Identity
     state: EnvState
@@ -77,7 +77,7 @@ class SavedState:
 
 
 def check_identity(saved: Identity, own: Identity) -> None:
-    """Refuse a state of another env with a `ValueError` that names both sides of each difference."""
+    """ValueError if the state is of another env. It names both values of each field that differs."""
     pairs = {f.name: (getattr(saved, f.name), getattr(own, f.name)) for f in fields(Identity)}
     different = [f"{name} is {theirs!r} there and {ours!r} here" for name, (theirs, ours) in pairs.items() if theirs != ours]
     if different:
@@ -95,7 +95,7 @@ def where(mask: np.ndarray, new: EnvState, old: EnvState) -> EnvState:
 
 
 def scatter(few: EnvState, mask: np.ndarray) -> EnvState:
-    """A state whose lanes are those set in `mask`, laid out over all lanes (the others hold copies of the first)."""
+    """Distribute the lanes of `few` over the lanes set in `mask` (bool [N]). The other lanes hold copies of the first."""
     return select(few, torch.from_numpy(np.where(mask, np.cumsum(mask) - 1, 0)))
 
 
@@ -106,12 +106,12 @@ def select(state: EnvState, index: Tensor) -> EnvState:
 
 
 def repeat(state: EnvState, n: int) -> EnvState:
-    """Each lane n times, next to each other."""
+    """Each lane n times, consecutively."""
     return tree.repeat(state, n)
 
 
 def reseed(state: EnvState, generators: Sequence[np.random.Generator]) -> EnvState:
-    """The same state with other noise to come: each lane's from its generator."""
+    """The same state with new noise keys, each drawn from the lane's generator."""
     keys = rng.make_keys([noise_seed(generator) for generator in generators], state.frames.device)
     return replace(state, world=replace(state.world, keys=keys))
 

@@ -1,7 +1,7 @@
 """Files and run folders that survive a kill, a full disk and a second run.
 
-A run folder holds `args.json`, which says how its results are made, and the results. A killed run goes on in its folder; a run with
-other arguments, or one beside a run that is still going, is refused.
+A run folder holds the results and `args.json`, the arguments that they are made with. A killed run resumes in its folder. A run with
+other arguments is refused, and so is a second run while the first is still going.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-_HELD: dict[Path, FileLock] = {}  # the run folders of this process
+_HELD: dict[Path, FileLock] = {}  # run folders that this process has locked
 
 
 def as_json(value: Any) -> bytes:
-    """JSON to be read by people."""
+    """Indented JSON with sorted keys."""
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well. Until then what stood there stays."""
+    """A temporary file beside `path` that replaces it when the block ends without an error. Until then the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary: Path | None = None
     try:
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp hides its files from other users
+        os.chmod(temporary, 0o644)  # mkstemp makes files that other users cannot read
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -52,13 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put bytes in a file that appears whole or not at all."""
+    """Write bytes to a file atomically: it appears complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 [H, W, 3] in RGB, as a PNG file that appears whole or not at all."""
+    """Write an image, uint8 [H, W, 3] in RGB, to a PNG file atomically."""
     import cv2
 
     done, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
@@ -73,11 +73,11 @@ def open_run_folder(
     defaults: Mapping[str, Any] | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Make `out` the folder of a run with the arguments `values`, or go on in it.
+    """Open `out` as the folder of a run with the arguments `values`; a killed run resumes in its folder.
 
-    A folder that was begun with other arguments raises `ValueError`; those named in `free` may differ, and one that its `args.json` does
-    not know had its value in `defaults`. `renamed`: old names of arguments -> their names today. The folder stays locked until this
-    process ends.
+    A folder of other arguments raises `ValueError`. Arguments named in `free` may differ. An argument that is missing in the folder's
+    `args.json` had its value in `defaults`. renamed: old names of arguments -> present names. The folder stays locked until this process
+    ends.
     """
     wanted = json.loads(as_json(dict(values)))
     known = json.loads(as_json(dict(defaults or {})))
@@ -110,13 +110,13 @@ def _lock(out: Path) -> None:
             who = f"process {holder['process']}, started {holder['started']}"
         except (OSError, ValueError, KeyError):
             who = "another process"
-        raise ValueError(f"{out} is in use by {who}; wait for it, end it, or use another folder") from None
+        raise ValueError(f"{out} is in use by {who}; wait until it ends, end it, or use another folder") from None
     _HELD[place] = lock
     write_atomically(note, as_json({"process": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}))
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A finished part of a run, from its file; it is made (again) if the file is missing or damaged."""
+    """A finished part of a run, read from its JSON file. If the file is missing or damaged, the part is made and written."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):

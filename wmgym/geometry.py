@@ -1,4 +1,4 @@
-"""Poses and egomotion. The one place where axes, units and angles are stated.
+"""Poses and egomotion. This file defines axes, units and angles for the whole library.
 
 A pose is float32 `[..., 5]`: x, y, z of the feet in metres (blocks in Minecraft), z up; yaw in radians, 0 along +x,
 counter-clockwise seen from above, wrapped to [-pi, pi); pitch in radians, up positive. Worlds without height or pitch leave
@@ -28,7 +28,7 @@ def _rotate(xy: Tensor, yaw: Tensor) -> Tensor:
 
 
 def compose(pose: Tensor, egomotion: Tensor) -> Tensor:
-    """The pose after an egomotion; pitch stays within [-pi/2, pi/2] (one cannot look further up than up)."""
+    """The pose after an egomotion. Pitch is clamped to [-pi/2, pi/2]."""
     xy = pose[..., :2] + _rotate(egomotion[..., :2], pose[..., 3])
     z = pose[..., 2] + egomotion[..., 2]
     yaw = wrap_angle(pose[..., 3] + egomotion[..., 3])
@@ -37,7 +37,7 @@ def compose(pose: Tensor, egomotion: Tensor) -> Tensor:
 
 
 def walk(pose: Tensor, egomotion: Tensor) -> Tensor:
-    """Poses [B, F, 5] that egomotions [B, F, 5] lead through, one after the other, from a pose [B, 5]."""
+    """Poses [B, F, 5] reached from a pose [B, 5] by consecutive egomotions [B, F, 5]."""
     poses = []
     for motion in egomotion.unbind(1):
         pose = compose(pose, motion)
@@ -46,7 +46,7 @@ def walk(pose: Tensor, egomotion: Tensor) -> Tensor:
 
 
 def relative_pose(pose: Tensor, origin: Tensor) -> Tensor:
-    """`pose` as seen from `origin`: the egomotion that leads from origin to pose. Broadcasts. Inverse of `compose`."""
+    """`pose` relative to `origin`: the egomotion from origin to pose. Broadcasts. Inverse of `compose`."""
     xy = _rotate(pose[..., :2] - origin[..., :2], -origin[..., 3].expand(pose.shape[:-1]))
     z = pose[..., 2] - origin[..., 2]
     turn = wrap_angle(pose[..., 3] - origin[..., 3])
@@ -55,7 +55,7 @@ def relative_pose(pose: Tensor, origin: Tensor) -> Tensor:
 
 
 def step_back(pose: Tensor, egomotion: Tensor) -> Tensor:
-    """The pose that `egomotion` led from: the inverse of `compose` in its first argument, where pitch was not clamped."""
+    """The pose before `egomotion`: the inverse of `compose` in its first argument, if pitch was not clamped."""
     yaw = wrap_angle(pose[..., 3] - egomotion[..., 3])
     xy = pose[..., :2] - _rotate(egomotion[..., :2], yaw)
     return torch.cat([xy, torch.stack([pose[..., 2] - egomotion[..., 2], yaw, pose[..., 4] - egomotion[..., 4]], -1)], -1)
@@ -68,13 +68,13 @@ def view_direction(pose: Tensor) -> Tensor:
 
 
 def token_rays(relative: Tensor, pitch: Tensor, height: int, width: int, field_of_view: float, aspect: float = 1.0) -> Tensor:
-    """Where the tokens of a frame look, in the yaw frame of a reference pose.
+    """View rays of the tokens of frames, in the yaw frame of a reference pose.
 
-    relative: [B, n, 5], each frame's pose seen from the reference pose (`relative_pose`); pitch: [B], the reference's own pitch.
-    Frames are cut into height x width tokens; field_of_view is vertical, in radians; a pixel is `aspect`
-    times as wide as it is high (1 unless a wide view was squeezed into a square).
+    relative: [B, n, 5], each frame's pose relative to the reference pose (`relative_pose`); pitch: [B], pitch of the reference pose.
+    Frames have height x width tokens; field_of_view is vertical, in radians; a pixel is `aspect` times as wide as it is high (1 unless
+    a wide view was scaled to a square).
     Returns [B, n, height * width, 6]: unit direction of the token's centre (forward, left, up) and the eye's offset
-    (forward, left, up; metres). Two tokens that see the same distant thing have the same direction.
+    (forward, left, up; metres). Two tokens that show the same distant point have the same direction.
     """
     tan = math.tan(field_of_view / 2)
     rows = (1 - 2 * (torch.arange(height, device=relative.device) + 0.5) / height) * tan

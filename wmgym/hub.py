@@ -1,16 +1,17 @@
-"""Files from a model hub. Nothing here runs unless a checkpoint's name asks for it ("hub:OWNER/NAME")."""
+"""Download files from a model hub. Used only for checkpoints with a name of the form "hub:OWNER/NAME"."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from wmgym.extras import need
+
 PREFIX = "hub:"
 
 
 def fetch(name: str, patterns: list[str]) -> Path:
-    """The local folder of a hub's repository "hub:OWNER/NAME", with the files that match."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError("checkpoints from a hub need huggingface_hub: pip install 'wmgym[hub]'") from error
+    """Download the files of the repository "hub:OWNER/NAME" that match `patterns`. Returns their local folder."""
+    need("hub", "checkpoints from a hub need")
+    from huggingface_hub import snapshot_download
+
     return Path(snapshot_download(name.removeprefix(PREFIX), allow_patterns=patterns))

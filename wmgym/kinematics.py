@@ -1,7 +1,7 @@
-"""What an action does to a pose when nothing stands in the way.
+"""The motion that an action causes when nothing blocks it.
 
-A dream needs no simulator: it integrates these, and a learned head corrects what they cannot know (a wall, a slope). torch is
-imported where it is needed, so that settings can be listed without it.
+A dream integrates these motions, and a learned head corrects what they do not model (a wall, a slope). torch is imported inside the
+functions, so that settings can be listed without it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Kinematics(Protocol):
-    """Egomotion of actions, and which of its components the world may refuse or add to."""
+    """Egomotion of actions, and which of its components the world may change."""
 
     @property
     def action_size(self) -> int:
-        """Numbers in a continuous action; 0: actions are counted by `num_actions`."""
+        """Length of a continuous action; 0 for discrete actions, which `num_actions` counts."""
         ...
 
     @property
@@ -28,7 +28,7 @@ class Kinematics(Protocol):
 
     @property
     def uncertain(self) -> tuple[bool, ...]:
-        """Components of the egomotion that a learned head may correct: a turn is always obeyed, a step is not."""
+        """Components of the egomotion that a learned head may correct, such as a step that a wall can block."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Kinematics(Protocol):
 
     @property
     def aspect(self) -> float:
-        """Width to height of the view."""
+        """Width of the view divided by its height."""
         ...
 
     def motion(self, actions: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Kinematics(Protocol):
 
 @dataclass(frozen=True)
 class DiscreteKinematics:
-    """A table: one egomotion for each action."""
+    """One fixed egomotion per action."""
 
     egomotion: tuple[tuple[float, ...], ...]  # one row per action: forward, left, up, turn, tilt (metres, radians)
     uncertain: tuple[bool, ...]
@@ -78,22 +78,22 @@ class DiscreteKinematics:
 
 @dataclass(frozen=True)
 class Displacement:
-    """Continuous actions: a displacement in the frame of the pose it starts from, normalised as NWM does it for one dataset.
+    """Continuous actions: a displacement in the frame of the pose it starts from, normalised as in NWM for one dataset.
 
-    (x, y) is divided by `spacing` and brought from [low, high] to [-1, 1], offset included: standing still is (-1/3, 0), not 0. The turn
-    is divided by pi. A displacement over several steps lies outside of [-1, 1] and is normalised all the same.
+    (x, y) is divided by `spacing` and mapped linearly from [low, high] to [-1, 1], so standing still is (-1/3, 0), not 0. The turn is
+    divided by pi. A displacement over several steps may lie outside of [-1, 1].
     """
 
-    spacing: float = 0.25  # metres between waypoints: about one step's way
+    spacing: float = 0.25  # metres between waypoints, about the length of one step
     low: tuple[float, float] = (-2.5, -4.0)  # x, y in waypoints
     high: tuple[float, float] = (5.0, 4.0)
     rate: float = 4.0  # frames per second
     field_of_view: float = 1.309  # radians, vertical
-    aspect: float = 4 / 3  # width to height of the view, before it is squeezed into a square frame
+    aspect: float = 4 / 3  # width divided by height of the view, before it is scaled to a square frame
 
     action_size = 3
     num_actions = 0
-    uncertain = (False,) * 5  # what was done is what was measured
+    uncertain = (False,) * 5  # actions are measured displacements
 
     def __post_init__(self) -> None:
         if not (self.spacing > 0 and self.rate > 0 and self.aspect > 0 and 0 < self.field_of_view < math.pi):
@@ -111,7 +111,7 @@ class Displacement:
         return torch.cat([xy, still, actions[..., 2:].float() * math.pi, still], -1)
 
     def action(self, egomotion: Tensor) -> Tensor:
-        """The inverse of `motion`: egomotion [..., 5] -> float32 [..., 3]. Height and tilt are left out."""
+        """The inverse of `motion`: egomotion [..., 5] -> float32 [..., 3]. Height and tilt are ignored."""
         import torch
 
         low, span = self._scale(egomotion.device)
@@ -119,7 +119,7 @@ class Displacement:
         return torch.cat([xy, egomotion[..., 3:4].float() / math.pi], -1)
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:
-        """float32 [5]: zeros, since nothing is to be corrected."""
+        """float32 [5]: zeros, since no correction is allowed."""
         import torch
 
         return torch.zeros(5, device=device)

@@ -1,4 +1,4 @@
-"""`wmgym list`: what can be made, from the table of ids and the files beside it, without loading torch."""
+"""`wmgym list`: the environment ids and their weights, without loading torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class ListArgs:
-    """List the environment ids, their twins, spaces and weights."""
+    """List the environment ids.
+
+    Output: for each id the ground truth that it imagines, tasks, spaces, default memory, and whether its weights are in this package.
+    Takes a few seconds.
+    """
 
     variants: bool = False
-    """Also Memory Maze's variants (other cameras, observations, numbers of targets)."""
+    """Also list Memory Maze's variants (other cameras, observations and numbers of targets)."""
 
 
 def list_environments(args: ListArgs) -> dict[str, Any]:
-    """One row per id; `weights` says whether its checkpoint came with the package."""
+    """One row per id."""
     rows = [row for row in TABLE if args.variants or row.truth is None or not row.truth.is_variant]
     left_out = len(TABLE) - len(rows)
     return {
@@ -50,13 +54,13 @@ def describe(space: spaces.Space) -> str:
 
 
 def weights_of(checkpoint: str | None) -> str:
-    """Where a checkpoint's weights are."""
+    """Whether a checkpoint's weights are in this package."""
     if checkpoint is None:
         return "give checkpoint="
     return "bundled" if weight_files(checkpoint) else "missing"
 
 
 def weight_files(checkpoint: str) -> list[Path]:
-    """The files of a bundled checkpoint: one, or all of its parts; none if it is not there. `checkpoint.py` reads them."""
+    """The files of a bundled checkpoint: one, or all parts; empty if it is not there. `checkpoint.py` reads them."""
     whole = WEIGHTS / f"{checkpoint}.safetensors"
     return [whole] if whole.is_file() else sorted(WEIGHTS.glob(f"{checkpoint}-*-of-*.safetensors"))

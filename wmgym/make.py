@@ -1,4 +1,4 @@
-"""From keywords to a `Shell`: every keyword is checked, the world is loaded, and the parts are put together."""
+"""Build a `Shell` from an env's keywords: check every keyword, load the world, combine the parts."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ OPENING_KINDS = ("live", "bundled")
 
 @dataclass(frozen=True)
 class DreamConfig:
-    """The keywords that all dreams share. A system may have more of its own (`systems.System.options`)."""
+    """Keywords of all dreams. A system can have more of its own (`systems.System.options`)."""
 
     checkpoint: str | World | None = None
-    """Bundled name, path or hub name; or a `core.World` of your own, and then `setting`, `num_actions` or `action_space`."""
+    """Bundled name, path or hub name; or a `core.World` of your own, together with `setting`, `num_actions` or `action_space`."""
     system: str | None = None
-    """Which system runs the weights; by default the one that the checkpoint names."""
+    """The system that runs the weights. Default: the checkpoint's."""
     setting: str | None = None
-    """Where the dream plays, which says what actions, tasks and openings there are."""
+    """The kind of world, which defines actions, tasks and openings: "minecraft", "memory_maze", ..."""
     num_actions: int | None = None
-    """Without a setting: how many actions there are."""
+    """Number of discrete actions, without a setting."""
     action_space: gym.Space | None = None
-    """Without a setting: the actions of one frame, Discrete or Box."""
+    """Action space of one frame, Discrete or Box, without a setting."""
     task: str | Task | None = None
-    """A task of the setting, or one of your own; by default the setting's first."""
+    """A task of the setting by name, or a `tasks.Task` of your own. Default: the setting's first."""
     memory: str | None = None
-    """How the weights remember; "none" works for every system. By default the checkpoint's."""
+    """The memory that the weights use; "none" works for every system. Default: the checkpoint's."""
     memory_budget: int | None = None
-    """Frames remembered at most."""
+    """Greatest number of frames in memory."""
     denoise_steps: int | None = None
-    """Steps of the sampler."""
+    """Number of sampler steps per chunk."""
     device: str | None = None
-    """"auto" (a GPU where there is one), "cpu", "cuda", ..."""
+    """"auto" (a GPU if there is one), "cpu", "cuda", ..."""
     dtype: str | None = None
     """"auto", "float32", "bfloat16" or "float16"."""
     hold_action: bool = False
-    """Worlds that make F frames a step: one action for all of them instead of F."""
+    """For worlds with F frames per step: take one action for all F frames instead of F actions."""
     horizon: int | None = None
-    """Frames after which the env itself truncates."""
+    """Frames after which an episode is truncated. Default: the task's."""
     opening: Any = None
-    """"live" (the twin is walked), "bundled" (shipped clips), or a dict of frames, actions and poses, or a list of such. By default
-    bundled where clips of the task are shipped, else live."""
+    """"live" (the twin is stepped), "bundled" (clips in the package), a dict of frames, actions and poses, or a list of such dicts.
+    Default: bundled if there are clips for the task, else live."""
     data: str | None = None
-    """Settings whose episodes open with recorded drives: the folder that holds them."""
+    """Folder of recorded drives, for settings whose openings come from them."""
     twin: str | None = None
     """Id of the ground truth."""
     twin_kwargs: Mapping[str, Any] | None = None
-    """What the ground truth is made with."""
+    """Keywords of the ground truth."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "memory_budget", "denoise_steps", "num_actions"):
@@ -72,25 +72,25 @@ class DreamConfig:
         if not isinstance(self.hold_action, (bool, np.bool_)):
             raise ValueError(f"hold_action must be True or False, got {self.hold_action!r}")
         if isinstance(self.opening, str) and self.opening not in OPENING_KINDS:
-            raise ValueError(f"opening must be 'live', 'bundled' or frames, got {self.opening!r}")
+            raise ValueError(f"opening must be 'live', 'bundled' or a dict of frames, actions and poses, got {self.opening!r}")
         taken = sorted({"task", "size"} & set(self.twin_kwargs or {}))
         if taken:
-            raise ValueError(f"twin_kwargs must not hold {taken}: they follow from the task and the checkpoint")
+            raise ValueError(f"twin_kwargs must not contain {taken}: they follow from the task and the checkpoint")
         if self.opening == "live" and self.twin is None:
-            raise ValueError("opening='live' walks the ground truth, and this env has none: use 'bundled' or give an opening")
+            raise ValueError("opening='live' needs a ground truth, and this env has none: use 'bundled' or give an opening")
 
 
 def make_shell(keywords: Mapping[str, Any]) -> Shell:
-    """The shell of an env from its keywords. A wrong value raises `ValueError`, an unknown keyword `TypeError`."""
+    """The shell of an env. A wrong value raises `ValueError`, an unknown keyword `TypeError`."""
     config, options = read_keywords(keywords)
     place = _setting(config)
     if config.checkpoint is None:
         loaders = ", ".join(["a path", "'hub:OWNER/NAME'", *_other_loaders()])
-        raise ValueError(f"this id comes without weights: give checkpoint=, {loaders}")
+        raise ValueError(f"this id has no bundled weights: give checkpoint= ({loaders}){_training(config.system)}")
     if place.needs_data and config.data is None:
-        raise ValueError(f"episodes of setting {place.name!r} open with recorded drives: give data= (a folder of them)")
+        raise ValueError(f"openings of setting {place.name!r} come from recorded drives: give data= (a folder of drives)")
     if config.data is not None and not place.needs_data:
-        raise ValueError(f"data means nothing for setting {place.name!r}, got {config.data!r}")
+        raise ValueError(f"setting {place.name!r} takes no data, got data={config.data!r}")
     task = _task(place, config.task)
     world = _world(config, options)
     identity = identify(world, place, task, config.horizon or task.horizon)
@@ -99,8 +99,17 @@ def make_shell(keywords: Mapping[str, Any]) -> Shell:
     return shell
 
 
+def _training(system: str | None) -> str:
+    """How to train weights for a system, as the end of a message."""
+    from wmgym import systems  # here, so that a world of your own does not load them
+
+    known = systems.get(system) if system is not None else None
+    base = known.base or known.name if known is not None else ""
+    return f", or train weights with `wmgym train {base}`" if base and systems.get(base).train else ""
+
+
 def read_keywords(keywords: Mapping[str, Any]) -> tuple[DreamConfig, dict[str, Any]]:
-    """The keywords that all dreams share, and the rest, which are for the system. `context` is the old name of `opening`."""
+    """Split keywords into those of all dreams and the rest, which belong to the system. `context` is the old name of `opening`."""
     given = dict(keywords)
     if "context" in given:
         context = given.pop("context")
@@ -112,8 +121,8 @@ def read_keywords(keywords: Mapping[str, Any]) -> tuple[DreamConfig, dict[str, A
 
 
 def identify(world: World, setting: Setting, task: Task, horizon: int) -> Identity:
-    """What names an env of this world in its saved states. The env adds its id."""
-    from wmgym.world_model import WorldModel  # here, so that a world of one's own needs none of it
+    """The identity of an env in its saved states, apart from its id."""
+    from wmgym.world_model import WorldModel  # here, so that a world of your own does not load it
 
     where = (setting.name, task.name)
     if not isinstance(world, WorldModel):
@@ -125,7 +134,7 @@ def identify(world: World, setting: Setting, task: Task, horizon: int) -> Identi
 
 
 def _describe(value: Any) -> dict[str, Any]:
-    """A part of a world in plain values that are the same in every process."""
+    """A part of a world as plain values that are equal in every process."""
     found = asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
     plain = {name: sorted(held) if isinstance(held, (set, frozenset)) else held for name, held in found.items()}
     return {"kind": type(value).__name__, **plain}
@@ -141,7 +150,7 @@ def _setting(config: DreamConfig) -> Setting:
     name, count, space = config.setting, config.num_actions, config.action_space
     if name is not None:
         if count is not None or space is not None:
-            raise ValueError(f"the actions of setting {name!r} are known: num_actions and action_space must not be given")
+            raise ValueError(f"setting {name!r} defines the actions: num_actions and action_space must not be given")
         return settings.get(name)
     if (count is None) == (space is None):
         raise ValueError("give one of setting, num_actions and action_space")
@@ -170,13 +179,13 @@ _RUN_KEYWORDS = ("system", "memory", "memory_budget", "denoise_steps", "device",
 def _world(config: DreamConfig, options: Mapping[str, Any]) -> World:
     given = {name: getattr(config, name) for name in _RUN_KEYWORDS if getattr(config, name) not in (None, "auto")}
     if isinstance(config.checkpoint, (str, Path)):
-        from wmgym.checkpoint import load_world  # here, so that a world of one's own needs none of it
+        from wmgym.checkpoint import load_world  # here, so that a world of your own does not load it
 
         return load_world(str(config.checkpoint), options=options, **given)
     if options:
-        raise TypeError(f"unexpected keyword {min(options)!r}: a world that is there already takes {', '.join(_shared_names())}")
+        raise TypeError(f"unexpected keyword argument {min(options)!r}: an env of a world object takes {', '.join(_shared_names())}")
     if given:
-        raise ValueError(f"a world that is there already has its own {', '.join(given)}: do not give {given}")
+        raise ValueError(f"a world object has its own {', '.join(given)}: do not give {given}")
     assert config.checkpoint is not None
     return config.checkpoint
 
@@ -200,19 +209,20 @@ def _openings(shell: Shell, config: DreamConfig) -> Openings | None:
             assert twin is not None
             return LiveOpenings(twin, shell.setting.opening, **shell.truth_keywords(), **(config.twin_kwargs or {}))
         if suited and shell.task.name not in suited:
-            raise ValueError(f"shipped clips open the tasks {', '.join(suited)}, not {shell.task.name!r}: give opening='live' or frames")
+            tasks = ', '.join(suited)
+            raise ValueError(f"bundled clips are for the tasks {tasks}, not for {shell.task.name!r}: give opening='live' or frames")
         return read_clips(_clips_of(shell))
     clips = [opening] if isinstance(opening, Mapping) else list(opening)
     return ClipOpenings([check_opening(clip, shell.world.frame_shape, shell.frame_actions) for clip in clips])
 
 
 def _drives(shell: Shell, data: str) -> DriveOpenings:
-    """Openings from recorded drives, whose displacements must mean what the world's actions mean."""
+    """Openings from recorded drives. ValueError unless they and the world normalise displacements equally."""
     from wmgym.world_model import WorldModel
 
     openings = DriveOpenings(Path(data), shell.world.frame_shape[0])
     if isinstance(shell.world, WorldModel) and shell.world.kinematics != openings.dataset.displacement:
-        raise ValueError(f"the checkpoint was made for {shell.world.kinematics}, the drives of {data} say {openings.dataset.displacement}")
+        raise ValueError(f"the checkpoint was made for {shell.world.kinematics}, the drives of {data} have {openings.dataset.displacement}")
     return openings
 
 

@@ -1,8 +1,8 @@
-"""What an episode opens with: the frames that a dream has seen before its first step, and where they come from.
+"""Openings: the frames that an episode of a dream starts with, and where they come from.
 
-`LiveOpenings` walks the ground truth; `ClipOpenings` draws from clips that are at hand; `DriveOpenings` from recorded drives. All that
-is random about an opening is drawn by `plan_opening`, by dream, twin and evaluation alike, so that after a common seed they open
-alike. What is shown then follows from the plan.
+`LiveOpenings` steps the ground truth, `ClipOpenings` draws from given clips, `DriveOpenings` from recorded drives. Dream, twin and
+evaluation all draw the random choices of an opening with `plan_opening`, so that the same seed gives them the same opening. The frames
+then follow from the plan.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ OPENING_KEYS = ("frames", "actions", "poses")
 
 @dataclass(frozen=True)
 class Opening:
-    """One lane's opening: frame t is what was seen *after* action t; the episode goes on from the last frame."""
+    """The opening of one lane: frame t was observed *after* action t. The episode continues from the last frame."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3]
     actions: np.ndarray  # int64 [T], or float32 [T, A]
     poses: np.ndarray  # float32 [T, 5]
     goal: np.ndarray | None = None  # pose [5], or a goal frame uint8 [H, W, 3]
-    seed: int | None = None  # with which the ground truth begins there, if it is known
+    seed: int | None = None  # seed with which the ground truth starts at the first frame; None if unknown
 
 
 @dataclass(frozen=True)
 class OpeningPlan:
-    """Which opening an episode has, before anything is shown."""
+    """The random choices of an opening, before its frames are made."""
 
-    seed: int | None  # of the ground truth's world; None: there is no truth that could open there
-    actions: Sequence[Any]  # that the ground truth takes after its reset
+    seed: int | None  # of the ground truth's world; None: there is no such truth
+    actions: Sequence[Any]  # actions of the ground truth after its reset
     choice: Any = None  # which clip or drive
 
 
 class Openings(Protocol):
-    """Where openings come from when `reset` is given none."""
+    """Source of the openings of episodes whose `reset` gives none."""
 
     def plan(self, rng: np.random.Generator, seed: int | None) -> OpeningPlan:
-        """Draw one; `seed` is what `reset` was given, if it was."""
+        """Draw an opening. `seed`: the argument of `reset`, or None."""
         ...
 
     def show(self, plan: OpeningPlan) -> Opening:
-        """The opening of a plan; draws nothing."""
+        """The opening of a plan. It draws no random numbers."""
         ...
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release resources."""
         ...
 
 
 def plan_opening(openings: Openings | None, rng: np.random.Generator, seed: int | None) -> tuple[int, OpeningPlan | None]:
-    """All that an episode draws from its `np_random` to open, in the one order that everybody keeps: the seed of its noise, then its
-    opening (None without `openings`: the caller brings its own)."""
+    """Draw what the start of an episode takes from `np_random`, always in this order: the seed of its noise, then the plan of its opening
+    (None without `openings`, if the caller gives the opening)."""
     return noise_seed(rng), openings.plan(rng, seed) if openings is not None else None
 
 
@@ -74,9 +74,9 @@ def frame_of(observation: Any) -> np.ndarray:
 def walk(
     env: gym.Env, plan: OpeningPlan, options: dict[str, Any] | None = None
 ) -> tuple[Opening, Any, dict[str, Any]]:
-    """Reset a ground truth and carry out a plan in it: what was seen, and the last observation and info."""
+    """Reset a ground truth and take the actions of a plan. Returns the opening, and the last observation and info."""
     if plan.seed is None:
-        raise ValueError("this opening does not say with which seed the ground truth begins there")
+        raise ValueError("this opening has no seed of the ground truth, so the ground truth cannot start there")
     observation, info = env.reset(seed=plan.seed, options=options)
     frames, poses = [frame_of(observation)], [info["pose"]]
     for action in plan.actions:
@@ -88,7 +88,7 @@ def walk(
 
 
 class LiveOpenings:
-    """The ground truth is walked for each opening. It is made when first needed and kept until `close`."""
+    """Openings from stepping the ground truth with fixed actions. It is made on first use and kept until `close`."""
 
     def __init__(self, twin: str, actions: Sequence[int], **kwargs: Any) -> None:
         self._twin, self._kwargs = twin, kwargs
@@ -110,7 +110,7 @@ class LiveOpenings:
 
 
 class ClipOpenings:
-    """One of several clips, drawn anew for each episode."""
+    """For each episode one of several clips, drawn at random."""
 
     def __init__(self, clips: Sequence[Opening]) -> None:
         if not clips:
@@ -130,9 +130,9 @@ class ClipOpenings:
 
 
 class DriveOpenings:
-    """A stretch of one of several recorded drives; the goal is the pose a little further on."""
+    """Openings from recorded drives. The goal is a pose later in the drive."""
 
-    SEEN, AHEAD = 32, 8  # frames before the episode, at most; frames to the goal
+    SEEN, AHEAD = 32, 8  # greatest length of an opening; distance to the goal, both in frames
 
     def __init__(self, folder: Path, size: int) -> None:
         self.dataset = recon.read_dataset(folder)
@@ -144,7 +144,7 @@ class DriveOpenings:
             frames = len(recon.read_trajectory(path))
             if frames > self.AHEAD + 1:
                 return OpeningPlan(None, (), (path, int(rng.integers(frames - self.AHEAD))))
-        raise ValueError(f"{self._paths[0].parent} holds hardly a drive of more than {self.AHEAD + 1} frames")
+        raise ValueError(f"of 64 drives drawn from {self._paths[0].parent} none has more than {self.AHEAD + 1} frames: add longer drives")
 
     def show(self, plan: OpeningPlan) -> Opening:
         path, now = plan.choice
@@ -159,7 +159,7 @@ class DriveOpenings:
 
 
 def read_clips(path: Path) -> ClipOpenings:
-    """Shipped openings, an .npz with frames [K, T, H, W, 3], actions [K, T], poses [K, T, 5], seeds [K], and perhaps goals [K, 5]."""
+    """Bundled openings from an .npz with frames [K, T, H, W, 3], actions [K, T], poses [K, T, 5], seeds [K], and maybe goals [K, 5]."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -176,7 +176,7 @@ def read_clips(path: Path) -> ClipOpenings:
 
 
 def write_clips(path: Path, clips: Sequence[Opening]) -> None:
-    """Openings of one length, each with its seed, as `read_clips` takes them; frames are packed without loss."""
+    """Write openings of equal length, each with a seed, for `read_clips`. Compression is lossless."""
     columns = {key: np.stack([getattr(clip, key) for clip in clips]) for key in OPENING_KEYS}
     columns["seeds"] = np.array([clip.seed for clip in clips], np.int64)
     if all(clip.goal is not None for clip in clips):
@@ -187,7 +187,7 @@ def write_clips(path: Path, clips: Sequence[Opening]) -> None:
 
 
 def check_opening(opening: Any, frame_shape: tuple[int, ...], action_space: gym.Space, name: str = "opening") -> Opening:
-    """An opening from what a user gave; `action_space` is that of one frame. Whatever is wrong raises `ValueError`."""
+    """Check an opening given by a user; `action_space` is the space of one frame's action. A wrong part raises `ValueError`."""
     if not isinstance(opening, Mapping) or not all(key in opening for key in OPENING_KEYS):
         has = sorted(opening) if isinstance(opening, Mapping) else type(opening).__name__
         raise ValueError(f"{name} must be a dict with frames, actions and poses, got {has}")
@@ -221,9 +221,9 @@ def _check_actions(actions: np.ndarray, length: int, space: gym.Space, name: str
 
 
 def check_goal(goal: Any, pose: np.ndarray, frame_shape: tuple[int, ...]) -> np.ndarray:
-    """A goal pose [5] from x, y or a whole pose; or a goal frame, as it is.
+    """A goal pose [5] from (x, y) or a full pose; a goal frame is returned unchanged.
 
-    What x, y leave open is as at the start: the height of `pose`, level, looking along +x.
+    For (x, y) the height is that of `pose`, and yaw and pitch are 0.
     """
     array = np.asarray(goal)
     if array.ndim == 3:

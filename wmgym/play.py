@@ -1,6 +1,5 @@
-"""`wmgym play ID`: walk in a truth or in a dream with the keyboard, in a window."""
+"""`wmgym play ID`: act in a dream or a ground truth with the keyboard."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,36 +7,41 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
+from wmgym.extras import need
 from wmgym.registration import row_of
+
+UNSEEN = ("offscreen", "dummy")  # drivers that SDL chooses where there is no display
 
 
 @dataclass(frozen=True)
 class PlayArgs:
-    """Walk in a truth or in a dream with the keyboard. Options that are not given keep the id's own values."""
+    """Act in a dream or a ground truth with the keyboard, in a window.
 
-    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]  # as `wmgym list` shows it
-    seed: int | None = None  # which world, and which noise
-    task: str | None = None
+    Needs an id and a display. Prints the keys, and opens a window until it is closed or Escape is pressed. Loading takes a few seconds;
+    `wmgym bench model` measures the time of a dreamed step. Options that are not given keep the id's values.
+    """
+
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]  # as `wmgym list` prints it
+    seed: int | None = None  # of the world and the noise
+    task: str | None = None  # task of the env
     checkpoint: str | None = None  # dreams only: bundled name, path, or hub name
     data: str | None = None  # dreams of RECON only: folder of drives
-    memory: str | None = None  # dreams only
-    denoise_steps: int | None = None  # dreams only
-    device: str | None = None  # dreams only
-    backend: str | None = None  # ground truths only
-    zoom: float = 8.0  # window pixels per pixel
-    wait: bool = False  # time stands still until a key is pressed
+    memory: str | None = None  # dreams only: how the weights remember
+    denoise_steps: int | None = None  # dreams only: sampler steps per frame
+    device: str | None = None  # dreams only: auto, cpu, cuda
+    backend: str | None = None  # ground truths only: the engine
+    zoom: float = 8.0  # side in the window of a pixel of the frame
+    wait: bool = False  # step only when a key is pressed
 
 
 def play(args: PlayArgs) -> None:
-    """Open the window; it stays until it is closed or Escape is pressed."""
+    """Open the window. It stays open until it is closed or Escape is pressed."""
     keywords = make_keywords(args)
-    if importlib.util.find_spec("pygame") is None:
-        raise ImportError("wmgym play needs pygame: pip install 'wmgym[play]'")
-    _check_display()
+    check_window()
     from gymnasium.utils.play import play as play_in_window
 
     env = gym.make(row_of(args.id).id, render_mode="rgb_array", **keywords)
-    keys = env.unwrapped.get_keys_to_action()  # type: ignore[attr-defined]  # each id has one, by contract
+    keys = env.unwrapped.get_keys_to_action()  # type: ignore[attr-defined]  # part of the contract of every id
     meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
     print("keys:", ", ".join(f"{_key_name(key)} = {_in_words(action, meanings)}" for key, action in keys.items()))
     noop = keys.pop((), 0)
@@ -48,34 +52,42 @@ def play(args: PlayArgs) -> None:
 
 
 def make_keywords(args: PlayArgs) -> dict[str, Any]:
-    """What `gym.make` is given. An option that the id does not know raises ValueError."""
+    """Keywords for `gym.make`. An option of the other kind of id raises ValueError."""
     row = row_of(args.id)
     imagined = "memory" in row.kwargs
     foreign = ("backend",) if imagined else ("checkpoint", "data", "memory", "denoise_steps", "device")
     for name in foreign:
         if getattr(args, name) is not None:
             kind = "a dream" if imagined else "a ground truth"
-            raise ValueError(f"--{name.replace('_', '-')} means nothing for {row.id}, which is {kind}")
+            raise ValueError(f"{row.id} is {kind} and has no option --{name.replace('_', '-')}")
     names = ("task", "checkpoint", "data", "memory", "denoise_steps", "device", "backend")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
-def _check_display() -> None:
+def check_window() -> str:
+    """SDL's video driver for windows. ImportError without pygame; OSError without a display."""
+    need("play", "wmgym play needs")
     import pygame
 
+    remedy = "use a machine with a screen, or ssh -X; `wmgym demo` writes films instead"
     try:
         pygame.display.init()
     except pygame.error as error:
-        raise OSError(f"wmgym play cannot open a window here: {error}") from error
+        raise OSError(f"wmgym play cannot open a window ({error}): {remedy}") from error
+    driver = pygame.display.get_driver()
+    if driver in UNSEEN:
+        pygame.display.quit()
+        raise OSError(f"wmgym play needs a display; without one SDL draws to no window (driver {driver!r}): {remedy}")
+    return driver
 
 
 def _in_words(action: Any, meanings: list[str]) -> str:
-    """An action by its name, or a continuous one by its numbers."""
+    """A discrete action as its name, a continuous one as its numbers."""
     if np.ndim(action) == 0:
         return meanings[action]
     return " ".join(f"{name} {value:.2f}" for name, value in zip(meanings, action, strict=True))
 
 
 def _key_name(key: Any) -> str:
-    keys = key if isinstance(key, tuple) else (key,)
-    return "+".join(chr(part) if isinstance(part, int) else str(part) for part in keys) or "nothing"
+    parts = [chr(part) if isinstance(part, int) else str(part) for part in (key if isinstance(key, tuple) else (key,))]
+    return "+".join("space" if part == " " else part for part in parts) or "nothing"

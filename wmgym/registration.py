@@ -1,8 +1,9 @@
 """The ids of environments and the names of systems. To add a system, add a row to `SYSTEMS` and rows to `DREAMS`.
 
-Everything heavy is named by a string, so that it is imported when it is first used.
+Classes and modules are named by strings, so that they are imported on first use.
 """
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +14,16 @@ from wmgym import settings
 from wmgym.settings import Setting, Truth
 
 DREAM = "wmgym.env:WorldModelEnv"
+CHUNK_DREAM = "wmgym.env:WorldModelChunkEnv"  # several frames a step
 DREAM_VECTOR = "wmgym.vector_env:WorldModelVectorEnv"
 
 
 @dataclass(frozen=True)
 class SystemRow:
-    """Where a system is found: a module that holds `SYSTEM`, and what its training does, if it can be trained."""
+    """A system's module, which defines `SYSTEM`, and a summary of its training, if it can be trained."""
 
     module: str
-    trains: str = ""  # a line for `wmgym --help`
+    trains: str = ""  # the line in `wmgym --help`
 
 
 SYSTEMS = {
@@ -34,15 +36,15 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One id: where its class is, what it is made with, and which id it imagines."""
+    """One id: its classes, its keywords, and for a dream the ground truth that it imagines."""
 
     id: str
     setting: Setting
     entry_point: str
     vector_entry_point: str
     kwargs: dict[str, Any] = field(default_factory=dict)  # JSON-able only
-    truth: Truth | None = None  # of a ground truth
-    twin: str | None = None  # the ground-truth id of a dream
+    truth: Truth | None = None  # for ground truths
+    twin: str | None = None  # for dreams: the id of the ground truth, if there is one
 
     @property
     def is_dream(self) -> bool:
@@ -50,16 +52,21 @@ class Row:
 
     @property
     def observation_space(self) -> spaces.Space:
-        """What its default task shows. Dreams without bundled weights show frames of the size that theirs have."""
+        """Observation space of its default task. Without bundled weights, a dream's frame size depends on its checkpoint."""
         return self.setting.observation_space(self.truth)
 
 
-def dream(prefix: str, setting: str, checkpoint: str | None, memory: str) -> Row:
-    """A row for an imagined id. Its twin is a keyword too, since the dream walks it for its opening."""
+def dream(prefix: str, setting: str, checkpoint: str | None, memory: str, system: str | None = None) -> Row:
+    """A row for an imagined id. Its twin is also a keyword, since the dream steps it for live openings.
+
+    system: where it is not the checkpoint's own. The systems on the video network make several frames a step.
+    """
     place = settings.get(setting)
     words = "".join(word.capitalize() for word in setting.split("_"))
     kwargs = {"setting": setting, "checkpoint": checkpoint, "memory": memory, "twin": place.truth}
-    return Row(f"{prefix}-{words}-v0", place, DREAM, DREAM_VECTOR, kwargs, twin=place.truth)
+    kwargs |= {} if system is None else {"system": system}
+    entry_point = DREAM if system is None else CHUNK_DREAM
+    return Row(f"{prefix}-{words}-v0", place, entry_point, DREAM_VECTOR, kwargs, twin=place.truth)
 
 
 DREAMS = (
@@ -69,6 +76,8 @@ DREAMS = (
     dream("NWM", "memory_maze", "worldpack-memory-maze", "none"),
     dream("WorldPack", "recon", None, "worldpack"),
     dream("NWM", "recon", None, "none"),
+    dream("WorldTrace", "minecraft", None, "landmark", "worldtrace"),
+    dream("WorldTrace", "memory_maze", None, "landmark", "worldtrace"),
 )
 
 TABLE = (
@@ -78,7 +87,7 @@ TABLE = (
 
 
 def default_checkpoint(setting: str) -> str:
-    """The bundled weights that programs use by default: those of the setting's first dream that has any."""
+    """Default weights of the command line: those of the setting's first dream with bundled weights."""
     for row in DREAMS:
         if row.setting.name == setting and row.kwargs["checkpoint"] is not None:
             return row.kwargs["checkpoint"]
@@ -86,7 +95,7 @@ def default_checkpoint(setting: str) -> str:
 
 
 def register_all() -> None:
-    """Put every row of the table into Gymnasium's registry."""
+    """Register all rows of the table with Gymnasium."""
     for row in TABLE:
         gym.register(id=row.id, entry_point=row.entry_point, vector_entry_point=row.vector_entry_point, kwargs=row.kwargs)
 
@@ -97,4 +106,10 @@ def row_of(id: str) -> Row:
     for row in TABLE:
         if row.id == name:
             return row
-    raise ValueError(f"unknown environment id {id!r}; known: {', '.join(row.id for row in TABLE)}")
+    raise ValueError(f"unknown environment id {id!r}; nearest: {', '.join(nearest_ids(name))}; `wmgym list` shows all")
+
+
+def nearest_ids(name: str) -> list[str]:
+    """The three known ids that are written most like `name`, capitals aside."""
+    known = {row.id.lower(): row.id for row in TABLE}
+    return [known[id] for id in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0)]

@@ -1,8 +1,8 @@
-"""Counter-based random numbers: one key per row, no generator state, the same on every batch size.
+"""Counter-based random numbers: one key per row, no generator state, equal for every batch size.
 
 A row's numbers are a pure function of its key and a counter (Threefry-2x32 with 20 rounds: Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"), computed on the device with elementwise integer products only, so that lane i of a
-vector env draws what the single env with its seed draws. A key is int64 `[2]` holding two 32-bit words.
+random numbers: as easy as 1, 2, 3"), computed on the device with elementwise integer operations only. So lane i of a vector env
+draws the same numbers as the single env with its seed. A key is int64 `[2]`, two 32-bit words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(key: Tensor, counter: Tensor) -> Tensor:
-    """Hash counters under keys: int64 words [..., 2] and [..., 2] (each in [0, 2**32)) -> int64 words [..., 2]."""
+    """Hash counters with keys: int64 words [..., 2] and [..., 2] (each in [0, 2**32)) -> int64 words [..., 2]."""
     k0, k1 = key.unbind(-1)
     keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
     x0, x1 = counter.unbind(-1)
@@ -33,14 +33,14 @@ def threefry(key: Tensor, counter: Tensor) -> Tensor:
 
 
 def make_keys(seeds: list[int], device: torch.device | str = "cpu") -> Tensor:
-    """One key per seed (any non-negative int below 2**64): int64 [B, 2]."""
+    """One key per seed (0 <= seed < 2**64): int64 [B, 2]."""
     if any(not 0 <= s < 2**64 for s in seeds):
         raise ValueError(f"seeds must be in [0, 2**64), got {[s for s in seeds if not 0 <= s < 2**64][0]}")
     return torch.tensor([[s >> 32, s & _MASK] for s in seeds], dtype=torch.int64, device=device)
 
 
 def fold(keys: Tensor, number: int) -> Tensor:
-    """New keys [B, 2] derived from the old ones and a number: independent streams."""
+    """New keys [B, 2] derived from the old ones and a number. Different numbers give independent streams."""
     counter = torch.tensor([number & _MASK, 1 << 31], dtype=torch.int64, device=keys.device)
     return threefry(keys, counter.expand_as(keys))
 
@@ -61,7 +61,7 @@ def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uniform numbers in (0, 1), float32 [B, *shape]."""
     n = math.prod(shape)
     words = bits(keys, -(-n // 2)).flatten(1)[:, :n]
-    # the largest word rounds to 1 in float32, which is outside
+    # the largest word would round to 1 in float32, which is outside of the interval
     return ((words >> 8).float() + 0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
 
 

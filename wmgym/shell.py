@@ -1,9 +1,9 @@
-"""N lanes of a dream behind Gymnasium's calls: all that the single and the vector env share, written once.
+"""N lanes of a dream: the implementation that the single env and the vector env share.
 
-A `Shell` is what was fixed when the env was made: the world, the task, the spaces, where openings come from. What happens is an
-`EnvState`, a value: `open`, `step` and `observe` give a new one and leave the old one as it is. The single env is one lane. So lane i
-of a vector env draws the noise and takes the memory decisions of the single env with its seed; frames agree up to the rounding of
-batched matrix products.
+A `Shell` holds what is fixed when an env is made: world, task, spaces, source of openings. The running episodes are an `EnvState`, a
+value: `open`, `step` and `observe` return a new one and leave the old one unchanged. The single env is a shell with one lane. So lane i
+of a vector env has the noise and the memory decisions of the single env with its seed; frames agree up to the rounding of batched
+matrix products.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from wmgym.episode import FRAME_GOAL, NO_GOAL, POSE_GOAL, EnvState, EpisodeStatu
 from wmgym.openings import Opening, OpeningPlan, Openings, check_goal, check_opening, plan_opening
 from wmgym.settings import Setting
 from wmgym.tasks import Task, horizontal_distance
-from wmgym.vectors import Info
+from wmgym.vectors import Info, check_actions
 
 
 @dataclass(frozen=True)
 class ResetOptions:
-    """What one lane's `reset` was told, checked as far as its opening is not needed for it."""
+    """Options of `reset` for one lane. The goal is checked later, since its check needs the opening."""
 
     opening: Opening | None = None
     goal: Any = None
@@ -39,7 +39,7 @@ class ResetOptions:
 
 
 class Shell:
-    """What was fixed when an env was made, and the functions from state to state."""
+    """The fixed parts of an env, and the functions from state to state."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Shell:
     ) -> None:
         self.world, self.task, self.setting, self.openings, self.identity = world, task, setting, openings, identity
         self.horizon, self.hold_action, self.chunk = identity.horizon, hold_action, world.chunk
-        self.frame_actions = setting.frame_actions  # what leads to one frame
+        self.frame_actions = setting.frame_actions  # action space of one frame
         self.frame_space = spaces.Box(0, 255, world.frame_shape, np.uint8)
         self.observation_space = task.observation_space(self.frame_space)
         self.action_space = chunk_space(self.frame_actions, self.chunk, hold_action)
@@ -62,26 +62,26 @@ class Shell:
     # -- opening --
 
     def read_options(self, options: Any) -> ResetOptions:
-        """One lane's reset options; a wrong one raises `ValueError`."""
+        """Check the reset options of one lane. A wrong one raises `ValueError`."""
         if not isinstance(options, Mapping):
             raise ValueError(f"options must be a dict, got {type(options).__name__}")
         unknown = sorted(set(options) - set(ResetOptions.KEYS))
         if unknown:
-            raise ValueError(f"a dream's reset knows the options opening and goal, got {', '.join(map(str, unknown))}")
+            raise ValueError(f"the options of a dream's reset are opening and goal, got {', '.join(map(str, unknown))}")
         given = [options[name] for name in ("opening", "context") if options.get(name) is not None]
         if len(given) > 1:
             raise ValueError("opening and context are two names of one option: give one of them")
         return ResetOptions(self.check_opening(given[0]) if given else None, options.get("goal"))
 
     def check_opening(self, opening: Any, name: str = "opening") -> Opening:
-        """Frames, actions and poses that fit this env; anything else raises `ValueError`."""
+        """Check that frames, actions and poses fit this env. ValueError if not."""
         return check_opening(opening, self.world.frame_shape, self.frame_actions, name)
 
     @torch.no_grad()
     def open(
         self, generators: Sequence[np.random.Generator], seeds: Sequence[int | None], options: Sequence[ResetOptions]
     ) -> EnvState:
-        """A first state, one lane per generator. `seeds` are those given to `reset`, None for a lane that goes on."""
+        """The first state of new episodes, one lane per generator. seeds: the arguments of `reset`; None for an autoreset."""
         begin = time.perf_counter()
         plans = [
             plan_opening(self.openings if given.opening is None else None, generator, seed)
@@ -96,21 +96,21 @@ class Shell:
         return EnvState(world, self._still([opening.frames[-1] for opening in openings]), status)
 
     def _opening(self, generator: np.random.Generator, plan: OpeningPlan | None, options: ResetOptions) -> Opening:
-        """One lane's opening with its goal."""
+        """The opening of one lane, with its goal."""
         if options.opening is not None:
             opening = options.opening
         elif self.openings is not None and plan is not None:
             opening = self.openings.show(plan)
             self.check_opening(vars(opening), "the drawn opening's")
         else:
-            raise ValueError("this env has nothing to open with: give reset(options={'opening': {frames, actions, poses}})")
+            raise ValueError("this env has no source of openings: give reset(options={'opening': {frames, actions, poses}})")
         if options.goal is not None:
             opening = replace(opening, goal=check_goal(options.goal, opening.poses[-1], self.world.frame_shape))
         if self.task.needs_goal:
             if opening.goal is None:
                 opening = replace(opening, goal=self.task.choose_goal(generator, opening.poses[-1]))
             elif opening.goal.ndim == 3:
-                raise ValueError(f"task {self.task.name!r} needs the goal's pose: a goal frame says nothing of where it is")
+                raise ValueError(f"task {self.task.name!r} needs a goal pose, got a goal frame")
         return opening
 
     def _first_status(self, openings: Sequence[Opening]) -> EpisodeStatus:
@@ -146,7 +146,7 @@ class Shell:
         return Clip(*(torch.from_numpy(array).to(self.world.device) for array in (*columns, valid)))
 
     def _still(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """A chunk in which nothing happens: each lane's frame F times."""
+        """A chunk that repeats each lane's frame F times."""
         pixels = torch.from_numpy(np.stack(frames)).to(self.world.device)
         return pixels[:, None].repeat(1, self.chunk, 1, 1, 1)
 
@@ -156,7 +156,7 @@ class Shell:
     def step(self, state: EnvState, actions: Tensor) -> tuple[EnvState, np.ndarray]:
         """One chunk in every lane: the next state, and the rewards, float64 [N].
 
-        After an end inside a chunk its last frame repeats, and what would have come later counts for nothing.
+        If an episode ends inside a chunk, its last frame is repeated and later rewards are ignored.
         """
         begin = time.perf_counter()
         status, lanes = state.status, np.arange(state.num_lanes)
@@ -194,41 +194,22 @@ class Shell:
 
     @torch.no_grad()
     def observe(self, state: EnvState, seen: Sequence[Opening]) -> EnvState:
-        """Real frames, one clip per lane: they are remembered, the last is what is seen now, and no time passes."""
+        """Add real frames to the memories, one clip per lane. The last frame becomes the present one; `elapsed` does not change."""
         world = self.world.observe(state.world, self._clip(seen))
         poses = torch.from_numpy(np.stack([clip.poses[-1] for clip in seen]))
         return EnvState(world, self._still([clip.frames[-1] for clip in seen]), replace(state.status, poses=poses))
 
-    def decode(self, actions: Any, lanes: int) -> Tensor:
-        """One action of the env per lane -> what the world is told: int64 [N, F] or float32 [N, F, A]."""
-        if not isinstance(actions, Tensor):
-            actions = np.asarray(actions)
-            if actions.dtype.kind not in "biuf":
-                raise ValueError(f"actions must be numbers, got {actions!r}")
-        given = torch.as_tensor(actions)
-        space, size = self.frame_actions, self.frame_actions.shape or ()
+    def decode(self, actions: Any, lanes: int | None) -> Tensor:
+        """One env action per lane (lanes=None: a single env's action) -> actions of the world: int64 [N, F] or float32 [N, F, A]."""
+        checked = check_actions(actions, self.action_space, lanes)
+        given = torch.from_numpy(checked if lanes is not None else checked[None]).to(self.world.device)
         held = self.chunk == 1 or self.hold_action
-        shape = (lanes, *size) if held else (lanes, self.chunk, *size)
-        if tuple(given.shape) != shape:
-            raise ValueError(f"actions must have the shape {list(shape)} ({self.action_space} in each lane), got {list(given.shape)}")
-        if isinstance(space, spaces.Discrete):
-            if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-                raise ValueError(f"actions must be integers, got {given.dtype}: {actions!r}")
-            given = given.to(self.world.device, torch.int64)
-            inside = (given >= 0) & (given < int(space.n))
-        else:
-            assert isinstance(space, spaces.Box)
-            given = given.to(self.world.device, torch.float32)
-            low, high = (torch.from_numpy(bound).to(given.device) for bound in (space.low, space.high))
-            inside = (given >= low) & (given <= high)  # a NaN is in no interval
-        if not bool(inside.all()):
-            raise ValueError(f"actions must lie in {self.action_space}, got {actions!r}")
-        return given[:, None].expand(lanes, self.chunk, *size) if held else given
+        return given[:, None].expand(len(given), self.chunk, *given.shape[1:]) if held else given
 
-    # -- what the agent is given --
+    # -- observation and info --
 
     def observation(self, state: EnvState, *, tensors: bool = False) -> Any:
-        """One batched observation, in fresh memory: numpy, or tensors on the world's device."""
+        """The batched observation, as a copy: numpy, or tensors on the world's device."""
         status = state.status
         seen = self.task.observe(state.frames[:, -1].clone(), status.poses.numpy(), status.goals.numpy())
 
@@ -240,7 +221,7 @@ class Shell:
         return {key: convert(value) for key, value in seen.items()} if isinstance(seen, dict) else convert(seen)
 
     def info(self, state: EnvState) -> Info:
-        """Batched info: key -> (values [N, ...], which lanes have it)."""
+        """Batched info: key -> (values [N, ...], mask of the lanes with a value)."""
         status, world = state.status, state.world
         every = np.ones(state.num_lanes, bool)
         kinds = status.goal_kinds.numpy()
@@ -262,7 +243,7 @@ class Shell:
         return info | {name: (to_numpy(values), every) for name, values in remembered.items()}
 
     def truth_keywords(self) -> dict[str, Any]:
-        """What a ground truth must be made with to show this world's frames; a task of the user's own is unknown to it."""
+        """Keywords of the ground truth with the same frames. It does not know a task of the user's own, so it gets "free"."""
         return {"task": self.task.name if self.task.name in self.setting.tasks else "free", "size": self.world.frame_shape[0]}
 
     def close(self) -> None:
@@ -277,7 +258,7 @@ def goal_kind(opening: Opening) -> int:
 
 
 def chunk_space(frame_actions: gym.Space, chunk: int, hold_action: bool) -> gym.Space:
-    """The action space of an env whose step makes `chunk` frames."""
+    """Action space of an env with `chunk` frames per step."""
     if chunk == 1 or hold_action:
         return frame_actions
     if isinstance(frame_actions, spaces.Discrete):
@@ -288,5 +269,5 @@ def chunk_space(frame_actions: gym.Space, chunk: int, hold_action: bool) -> gym.
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
-    """A copy on the CPU that nobody else holds."""
+    """A copy on the CPU."""
     return values.detach().to("cpu", copy=True).numpy()

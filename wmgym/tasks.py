@@ -1,7 +1,7 @@
-"""What an agent is asked to do, and what it gets for it: plain functions that the ground truth and the dream share.
+"""Tasks and their rewards: plain functions that the ground truth and the dream share.
 
-Poses and goals are float32 rows `[..., 5]` (x, y, z of the feet in blocks, yaw and pitch in radians; axes as in geometry.py); any
-number of leading axes, one row per lane. Only array operators are used.
+Poses and goals are float32 `[..., 5]` (x, y, z of the feet in blocks, yaw and pitch in radians; axes as in geometry.py) with any number
+of leading axes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-NAVIGATE_HORIZON = 500  # steps after which the task "navigate" is cut off
+NAVIGATE_HORIZON = 500  # steps after which an episode of task "navigate" is truncated
 FREE_HORIZON = 10_000
 ARRIVAL_DISTANCE = 2.0  # blocks, horizontally
 ARRIVAL_REWARD = 100.0
 
 
 def horizontal_distance(pose: Floats, goal: Floats) -> Floats:
-    """Blocks from pose to goal, height left out: [...]."""
+    """Horizontal distance in blocks from pose to goal: [...]."""
     return np.hypot(goal[..., 0] - pose[..., 0], goal[..., 1] - pose[..., 1])
 
 
 def compass(pose: Floats, goal: Floats) -> Floats:
-    """Cosine and sine of the goal's bearing, seen from where the pose looks: (1, 0) is straight ahead, (0, 1) to the left. [..., 2]"""
+    """Cosine and sine of the goal's bearing minus yaw: [..., 2]. (1, 0) is straight ahead, (0, 1) to the left."""
     angle = np.arctan2(goal[..., 1] - pose[..., 1], goal[..., 0] - pose[..., 0]) - pose[..., 3]
     return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32).clip(-1, 1)
 
@@ -38,13 +38,13 @@ def navigate_arrived(pose: Floats, goal: Floats) -> NDArray[np.bool_]:
 
 
 def navigate_reward(before: Floats, after: Floats, goal: Floats) -> Floats:
-    """Blocks gained towards the goal by one step from `before` to `after`, and a bonus on arrival: [...]."""
+    """Blocks gained towards the goal from `before` to `after`, plus a bonus on arrival: [...]."""
     gained = horizontal_distance(before, goal) - horizontal_distance(after, goal)
     return gained + np.float32(ARRIVAL_REWARD) * navigate_arrived(after, goal).astype(np.float32)
 
 
 def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: float = 32.0) -> Floats:
-    """A goal in any direction, `low` to `high` blocks from a pose [5], at its height: float32 [5]. Its yaw looks on from the pose."""
+    """A random goal `low` to `high` blocks from a pose [5], at its height: float32 [5]. Its yaw is its bearing from the pose."""
     bearing = rng.uniform(-np.pi, np.pi)
     distance = rng.uniform(low, high)
     return np.array([pose[0] + distance * np.cos(bearing), pose[1] + distance * np.sin(bearing), pose[2], bearing, 0], np.float32)
@@ -54,14 +54,14 @@ def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: 
 
 
 class Task(Protocol):
-    """What an agent is asked to do. Any leading axes; frames may be arrays or tensors and are passed on as they are."""
+    """Observations, goals, rewards and ends. Arguments may have any leading axes; frames may be arrays or tensors."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def horizon(self) -> int:
-        """Frames after which an episode is cut off, unless it is told otherwise."""
+        """Default number of frames after which an episode is truncated."""
         ...
 
     @property
@@ -69,11 +69,11 @@ class Task(Protocol):
 
     @property
     def world_rewards(self) -> bool:
-        """Whether what the world itself rewards and ends (a reward head) counts too."""
+        """Whether rewards and ends from the world's reward head are added."""
         ...
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
-        """What the agent is shown, given the space of one frame."""
+        """Space of the observations, given the space of one frame."""
         ...
 
     def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
@@ -81,11 +81,11 @@ class Task(Protocol):
         ...
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
-        """A goal for an episode that begins at a pose [5] and was given none."""
+        """A goal for an episode that starts at a pose [5] without a given goal; None if the task needs none."""
         ...
 
     def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
-        """What the frames from `before` to `after` earn: [...]."""
+        """Reward of the step from pose `before` to pose `after`: [...]."""
         ...
 
     def done(self, poses: Floats, goals: Floats) -> NDArray[np.bool_]:
@@ -95,13 +95,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Navigate:
-    """Get to a place; a compass points to it."""
+    """Go to a goal position. A compass shows its direction."""
 
     name: str = "navigate"
     horizon: int = NAVIGATE_HORIZON
     needs_goal: bool = True
     world_rewards: bool = True
-    nearest: float = 8.0  # blocks to the goal, at least
+    nearest: float = 8.0  # least and greatest distance to the goal, in blocks
     farthest: float = 32.0
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
@@ -122,7 +122,7 @@ class Navigate:
 
 @dataclass(frozen=True)
 class Free:
-    """Nothing is asked; a world with a reward head adds its own rewards and ends, unless they are not to count."""
+    """No goal. Rewards and ends come only from the world's reward head, if `world_rewards` is set."""
 
     name: str = "free"
     horizon: int = FREE_HORIZON
@@ -147,7 +147,7 @@ class Free:
 
 @dataclass(frozen=True)
 class Targets(Free):
-    """Touch the target whose colour the border of the frame has; the world itself rewards it, and nothing but time ends it."""
+    """Touch the target that has the colour of the frame's border. The reward head rewards it; only the time limit ends an episode."""
 
     name: str = "targets"
     horizon: int = 1000

@@ -1,12 +1,12 @@
-"""Row operations on any dataclass, tuple or dict of batch-first tensors: how running worlds are branched, reset and moved.
+"""Row operations on any dataclass, tuple or dict of batch-first tensors. They branch, reset and move running worlds.
 
 A leaf is a tensor whose axis 0 is the batch, or one of
 
-    Shared      rows of stored tensors that many lanes may read without owning a copy
-    Slots       a tensor [B, S, ...] that grows along axis 1: two of different S are padded to the larger
-    HighWater   a count that covers all rows, of which the larger is kept
+    Shared      rows of stored tensors that many lanes can read without a copy
+    Slots       a tensor [B, S, ...] that grows along axis 1; two of different S are padded to the larger
+    HighWater   a count for all rows together; of two, the larger is kept
 
-or a plain python value, which must be the same in all trees that are put together.
+or a plain Python value, which must be equal in all trees that are combined.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ T = TypeVar("T")
 class Shared:
     """Rows of `data` that lanes read but never write: lane b sees `data[rows[b]]`, one row or several.
 
-    Repeating or selecting lanes moves indices only, so a thousand branches of one moment hold one copy of its past. Where lanes
-    see several rows, their number may grow: rows that another tree lacks are padded with 0, which it must not read.
+    Repeating or selecting lanes moves only indices, so a thousand branches of one state hold one copy of its past. Where lanes read
+    several rows, S may grow: missing indices are padded with 0, and the lane must not read those.
     """
 
     data: Any  # a tensor [P, ...], or a tree of them
-    rows: Tensor  # int64 [B] or [B, S], each in [0, P)
+    rows: Tensor  # int64 [B] or [B, S], in [0, P)
 
     @classmethod
     def own(cls, data: Any) -> Shared:
-        """Each lane its own row."""
+        """One row per lane."""
         first = first_tensor(data)
         return cls(data, torch.arange(len(first), device=first.device))
 
@@ -44,40 +44,40 @@ class Shared:
         return len(first_tensor(self.data))
 
     def take(self, index: Tensor) -> Any:
-        """Entries along axis 1 of each lane's one row: index int64 [B, n] -> [B, n, ...]."""
+        """Entries along axis 1 of each lane's row (`rows` is [B]): index int64 [B, n] -> [B, n, ...]."""
         rows = self.rows[:, None]
         return map_tensors(lambda data: data[rows, index], self.data)
 
     def dense(self) -> Any:
-        """A copy of what each lane sees: [B, ...]."""
+        """A copy of what each lane reads: [B, ...]."""
         return map_tensors(lambda data: data[self.rows], self.data)
 
     def compact(self) -> Shared:
-        """The same without the rows that no lane sees."""
+        """The same without the rows that no lane reads."""
         seen, rows = self.rows.unique(return_inverse=True)
         return Shared(map_tensors(lambda data: data[seen], self.data), rows)
 
     @property
     def excessive(self) -> bool:
-        """Whether more rows are stored than there would be if nothing were shared."""
+        """Whether more rows are stored than without sharing."""
         return len(self) > self.rows.numel()
 
 
 @dataclass(frozen=True)
 class Slots:
-    """A tensor [B, S, ...] with a value for places that do not exist yet, so that states of different S can be mixed."""
+    """A tensor [B, S, ...] with a fill value, so that states of different S can be combined."""
 
     values: Tensor  # [B, S, ...]
     fill: float = 0
 
     def padded(self, size: int) -> Tensor:
-        """The values with at least `size` places: [B, max(S, size), ...]."""
+        """The values with at least `size` slots: [B, max(S, size), ...]."""
         return _pad(self.values, size, self.fill)
 
 
 @dataclass(frozen=True)
 class HighWater:
-    """How much of a buffer is in use in any row."""
+    """Length of a buffer that is in use in at least one row."""
 
     count: int
 
@@ -91,7 +91,7 @@ def _pad(values: Tensor, size: int, fill: float) -> Tensor:
 
 
 def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
-    """Apply `function` to matching leaves of equal trees."""
+    """Apply `function` to the corresponding leaves of trees of one structure."""
     first = trees[0]
     if isinstance(first, LEAVES):
         return function(*trees)
@@ -108,17 +108,17 @@ def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """The first tree with each tensor replaced by `function` of it and its counterparts in the other trees. Other leaves stay."""
+    """The first tree with each tensor replaced by `function` of it and the corresponding tensors of the other trees. Other leaves stay."""
     return _map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], trees)
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """The tensors among a tree's leaves, in order."""
+    """The leaves of a tree that are tensors, in order."""
     return [leaf for leaf in leaves(tree).values() if isinstance(leaf, Tensor)]
 
 
 def first_tensor(tree: Any) -> Tensor:
-    """The first of them, such as to learn a batch size or device."""
+    """The first tensor of a tree, which has its batch size and device."""
     found = tensors(tree)
     if not found:
         raise ValueError(f"{type(tree).__name__} holds no tensor")
@@ -131,7 +131,7 @@ def select(tree: T, index: Tensor) -> T:
 
 
 def repeat(tree: T, n: int) -> T:
-    """Each row n times, next to each other: B rows -> B * n rows. Shared leaves stay shared."""
+    """Each row n times, consecutively: B rows -> B * n rows. Shared leaves stay shared."""
     return _rows(tree, lambda tensor: tensor.repeat_interleave(n, 0))
 
 
@@ -192,7 +192,7 @@ def _agreed(a: Any, b: Any) -> Any:
 
 
 def _plain(*leaves: Any) -> Any:
-    """What is not a tensor: the highest mark, or the value that all trees have."""
+    """Combine leaves that are not tensors: the largest `HighWater`, or the value, which must be equal in all trees."""
     if isinstance(leaves[0], HighWater):
         return max(leaves, key=lambda mark: mark.count)
     for leaf in leaves[1:]:
@@ -201,7 +201,7 @@ def _plain(*leaves: Any) -> Any:
 
 
 def concat(trees: Sequence[T]) -> T:
-    """Batches one after the other."""
+    """Concatenate batches."""
 
     def join(*leaves: Any) -> Any:
         first = leaves[0]
@@ -231,7 +231,7 @@ def to(tree: T, device: torch.device | str) -> T:
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Path -> tensor or plain value, with compound leaves split into their parts: what a state file holds."""
+    """Path -> tensor or plain value, with compound leaves split into their parts. State files store this."""
     out: dict[str, Any] = {}
 
     def visit(path: str, value: Any) -> None:
@@ -254,7 +254,7 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 
 def like(template: T, values: dict[str, Any]) -> T:
-    """A tree of the template's structure holding `values` (from `leaves`); a missing path raises `ValueError`."""
+    """A tree with the template's structure and `values` (from `leaves`). A missing path raises `ValueError`."""
 
     def build(path: str, value: Any) -> Any:
         if value is not None and is_dataclass(value) and not isinstance(value, type):

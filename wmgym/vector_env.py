@@ -1,7 +1,7 @@
 """Many dreams at once: one forward pass of the network for all lanes.
 
-Lane i of an env that was reset with seed s draws the noise and takes the memory decisions of the single env that was reset with seed
-s + i, across autoresets too; frames agree up to the rounding of batched matrix products (float32: within one grey level).
+After `reset(seed=s)` lane i has the noise and the memory decisions of the single env that was reset with seed s + i, also across
+autoresets. Frames agree up to the rounding of batched matrix products (float32: within one grey level).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from wmgym.vectors import (
 class WorldModelVectorEnv(LanesEnv):
     """N dreams of one world behind Gymnasium's vector API.
 
-    autoreset_mode  "next_step", "same_step" or "disabled" (then an ended lane rests, with its flags set, until it is reset)
-    obs_type        "numpy", or "torch": observations are tensors that stay on the device
-    The other keywords are those of `WorldModelEnv`. `reset(options=...)`: `opening` may be a list, and `goal` an array, with an entry
+    autoreset_mode  "next_step", "same_step" or "disabled" (an ended lane rests, with its flags set, until it is reset)
+    obs_type        "numpy", or "torch" for tensors that stay on the device
+    The other keywords are those of `WorldModelEnv`. In `reset(options=...)`, `opening` may be a list and `goal` an array with one entry
     per lane.
     """
 
@@ -69,8 +69,8 @@ class WorldModelVectorEnv(LanesEnv):
         self._state: EnvState | None = None
 
     @classmethod
-    def going_on(cls, shell: Shell, saved: SavedState, *, obs_type: str, render_mode: str | None) -> WorldModelVectorEnv:
-        """Lanes that go on from a state and never reset by themselves. They share the shell that made it."""
+    def from_state(cls, shell: Shell, saved: SavedState, *, obs_type: str, render_mode: str | None) -> WorldModelVectorEnv:
+        """An env that continues from a saved state, shares the given shell and never resets by itself."""
         env = cls.__new__(cls)
         env._set_up(shell, VectorConfig(saved.state.num_lanes, AUTORESET["disabled"], obs_type, None), render_mode, owns_shell=False)
         env._id = saved.belongs_to.id
@@ -79,15 +79,15 @@ class WorldModelVectorEnv(LanesEnv):
 
     # ---- lanes ----
 
-    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[ResetOptions]) -> None:
+    def _open(self, mask: Mask, seeds: Sequence[int | None], options: Sequence[ResetOptions]) -> None:
         generators, used = list(self.np_random), list(self.np_random_seed)
         chosen = np.flatnonzero(mask).tolist()
         for lane in chosen:
             if seeds[lane] is not None:
                 (generators[lane],), (used[lane],) = new_generators([seeds[lane]])
             else:
-                generators[lane] = deepcopy(generators[lane])  # the old one stays as it is if a lane cannot be opened
-        fresh = self.shell.open([generators[i] for i in chosen], [seeds[i] for i in chosen], [wishes[i] for i in chosen])
+                generators[lane] = deepcopy(generators[lane])  # a copy, so that the old one is unchanged if an error occurs
+        fresh = self.shell.open([generators[i] for i in chosen], [seeds[i] for i in chosen], [options[i] for i in chosen])
         self._state = fresh if mask.all() else episode.where(mask, episode.scatter(fresh, mask), self._running())
         self._generators, self._seeds = generators, used
 
@@ -96,7 +96,7 @@ class WorldModelVectorEnv(LanesEnv):
         state, rewards = self.shell.step(before, self.shell.decode(actions, self.num_envs))
         if not moving.all():
             rewards = np.where(moving, rewards, 0.0)
-            if self.autoreset_mode is AutoresetMode.DISABLED:  # otherwise the others are opened anew in a moment
+            if self.autoreset_mode is AutoresetMode.DISABLED:  # in the other modes the resting lanes are reset next
                 state = episode.where(moving, state, before)
         self._state = state
         return rewards
@@ -118,7 +118,7 @@ class WorldModelVectorEnv(LanesEnv):
         return isinstance(value, (list, tuple)) if key in ("opening", "context") else key == "goal" and np.ndim(value) in (2, 4)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, Mask, Mask, dict[str, Any]]:
-        """One step in every lane, from one forward pass. If it fails, no lane has moved."""
+        """One step in every lane with batched forward passes. On an error no lane changes."""
         before = self._state, self._generators
         try:
             return super().step(actions)
@@ -141,12 +141,12 @@ class WorldModelVectorEnv(LanesEnv):
 
     @property
     def perf(self) -> dict[str, float]:
-        """Times and counts of the newest step and reset, for all lanes together."""
+        """Times and counts of the latest step and reset, for all lanes together."""
         return dict(self.shell.perf)
 
     @property
     def horizon(self) -> int:
-        """Frames after which an episode is cut off."""
+        """Frames after which an episode is truncated."""
         return self.shell.horizon
 
     @property
@@ -156,41 +156,42 @@ class WorldModelVectorEnv(LanesEnv):
 
     @property
     def identity(self) -> Identity:
-        """What names this env in its saved states."""
+        """The identity of this env in its saved states."""
         return replace(self.shell.identity, id=self.spec.id if self.spec is not None else self._id)
 
     def save_state(self) -> SavedState:
-        """All that the future depends on, as a value."""
+        """Everything that the future depends on, as a value."""
         return SavedState(self.identity, self._running(), save_generators(self.np_random), self.np_random_seed)
 
     def load_state(self, state: SavedState) -> None:
-        """Go on, bit for bit, from a saved state of an env like this one; that of another env raises `ValueError`."""
+        """Continue from a saved state, bit for bit. A state of another env raises `ValueError`."""
         self._state = checked_state(state, self.shell, self.identity, self.num_envs)
         self._generators = [load_generator(generator) for generator in state.generators]
         self._seeds, self._is_running = list(state.seeds), True
 
     def branch(self, n: int, seeds: int | Sequence[int] | None = None) -> WorldModelVectorEnv:
-        """n futures of each lane, next to each other, as a vector env that never resets by itself; this env is untouched.
+        """n futures of each lane, next to each other, as a vector env that never resets by itself. This env is untouched.
 
-        Frames agree with this env's up to the rounding of batched matrix products.
+        Branches keep the noise of their lanes, or get new noise from `seeds`: either one number, to which the branch's index is added, or
+        one number per branch. Frames agree with this env's up to the rounding of batched matrix products.
         """
         return branched(self.shell, self.save_state(), n, seeds, obs_type=self.obs_type, render_mode=self.render_mode)
 
     def select(self, index: Sequence[int]) -> WorldModelVectorEnv:
-        """Some lanes of this moment, in that order, as a vector env that never resets by itself; this env is untouched."""
+        """Some lanes of the present state, in the given order, as a vector env that never resets by itself. This env is untouched."""
         saved, chosen = self.save_state(), [int(lane) for lane in index]
         if not chosen or not all(0 <= lane < self.num_envs for lane in chosen):
-            raise ValueError(f"lanes must be some from 0 to {self.num_envs - 1}, got {chosen}")
+            raise ValueError(f"index must hold lanes from 0 to {self.num_envs - 1}, at least one, got {chosen}")
         some = replace(
             saved,
             state=episode.select(saved.state, torch.tensor(chosen)),
             generators=tuple(saved.generators[lane] for lane in chosen),
             seeds=tuple(saved.seeds[lane] for lane in chosen),
         )
-        return self.going_on(self.shell, some, obs_type=self.obs_type, render_mode=self.render_mode)
+        return self.from_state(self.shell, some, obs_type=self.obs_type, render_mode=self.render_mode)
 
     def observe(self, frames: Any, actions: Any, poses: Any) -> tuple[Any, dict[str, Any]]:
-        """Show real frames to every lane: `[N, T, ...]` each, or a list with one clip per lane. Costs no steps."""
+        """Add real frames to the memory of every lane: arrays `[N, T, ...]`, or lists with one clip per lane. It takes no env steps."""
         for name, value in (("frames", frames), ("actions", actions), ("poses", poses)):
             if len(value) != self.num_envs:
                 raise ValueError(f"{name} must have one entry for each of {self.num_envs} lanes, got {len(value)}")
@@ -211,16 +212,16 @@ class WorldModelVectorEnv(LanesEnv):
         return self._state
 
 
-# ---- what the single env uses too ----
+# ---- shared with the single env ----
 
 
 def rendered(frames: np.ndarray, render_mode: str) -> Any:
-    """What `render` shows of a chunk uint8 [F, H, W, 3]: its last frame, or all of them."""
+    """The result of `render` for a chunk uint8 [F, H, W, 3]: its last frame, or a list of all frames."""
     return list(frames) if render_mode == "rgb_array_list" else frames[-1]
 
 
 def render_metadata(shell: Shell, render_mode: str | None) -> dict[str, Any]:
-    """The render modes that an env of this chunk size has; a `render_mode` beyond them raises `ValueError`."""
+    """Metadata with the render modes for this chunk size. Another `render_mode` raises `ValueError`."""
     modes = ["rgb_array", "rgb_array_list"] if shell.chunk > 1 else ["rgb_array"]
     if render_mode is not None and render_mode not in modes:
         raise ValueError(f"render_mode must be one of {modes} or None, got {render_mode!r}")
@@ -228,15 +229,15 @@ def render_metadata(shell: Shell, render_mode: str | None) -> dict[str, Any]:
 
 
 def checked_state(saved: Any, shell: Shell, own: Identity, num_envs: int) -> EnvState:
-    """The state that was saved, on this world's device. A state of another env raises `ValueError`."""
+    """A saved state, moved to this world's device. A state of another env raises `ValueError`."""
     if not isinstance(saved, SavedState):
-        raise ValueError(f"load_state takes what save_state gave, got {type(saved).__name__}")
+        raise ValueError(f"load_state needs what save_state gave, got {type(saved).__name__}")
     check_identity(saved.belongs_to, own)
     state = saved.state
     if state.num_lanes != num_envs:
         raise ValueError(f"the saved state has {state.num_lanes} lanes, this env has {num_envs}")
     shape = (num_envs, shell.chunk, *shell.world.frame_shape)
-    if tuple(state.frames.shape) != shape:  # possible between worlds of the user's own, whose weights have no checksum
+    if tuple(state.frames.shape) != shape:  # possible for worlds of the user's own, whose identity has no hash of the weights
         raise ValueError(f"the saved state has frames {list(state.frames.shape)}, this env {list(shape)}")
     device = shell.world.device
     return EnvState(tree.to(state.world, device), state.frames.to(device), tree.to(state.status, "cpu"))
@@ -256,4 +257,4 @@ def branched(
         state = episode.reseed(state, fresh)
         generators, used = save_generators(fresh), tuple(given)
     many = replace(saved, state=state, generators=generators, seeds=used)
-    return WorldModelVectorEnv.going_on(shell, many, obs_type=obs_type, render_mode=render_mode)
+    return WorldModelVectorEnv.from_state(shell, many, obs_type=obs_type, render_mode=render_mode)

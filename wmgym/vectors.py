@@ -1,6 +1,6 @@
-"""What the vector envs of truths and dreams share: autoreset, final observations, seeds, masks and options of lanes.
+"""Shared parts of all vector envs, of truths and dreams: keywords, autoreset, final observations, seeds, masks, options and actions.
 
-A vector env here is a `LanesEnv` that says how its lanes open and advance. `reset` and `step` are written once, here.
+A vector env subclasses `LanesEnv` and defines how its lanes open and advance. `reset` and `step` are implemented once, here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -32,13 +33,13 @@ class VectorConfig:
     num_envs: int
     autoreset_mode: AutoresetMode
     obs_type: str
-    horizon: int | None  # as it was given; None: the task's
+    horizon: int | None  # None: the task's default
 
     @classmethod
     def read(cls, num_envs: Any, autoreset_mode: Any, obs_type: Any, horizon: Any, max_episode_steps: Any) -> VectorConfig:
-        """`max_episode_steps` is what `gymnasium.make_vec` calls the horizon. A wrong value raises `ValueError`."""
+        """Check the keywords. `max_episode_steps` is the horizon's name in `gymnasium.make_vec`. A wrong value raises `ValueError`."""
         if horizon is not None and max_episode_steps is not None:
-            raise ValueError(f"max_episode_steps={max_episode_steps} is the horizon here, and horizon={horizon} is given too")
+            raise ValueError(f"max_episode_steps={max_episode_steps} and horizon={horizon} are two names of one keyword: give one of them")
         if obs_type not in OBS_TYPES:
             raise ValueError(f"obs_type must be one of {list(OBS_TYPES)}, got {obs_type!r}")
         count, horizon = check_count("num_envs", num_envs), horizon if max_episode_steps is None else max_episode_steps
@@ -46,14 +47,14 @@ class VectorConfig:
 
 
 def check_count(name: str, value: Any) -> int:
-    """A whole number of at least 1; anything else raises `ValueError`."""
+    """`value` as an int. ValueError unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
 
 def autoreset_name(mode: str | AutoresetMode) -> str:
-    """The mode as the string that is stored."""
+    """The string form of an autoreset mode."""
     for name, member in AUTORESET.items():
         if mode in (name, member):
             return name
@@ -61,7 +62,7 @@ def autoreset_name(mode: str | AutoresetMode) -> str:
 
 
 def storable(spec: Any) -> Any:
-    """A spec whose autoreset mode is a string, so that it has a JSON form."""
+    """A spec whose autoreset mode is a string, so that it can be converted to JSON."""
     if spec is not None and "autoreset_mode" in spec.kwargs:
         spec.kwargs["autoreset_mode"] = autoreset_name(spec.kwargs["autoreset_mode"])
     return spec
@@ -73,18 +74,18 @@ def storable(spec: Any) -> Any:
 class LanesEnv(VectorEnv):
     """N lanes behind Gymnasium's vector API, in all three autoreset modes.
 
-    A subclass calls `_prepare` when it is made and defines `_open`, `_advance`, `_flags`, `_observe` and `_info`; `_read_options` and
-    `_is_per_lane` where its `reset` takes options.
+    A subclass calls `_prepare` in its constructor and defines `_open`, `_advance`, `_flags`, `_observe` and `_info`; also `_read_options`
+    and `_is_per_lane` if its `reset` takes options.
     """
 
-    _generators: list[np.random.Generator] | None  # of the lanes; None: not drawn yet
+    _generators: list[np.random.Generator] | None  # one per lane; None: not created yet
     _seeds: list[int | None]
     _is_running: bool  # whether all lanes have been reset
 
     def _prepare(
         self, config: VectorConfig, single: tuple[gym.Space, gym.Space], metadata: Mapping[str, Any], render_mode: str | None
     ) -> None:
-        """Set what Gymnasium asks for; `single` are the observation and action space of one lane."""
+        """Set the attributes that Gymnasium requires. `single` is the observation and action space of one lane."""
         self.num_envs, self.autoreset_mode, self.obs_type = config.num_envs, config.autoreset_mode, config.obs_type
         self.metadata = {**metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -93,22 +94,22 @@ class LanesEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators, self._seeds, self._is_running = None, [], False
 
-    # ---- what a subclass defines ----
+    # ---- defined by subclasses ----
 
-    def _open(self, mask: Mask, seeds: Sequence[int | None], wishes: Sequence[Any]) -> None:
-        """Begin new episodes in the lanes of a mask. If one cannot begin as wished, nothing changes and the error is raised."""
+    def _open(self, mask: Mask, seeds: Sequence[int | None], options: Sequence[Any]) -> None:
+        """Begin new episodes in the lanes of a mask. On an error no lane changes."""
         raise NotImplementedError
 
     def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
-        """One step of the lanes in `moving`; the others rest. Rewards [N], 0 where nothing moved."""
+        """Step the lanes in `moving`; the others rest. Returns rewards [N], 0 for resting lanes."""
         raise NotImplementedError
 
     def _flags(self) -> tuple[Mask, Mask]:
-        """Which lanes are terminated and which truncated; copies."""
+        """Which lanes are terminated and which are truncated, as copies."""
         raise NotImplementedError
 
     def _observe(self) -> Any:
-        """What all lanes see now, in memory that nobody else holds."""
+        """The present observation of all lanes, as a copy."""
         raise NotImplementedError
 
     def _info(self, lanes: Mask) -> dict[str, Any]:
@@ -116,11 +117,11 @@ class LanesEnv(VectorEnv):
         raise NotImplementedError
 
     def _read_options(self, options: Any) -> Any:
-        """One lane's reset options, checked."""
+        """Check the reset options of one lane."""
         return options
 
     def _is_per_lane(self, key: str, value: Any) -> bool:
-        """Whether an option given for all lanes holds an entry for each."""
+        """Whether the value of a shared option has one entry per lane."""
         return False
 
     # ---- Gymnasium ----
@@ -128,19 +129,19 @@ class LanesEnv(VectorEnv):
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes in all lanes, or in those of `options["reset_mask"]` (bool [N]).
 
-        `seed` s gives the lanes s, s + 1, ...; a list has one per lane. `options` is a dict for all lanes, in which some values may
-        have an entry per lane, or a list of dicts, one per lane. If a lane cannot be reset as wished, no lane is.
+        seed: s seeds the lanes with s, s + 1, ...; a list has one seed per lane. options: a dict for all lanes, in which some values may
+        have one entry per lane, or a list with one dict per lane. On an error no lane is reset.
         """
         seeds, mask = lane_seeds(seed, self.num_envs), reset_mask(options, self.num_envs)
-        wishes = [self._read_options(each) for each in lane_options(options, self.num_envs, self._is_per_lane)]
+        wanted = [self._read_options(each) for each in lane_options(options, self.num_envs, self._is_per_lane)]
         if not self._is_running and not mask.all():
-            raise gym.error.ResetNeeded("a reset_mask needs lanes that are running: reset all of them first")
-        self._open(mask, seeds, wishes)
+            raise gym.error.ResetNeeded("reset_mask needs running lanes: reset all lanes first")
+        self._open(mask, seeds, wanted)
         self._is_running = True
         return self._observe(), self._info(mask)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
-        """One step in every lane. A lane that has ended is reset, or rests with its flags set until it is reset ("disabled")."""
+        """One step in every lane. An ended lane is reset; in mode "disabled" it rests, with its flags set, until it is reset."""
         self._check_running()
         over = np.logical_or(*self._flags())
         rewards = self._advance(actions, ~over)
@@ -154,7 +155,7 @@ class LanesEnv(VectorEnv):
         return self._observe(), rewards, terminated, truncated, final | self._info(np.ones(self.num_envs, bool))
 
     def _reopen(self, mask: Mask) -> None:
-        """Begin the next episodes of some lanes, which go on with their generators."""
+        """Begin the next episodes of some lanes. They keep their generators."""
         self._open(mask, [None] * self.num_envs, [self._read_options({})] * self.num_envs)
 
     def _check_running(self) -> None:
@@ -165,7 +166,7 @@ class LanesEnv(VectorEnv):
 
     @property
     def spec(self) -> Any:
-        """How this env was made; JSON-able."""
+        """The spec that this env was made from; it can be converted to JSON."""
         return self.__dict__.get("spec")
 
     @spec.setter
@@ -181,12 +182,12 @@ class LanesEnv(VectorEnv):
 
     @property
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
-        """What each lane's generator was seeded with."""
+        """The seed of each lane's generator."""
         _ = self.np_random
         return tuple(self._seeds)
 
     def _seed(self, lane: int, seed: int | None) -> None:
-        """Give a lane a new generator; without a seed it keeps the one it has."""
+        """Give a lane a new generator, unless `seed` is None."""
         _ = self.np_random
         if seed is not None:
             assert self._generators is not None
@@ -195,28 +196,28 @@ class LanesEnv(VectorEnv):
 
 # -- info -----------------------------------------------------------------------------------------------------------------------------
 
-Info = dict[str, tuple[NDArray[Any], Mask]]  # key -> values [N, ...], and which lanes have one
+Info = dict[str, tuple[NDArray[Any], Mask]]  # key -> values [N, ...], and which lanes have a value
 
 
 def info_row(info: Info, lane: int) -> dict[str, Any]:
-    """One lane's info, as a single env gives it: plain numbers and small arrays."""
+    """Info of one lane in the form of a single env: plain numbers and small arrays."""
     values = {key: values[lane] for key, (values, has) in info.items() if has[lane]}
     return {key: value.item() if value.ndim == 0 else value for key, value in values.items()}
 
 
 def info_batch(info: Info, lanes: Mask) -> dict[str, Any]:
-    """Gymnasium's batched info: each key beside a mask `_key` of the lanes that have it; only `lanes` (bool [N]) are told."""
+    """Gymnasium's batched info of `lanes` (bool [N]): each key has a mask `_key` of the lanes with a value."""
     out: dict[str, Any] = {}
     for key, (values, has) in info.items():
-        told = has & lanes
-        if told.any():
+        present = has & lanes
+        if present.any():
             blank = np.zeros((), values.dtype)
-            out[key], out[f"_{key}"] = np.where(told.reshape(-1, *[1] * (values.ndim - 1)), values, blank), told
+            out[key], out[f"_{key}"] = np.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, blank), present
     return out
 
 
 def final_info(observation: Any, info: dict[str, Any], ended: Mask) -> dict[str, Any]:
-    """What the ended lanes showed last, as Gymnasium wants it in the info of a same-step reset."""
+    """Last observations and info of the ended lanes, in Gymnasium's form for same-step resets."""
     last = np.full(len(ended), None, object)
     for lane in np.flatnonzero(ended):
         last[lane] = {key: value[lane] for key, value in observation.items()} if isinstance(observation, dict) else observation[lane]
@@ -224,8 +225,8 @@ def final_info(observation: Any, info: dict[str, Any], ended: Mask) -> dict[str,
 
 
 def as_tensors(observation: Any) -> Any:
-    """An observation of arrays as tensors on the CPU, in the same memory."""
-    import torch  # here, so that a ground truth alone loads none
+    """An observation of arrays as tensors on the CPU that share its memory."""
+    import torch  # here, so that ground truths work without loading torch
 
     return {k: torch.from_numpy(v) for k, v in observation.items()} if isinstance(observation, dict) else torch.from_numpy(observation)
 
@@ -234,13 +235,13 @@ def as_tensors(observation: Any) -> Any:
 
 
 def new_generators(seeds: Sequence[int | None]) -> tuple[list[np.random.Generator], list[int | None]]:
-    """One generator per seed, as Gymnasium makes it."""
+    """One generator per seed, made by Gymnasium's `np_random`."""
     pairs = [seeding.np_random(seed) for seed in seeds]
     return [generator for generator, _ in pairs], [seed for _, seed in pairs]
 
 
 def lane_seeds(seed: int | Sequence[int | None] | None, lanes: int) -> list[int | None]:
-    """The seed of each lane: s gives s, s + 1, ..."""
+    """The seed of each lane; a single seed s gives s, s + 1, ..."""
     if seed is None or isinstance(seed, (int, np.integer)):
         seeds = [None if seed is None else int(seed) + i for i in range(lanes)]
     elif len(seed) != lanes:
@@ -248,26 +249,26 @@ def lane_seeds(seed: int | Sequence[int | None] | None, lanes: int) -> list[int 
     else:
         seeds = [None if s is None else int(s) for s in seed]
     for each in seeds:
-        if each is not None and each < 0:  # as `seeding.np_random` says it, but before any lane has changed
+        if each is not None and each < 0:  # the error of `seeding.np_random`, raised before any lane changes
             raise gym.error.Error(f"Seed must be greater or equal to zero, actual value: {each}")
     return seeds
 
 
 def reset_mask(options: Any, lanes: int) -> Mask:
-    """Which lanes `reset` is about: bool [lanes], a copy."""
+    """The lanes to reset: bool [lanes], a copy."""
     mask = options.get("reset_mask") if isinstance(options, Mapping) else None
     if mask is None:
         return np.ones(lanes, bool)
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (lanes,):
         raise ValueError(f"reset_mask must be a numpy bool array [{lanes}], got {mask!r}")
     if not mask.any():
-        raise ValueError("reset_mask chooses no lane")
+        raise ValueError("reset_mask selects no lane")
     return mask.copy()
 
 
 def lane_options(options: Any, lanes: int, is_per_lane: Callable[[str, Any], bool]) -> list[dict[str, Any]]:
-    """The options of each lane, from a list with a dict per lane, or from one dict whose values are shared or, where
-    `is_per_lane(key, value)` says so, hold an entry per lane."""
+    """The options of each lane, from a list with one dict per lane, or from a single dict. In a single dict a value is shared by all lanes,
+    or has one entry per lane if `is_per_lane(key, value)`."""
     if options is None:
         return [{} for _ in range(lanes)]
     if not isinstance(options, Mapping):
@@ -286,13 +287,60 @@ def lane_options(options: Any, lanes: int, is_per_lane: Callable[[str, Any], boo
     return rows
 
 
+# -- actions --------------------------------------------------------------------------------------------------------------------------
+
+
+def check_actions(actions: Any, space: gym.Space, lanes: int | None = None) -> NDArray[Any]:
+    """One action of a space of numbers, or with `lanes` one for each lane: int64, or float32 for a Box.
+
+    Python numbers, arrays and tensors of the space's shape are equivalent. Booleans, other shapes and other values raise `ValueError`.
+    """
+    assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)), space
+    given, shape = _as_array(actions), (*(() if lanes is None else (lanes,)), *(space.shape or ()))
+    name, integers = ("action", "an integer") if lanes is None else ("actions", "integers")
+    if isinstance(space, spaces.Discrete):
+        low, high = space.start, space.start + space.n - 1
+        wanted = f"{integers} from {low} to {high}"
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high, wanted = space.start, space.start + space.nvec - 1, f"integers in {space}"
+    elif isinstance(space, spaces.MultiBinary):
+        low, high, wanted = 0, 1, f"integers in {space}"
+    else:
+        low, high, wanted = space.low, space.high, f"numbers in {space}"
+    is_box = isinstance(space, spaces.Box)
+    if given.dtype.kind not in ("iuf" if is_box else "iu"):
+        raise ValueError(f"{name} must be {wanted}, got {actions!r}")
+    if given.shape != shape:
+        where = str(space) if lanes is None else f"{space} in each lane"
+        raise ValueError(f"{name} must have the shape {list(shape)} ({where}), got {list(given.shape)}")
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which no bounded interval contains
+        given = given.astype(np.float32) if is_box else given
+    if not ((given >= low) & (given <= high)).all():  # a NaN is in no interval
+        raise ValueError(f"{name} must lie in {space}, got {actions!r}" if is_box else f"{name} must be {wanted}, got {actions!r}")
+    return given if is_box else given.astype(np.int64)
+
+
+def _as_array(actions: Any) -> NDArray[Any]:
+    """A tensor or another value as an array. What numpy cannot convert becomes an array of dtype object."""
+    if type(actions).__module__.partition(".")[0] == "torch":  # a name, because a ground truth loads no torch
+        actions = actions.detach().cpu()
+        actions = actions.double() if actions.is_floating_point() else actions  # numpy has no bfloat16
+    try:
+        return np.asarray(actions)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, objects that refuse
+        return np.full((), None)
+
+
+# -- random generators ----------------------------------------------------------------------------------------------------------------
+
+
 def save_generators(generators: Sequence[np.random.Generator]) -> tuple[dict[str, Any], ...]:
-    """The states of generators, as `load_generator` takes them."""
+    """The states of generators, for `load_generator`."""
     return tuple(dict(generator.bit_generator.state) for generator in generators)
 
 
 def load_generator(state: Mapping[str, Any]) -> np.random.Generator:
-    """A new generator that goes on where the saved one stood."""
+    """A new generator that continues from a saved state."""
     kind = getattr(np.random, str(state["bit_generator"]), None)
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         raise ValueError(f"unknown bit generator {state['bit_generator']!r}")

@@ -1,12 +1,12 @@
-"""WorldModel: the only place where network, sampler and memory meet.
+"""WorldModel: the only file that combines network, sampler and memory.
 
 One imagined chunk:
 
-    pose' = motion(pose, action) -> contexts = each memory read at pose' -> velocity = net bound to them
+    pose' = motion(pose, action) -> contexts = each memory read at pose' -> velocity = net bound to the contexts
     -> latent = sampler(velocity, noise(keys), levels) -> the motion head corrects pose'
     -> trace = one clean pass at the corrected poses, if a memory wants it -> write each memory -> new WorldState
 
-Gymnasium, planners and benchmarks all go through here. Training objectives belong to the systems (`train/`).
+Gymnasium envs, planners and benchmarks all use it. Training objectives belong to the systems (`train/`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the weights of a world are run: everything that may differ between two worlds of the same weights."""
+    """How weights are run: everything that can differ between two worlds with the same weights."""
 
     memories: tuple[Memory[Any], ...]
     sampler: SamplerConfig
@@ -75,13 +75,13 @@ class Settings:
 
     @property
     def trace_needs(self) -> frozenset[str]:
-        """The parts of a `Trace` that some memory wants."""
+        """The parts of a `Trace` that at least one memory needs."""
         return frozenset().union(*(memory.needs for memory in self.memories))
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a world's weights come from: what names it in saved states and results."""
+    """Origin of a world's weights. Saved states and results record it."""
 
     system: str = "own"
     setting: str = ""
@@ -93,7 +93,7 @@ Arrival = tuple[Tensor, Tensor | None, Tensor | None]  # poses float32 [B, F, 5]
 
 
 class WorldModel(nn.Module):
-    """`core.World` over a network. Weights are `autoencoder`, `net`, `motion_head` and `reward_head`; `settings` says how to run them."""
+    """A `core.World` with a neural network: `autoencoder`, `net`, `motion_head` and `reward_head`. `settings` is how these run."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         if (net.predicts == "noise") != (settings.sampler.name in ANCESTRAL):
-            raise ValueError(f"the network predicts {net.predicts}, sampler {settings.sampler.name!r} does not remove it")
-        self.autoencoder: Any = autoencoder  # parts that are protocols here are modules all the same
+            raise ValueError(f"the network predicts {net.predicts}; sampler {settings.sampler.name!r} needs another prediction")
+        self.autoencoder: Any = autoencoder  # typed as protocols in the signature, but they are modules
         self.net: Any = net
         self.motion_head, self.reward_head = motion_head, reward_head
         self.kinematics, self.settings, self.provenance = kinematics, settings, Provenance()
@@ -122,11 +122,11 @@ class WorldModel(nn.Module):
 
     @property
     def dtype_name(self) -> str:
-        """The precision that it runs in, as the keyword `dtype` names it."""
+        """The dtype of its weights, in the form of the keyword `dtype`."""
         return str(next(self.parameters()).dtype).removeprefix("torch.")
 
     def with_settings(self, **changes: Any) -> WorldModel:
-        """A view of the same weights that runs with other settings (fields of `Settings`). This one stays as it is."""
+        """A view of the same weights with other settings (fields of `Settings`). This one is unchanged."""
         view = WorldModel(
             self.autoencoder,
             self.net,
@@ -136,14 +136,14 @@ class WorldModel(nn.Module):
             reward_head=self.reward_head,
         )
         view.provenance = self.provenance
-        view.training = self.training  # the parts are shared: `train` would change them too
+        view.training = self.training  # set directly: `train()` would also change the shared parts
         return view
 
     # -- core.World -------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start(self, opening: Clip, keys: Tensor) -> WorldState:
-        """A world that remembers `opening` and stands at its last frame."""
+        """A world that remembers `opening`. Its present frame is the last frame of the opening."""
         b, t = opening.valid.shape
         latents = self.encode(opening.frames)
         times = opening.valid.cumsum(1) - 1
@@ -161,7 +161,7 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def observe(self, state: WorldState, seen: Clip) -> WorldState:
-        """Real frames during an episode: remembered as they are, with the poses given."""
+        """Add real frames with given poses to the memories during an episode."""
         latents = self.encode(seen.frames)
         times = state.times[:, None] + seen.valid.cumsum(1)
         chunk = self._observed(seen, latents, times, state.poses)
@@ -171,7 +171,7 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
-        """One chunk; actions int64 [B, F] or float32 [B, F, A]. An action may lead `stride` frames ahead at once."""
+        """Generate one chunk; actions int64 [B, F] or float32 [B, F, A]. stride: frames that one action covers."""
         size = self.kinematics.action_size
         wanted = (len(state.times), self.chunk, *([size] if size else []))
         if actions.shape != wanted:
@@ -180,17 +180,17 @@ class WorldModel(nn.Module):
         images = images if images is not None else self.autoencoder.decode(state.latents)
         finite = state.latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1) & poses.isfinite().flatten(1).all(1)
         sampler = self.settings.sampler
-        spent = {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)}
+        spent: dict[str, float] = {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)}
         return state, Frames(to_uint8(images), poses, rewards, ends, spent, finite)
 
     # -- the parts --------------------------------------------------------------------------------------------------------------
 
     def imagine(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Arrival]:
-        """A step that stays in latent space: the new state, and the chunk's poses, rewards and ends."""
+        """A step without decoding to pixels: the new state, and the chunk's poses, rewards and ends."""
         return self._imagine(state, actions, stride)[:2]
 
     def _imagine(self, state: WorldState, actions: Tensor, stride: int) -> tuple[WorldState, Arrival, Tensor | None]:
-        """Also its images [B, F, 3, H, W], if they had to be decoded to be remembered."""
+        """As `imagine`, and the images [B, F, 3, H, W] if `through_pixels` is set."""
         egomotion = self.kinematics.motion(actions)
         query = self.query(state.poses, egomotion, state.times + (stride - 1))
         contexts = self.read(state.memories, query)
@@ -210,7 +210,7 @@ class WorldModel(nn.Module):
         return self._write(state, seen), arrival, images
 
     def _sample(self, bound: Bound, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Latents [B, *shape] from noise, by the sampler of the settings."""
+        """Sample latents [B, *shape] with the sampler of the settings."""
         sampler, start = self.settings.sampler, rng.noise(keys, shape)
         if sampler.name in SAMPLERS:
             return SAMPLERS[sampler.name](bound, start, levels(sampler.denoise_steps, sampler.shift))
@@ -218,22 +218,22 @@ class WorldModel(nn.Module):
         return ANCESTRAL[sampler.name](bound, start, schedule, lambda i: rng.noise(rng.fold(keys, i), shape))
 
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> latents [B, T, C, h, w], a bounded number at once."""
+        """uint8 [B, T, H, W, 3] -> latents [B, T, C, h, w], at most 256 frames at once."""
         flat = frames.flatten(0, 1)
         parts = [self.autoencoder.encode(flat[i : i + _ENCODE_AT_ONCE]) for i in range(0, len(flat), _ENCODE_AT_ONCE)]
         return torch.cat(parts).unflatten(0, frames.shape[:2])
 
     def query(self, poses: Tensor, egomotion: Tensor, times: Tensor) -> Query:
-        """Poses [B, 5] and the chunk's egomotion [B, F, 5] -> where its frames are expected."""
+        """Poses [B, 5] and the chunk's egomotion [B, F, 5] -> expected poses and times of its frames."""
         ahead = torch.arange(1, egomotion.shape[1] + 1, device=times.device)
         return Query(walk(poses, egomotion), times[:, None] + ahead)
 
     def read(self, memories: tuple[Any, ...], query: Query) -> tuple[Context, ...]:
-        """What each memory shows the network."""
+        """The context of each memory."""
         return tuple(memory.read(value, query) for memory, value in zip(self.settings.memories, memories, strict=True))
 
     def _arrive(self, state: WorldState, latents: Tensor, actions: Tensor, egomotion: Tensor) -> Arrival:
-        """The chunk's poses, corrected by what the frames show, and rewards and ends where a head reads them."""
+        """The chunk's poses, corrected by the motion head, and rewards and ends from the reward head; None without one."""
         before = torch.cat([state.latents[:, -1:], latents[:, :-1]], 1).flatten(0, 1)
         after, flat = latents.flatten(0, 1), actions.flatten(0, 1)
         if self.settings.pose_source == "learned" and self.motion_head is not None:
@@ -256,7 +256,7 @@ class WorldModel(nn.Module):
         return replace(state, memories=memories, footprint=total)
 
     def _observed(self, clip: Clip, latents: Tensor, times: Tensor, start: Tensor) -> Seen:
-        """Real frames as a chunk, seen from the pose `start` [B, 5] on. No motion led to the first frame of an opening."""
+        """Real frames as `Seen`; `start` [B, 5] is the pose before the first one. The egomotion of an opening's first frame is 0."""
         known = torch.cat([clip.valid.new_zeros(len(start), 1), clip.valid[:, :-1]], 1)
         before = torch.where(known[..., None], clip.poses.roll(1, 1), start[:, None])
         motion = relative_pose(clip.poses, before)
@@ -264,7 +264,7 @@ class WorldModel(nn.Module):
         return Seen(latents, clip.poses, times, clip.actions, motion, clip.valid, clip.valid)
 
     def _remember(self, state: WorldState, seen: Seen) -> WorldState:
-        """Write observed frames. A memory that wants traces gets them as the network computes them, one chunk after the other."""
+        """Write observed frames to the memories. If a memory needs traces, the network computes them chunk by chunk."""
         if not self.settings.trace_needs:
             return self._write(state, seen)
         seen = _whole_chunks(seen, self.chunk)
@@ -288,7 +288,7 @@ _FRAME_FIELDS = ("latents", "poses", "times", "actions", "egomotion", "valid", "
 
 
 def _whole_chunks(seen: Seen, chunk: int) -> Seen:
-    """The same frames in whole chunks: where a row begins later than a chunk does, its first frame is repeated and not valid."""
+    """The same frames padded to whole chunks: before the first frame of a row it is repeated, and marked as not valid."""
     rows, frames = seen.valid.shape
     at = torch.arange(-(-frames % chunk), frames, device=seen.valid.device)
     index = torch.maximum(at, seen.valid.int().argmax(1, keepdim=True))  # [B, T]

@@ -31,7 +31,7 @@ from wmgym.envs.checks import check_not_over, check_reset_options, check_state_k
 from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import CELLS, COVERS, DECKS, SIDE, Table
 from wmgym.settings import memory_cards as setting
-from wmgym.vectors import load_generator
+from wmgym.vectors import check_actions, load_generator
 
 if TYPE_CHECKING:
     from wmgym.envs.memory_cards.vector_env import MemoryCardsVectorEnv
@@ -123,9 +123,7 @@ class MemoryCardsEnv(gym.Env):
         """One action. After the end of an episode it raises `ResetNeeded`."""
         before = self._running()
         check_not_over(self._elapsed >= self.horizon)
-        if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
-        self._table = cards.move(before, np.array([action]))
+        self._table = cards.move(before, check_actions(action, self.action_space)[None])
         self._elapsed += 1
         frame, info = self._shown(self._table)
         return frame, 0.0, False, self._elapsed >= self.horizon, info

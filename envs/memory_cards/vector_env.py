@@ -19,7 +19,7 @@ from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.env import Rules
 from wmgym.envs.memory_cards.table import CELLS, Table
 from wmgym.settings import memory_cards as setting
-from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_count, info_batch, lane_seeds, load_generator
+from wmgym.vectors import LanesEnv, Mask, VectorConfig, as_tensors, check_actions, check_count, info_batch, lane_seeds, load_generator
 
 
 class MemoryCardsVectorEnv(LanesEnv):
@@ -75,7 +75,7 @@ class MemoryCardsVectorEnv(LanesEnv):
         self._elapsed, self._truncated = np.where(mask, 0, self._elapsed), self._truncated & ~mask
 
     def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
-        self._table = cards.move(self._table, np.where(moving, self._check_actions(actions), cards.REST))
+        self._table = cards.move(self._table, np.where(moving, check_actions(actions, self.single_action_space, self.num_envs), cards.REST))
         self._elapsed = self._elapsed + moving
         self._truncated = self._elapsed >= self.horizon
         return np.zeros(self.num_envs)
@@ -133,17 +133,6 @@ class MemoryCardsVectorEnv(LanesEnv):
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words."""
         return list(setting.ACTIONS)
-
-    # ---- parts ----
-
-    def _check_actions(self, actions: Any) -> NDArray[np.int64]:
-        given = np.asarray(actions)
-        if given.shape != (self.num_envs,):
-            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(given.shape)}")
-        count = len(setting.ACTIONS)
-        if not np.issubdtype(given.dtype, np.integer) or (given < 0).any() or (given >= count).any():
-            raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
-        return given.astype(np.int64)
 
 
 def branched(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from wmgym.data.depth import DepthCamera
 from wmgym.envs import checks
 from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_size
-from wmgym.envs.memory_maze.upstream import CELL, Variant, load, variant
+from wmgym.envs.memory_maze.upstream import CELL, Variant, check_installed, load, variant
 from wmgym.envs.process_vector import ProcessVectorEnv, branch_of, lane_state
 from wmgym.settings import memory_maze as setting
 from wmgym.tasks import FREE_HORIZON
-from wmgym.vectors import load_generator
+from wmgym.vectors import check_actions, load_generator
 
 if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
@@ -40,7 +40,7 @@ TASKS = tuple(setting.SETTING.tasks)
 NEAR = 2  # task "targets-near": greatest length in cells of the way to the first target
 ASIDE = np.pi / 4  # task "targets-near": greatest angle in radians between the view direction and the first target
 RESET_OPTIONS = ("start", "goal")
-CAMERA = DepthCamera(setting.SETTING.kinematics.field_of_view, eye=(0.15, 0.0, 0.9), tilt=-math.atan(0.1))  # of upstream's ball
+CAMERA = DepthCamera(setting.FIELD_OF_VIEW, eye=(0.15, 0.0, 0.9), tilt=-math.atan(0.1))  # of upstream's ball
 NUM_SEEDS = 2**32  # seeds that upstream's generator accepts
 _MAZES: weakref.WeakValueDictionary[Any, Maze] = weakref.WeakValueDictionary()  # the mazes in use in this process
 
@@ -70,6 +70,7 @@ class MemoryMazeEnv(gym.Env):
         horizon: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        check_installed()
         self.kind = check_kind(cells, variant, backend)
         self.cells, self.variant, self.backend = cells, variant, backend
         self.task, self.horizon = task, check_horizon(cells, self.kind, task, horizon)
@@ -111,9 +112,7 @@ class MemoryMazeEnv(gym.Env):
         """One action. After the end of an episode it raises `ResetNeeded`."""
         ball = self._running()
         checks.check_not_over(self._is_over)
-        if not self.action_space.contains(action):
-            raise ValueError(f"action must be an integer from 0 to {len(setting.ACTIONS) - 1}, got {action!r}")
-        touched = ball.step(int(action))
+        touched = ball.step(int(check_actions(action, self.action_space)))
         self._elapsed += 1
         reward = float(touched and self.task != "free")
         return self._observe(ball), reward, False, self._is_over, {"pose": ball.pose}
@@ -169,6 +168,16 @@ class MemoryMazeEnv(gym.Env):
         ball = self._running()
         here = lane_state(self.save_state(), self._observe(ball), {"pose": ball.pose}, truncated=self._is_over)
         return branch_of("wmgym.envs.memory_maze.env:MemoryMazeEnv", self._kwargs, here, n, seeds)
+
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """For `pickle` and `copy`: the attributes without the simulation, and the saved state of a running episode."""
+        return {**self.__dict__, "_ball": None}, None if self._ball is None else self.save_state()
+
+    def __setstate__(self, parts: tuple[dict[str, Any], dict[str, Any] | None]) -> None:
+        attributes, state = parts
+        self.__dict__.update(attributes)
+        if state is not None:
+            self.load_state(state)
 
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words."""

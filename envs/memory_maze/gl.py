@@ -1,7 +1,7 @@
-"""Which OpenGL draws without a window, and how it is taken and given back.
+"""OpenGL without a window: choice of the renderer, and the context of this process.
 
-EGL where it works, else OSMesa; MUJOCO_GL=egl or =osmesa decides instead. One OpenGL context serves the whole process: each
-call that draws takes it and lets it go, so that any thread may be the next. EGL's former context is put back, for other users of it.
+EGL is used if it works, else OSMesa; MUJOCO_GL=egl or =osmesa overrides this. One OpenGL context serves the whole process. Each call that
+renders makes it current and releases it afterwards, so any thread can be next. EGL's previous context is restored for its other users.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _depth = 0
 
 
 def renderer() -> str:
-    """ "egl" or "osmesa"; ImportError that says what to install where neither works."""
+    """ "egl" or "osmesa". If neither works, ImportError names what to install."""
     asked = os.environ.get("MUJOCO_GL", "").lower()
     platform = os.environ.get("PYOPENGL_PLATFORM", "").lower()
     if asked and asked not in ("egl", "osmesa"):
-        raise ImportError(f"Memory Maze draws without a window by EGL or OSMesa; MUJOCO_GL is {asked!r}: unset it, or name one")
+        raise ImportError(f"Memory Maze renders with EGL or OSMesa, but MUJOCO_GL is {asked!r}: unset it, or set it to egl or osmesa")
     asked = asked or (platform if platform in ("egl", "osmesa") else "")
     if asked:
         if not _WORKS[asked]():
-            raise ImportError(f"{asked!r} was asked for (MUJOCO_GL or PYOPENGL_PLATFORM), and does not work here: {HOW_TO_GET}")
+            raise ImportError(f"MUJOCO_GL or PYOPENGL_PLATFORM is {asked!r}, which does not work on this machine: {HOW_TO_GET}")
         return asked
     for name, works in _WORKS.items():
         if works():
             return name
-    raise ImportError(f"Memory Maze needs an OpenGL renderer that draws without a window, and none works here: {HOW_TO_GET}")
+    raise ImportError(f"Memory Maze needs an OpenGL renderer without a window, and none works on this machine: {HOW_TO_GET}")
 
 
 def choose() -> None:
-    """Settle on a renderer, for dm_control too."""
+    """Choose a renderer, also for dm_control."""
     os.environ.setdefault("MUJOCO_GL", renderer())
 
 
 def _egl_works() -> bool:
-    """Whether a device opens. By ctypes, since PyOpenGL keeps to the first platform that it was loaded for."""
+    """Whether an EGL device opens. Uses ctypes, since PyOpenGL is bound to the first platform that it is loaded with."""
     try:
         egl = ctypes.CDLL(ctypes.util.find_library("EGL") or "libEGL.so.1")
         find = egl.eglGetProcAddress
@@ -78,7 +78,7 @@ _WORKS: dict[str, Callable[[], bool]] = {"egl": _egl_works, "osmesa": _osmesa_wo
 
 @contextlib.contextmanager
 def current() -> Iterator[None]:
-    """OpenGL calls inside go to this process's context. May be nested."""
+    """Make this process's OpenGL context current within the block. Blocks can be nested."""
     global _depth
     with _lock:
         if _depth == 0:
@@ -122,14 +122,14 @@ def _made(name: str, platform: Any) -> Any:
 
 
 def _free() -> None:
-    """Before OpenGL itself ends: a context that is left over complains after it."""
+    """Free the context before OpenGL is unloaded. Otherwise it prints an error at exit."""
     global _context
     with _lock:
         if _context is not None:
             context, _context = _context[1], None
             context.free()
-            context.__class__.__del__ = lambda self: None  # freed once; the platform's own __del__ would do it again
+            context.__class__.__del__ = lambda self: None  # the context is freed; the platform's __del__ would free it again
 
 
 if __name__ == "__main__":
-    print(renderer())  # noqa: T201  for the Makefile: it fails where nothing draws
+    print(renderer())  # noqa: T201  for the Makefile: it fails if no renderer works

@@ -2,7 +2,7 @@
 
 The package's `__init__` fails without `gym`, so its modules are loaded without running it. They build a maze as a dm_control task.
 `open_task` runs that task's own reset, in the same order and with the same random numbers, with one change: the model is compiled
-without its image files (88 textures, 280 MB, of which 11 differ). `sight.py` supplies those when it draws.
+without its image files (88 textures, 280 MB, of which 11 differ). `renderer.py` supplies those when it draws.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 from wmgym.envs.memory_maze import gl
+from wmgym.extras import install, need
 from wmgym.settings.memory_maze import VARIANTS, frame_size
 
 CELL = 2.0  # metres
@@ -55,15 +56,20 @@ def variant(name: str) -> Variant:
     )
 
 
+def check_installed() -> None:
+    """ImportError, with the remedy, if one of the packages that every maze needs is not here. Nothing is imported."""
+    need("maze", "Memory Maze needs")
+
+
 def load(module: str) -> Any:
     """A module of the package, such as "tasks". ImportError, with the remedy, if the package is not installed."""
     name = f"memory_maze.{module}"
     if name in sys.modules:
         return sys.modules[name]
-    gl.choose()  # before dm_control is imported, which chooses a renderer at that moment
+    gl.choose()  # before dm_control is imported, since the import chooses a renderer
+    check_installed()
     found = importlib.util.find_spec("memory_maze")
-    if found is None or found.submodule_search_locations is None:
-        raise ImportError("Memory Maze needs the package memory-maze and its dependencies: pip install 'wmgym[maze]'")
+    assert found is not None and found.submodule_search_locations is not None
     logging.getLogger("absl").addFilter(_is_relevant)
     is_placeholder = "memory_maze" not in sys.modules
     if is_placeholder:
@@ -72,7 +78,7 @@ def load(module: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{error}; Memory Maze needs pip install 'wmgym[maze]'") from error
+        raise ImportError(f"{error}; Memory Maze needs {install('maze')}") from error
     finally:
         if is_placeholder:
             del sys.modules["memory_maze"]  # so that users with gym can still import the package itself

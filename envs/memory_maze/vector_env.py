@@ -7,6 +7,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from wmgym.envs.memory_maze.upstream import check_installed
 from wmgym.envs.process_vector import ProcessVectorEnv
 
 SINGLE = "wmgym.envs.memory_maze.env:MemoryMazeEnv"
@@ -35,6 +36,7 @@ class MemoryMazeVectorEnv(ProcessVectorEnv):
             "cells": cells, "variant": variant, "task": task, "backend": backend, "size": size, "render_size": render_size,
             "horizon": horizon, "render_mode": render_mode,
         }  # fmt: skip
+        check_installed()  # once, not in each worker
         super().__init__(
             SINGLE, kwargs, num_envs, processes=processes, max_episode_steps=max_episode_steps,
             autoreset_mode=autoreset_mode, obs_type=obs_type,

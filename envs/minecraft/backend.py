@@ -6,6 +6,7 @@ whole blocks along the same axes. A step is 4 game ticks at 20 Hz. Actions are i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -143,6 +144,16 @@ def find_backend(name: str, options: Iterable[str] = ()) -> Engine:
         allowed = f"it takes {', '.join(engine.options)}" if engine.options else "it takes none"
         raise ValueError(f"backend {name!r} has no option {unknown[0]!r}; {allowed}")
     return engine
+
+
+def check_keywords(env: type, options: Iterable[str]) -> None:
+    """TypeError if one of the `options` given to the class `env` is an option of no engine. It names the keywords that there are."""
+    engines = list(dict.fromkeys(option for engine in BACKENDS.values() for option in engine.options))
+    unknown = [option for option in options if option not in engines]
+    if unknown:
+        own = [name for name, each in inspect.signature(env).parameters.items() if each.kind is not each.VAR_KEYWORD]
+        known = f"it takes {', '.join(own)}, and of its backends {', '.join(engines)}"
+        raise TypeError(f"{env.__name__} got an unexpected keyword argument {unknown[0]!r}; {known}")
 
 
 def check_action_mode(name: str, mode: str) -> str:

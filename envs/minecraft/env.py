@@ -23,9 +23,20 @@ from numpy.typing import NDArray
 from wmgym.data.depth import DepthCamera
 from wmgym.envs import checks
 from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, check_size
-from wmgym.envs.minecraft.backend import KEYS, Backend, DepthBackend, Pose, TickBackend, check_action_mode, find_backend, make_backend
+from wmgym.envs.minecraft.backend import (
+    KEYS,
+    Backend,
+    DepthBackend,
+    Pose,
+    TickBackend,
+    check_action_mode,
+    check_keywords,
+    find_backend,
+    make_backend,
+)
 from wmgym.settings.minecraft import ACTIONS, SETTING
 from wmgym.tasks import compass, horizontal_distance, navigate_arrived, navigate_reward
+from wmgym.vectors import check_actions
 
 if TYPE_CHECKING:
     from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
@@ -61,6 +72,7 @@ class MinecraftEnv(gym.Env):
         action_mode: str = "discrete",
         **engine: Any,
     ) -> None:
+        check_keywords(type(self), engine)
         self.action_mode = check_action_mode(backend, action_mode)
         self.task, self.horizon = task, check_horizon(task, horizon, action_mode)
         self.size, self.render_size = check_size(size), check_render_size(render_size, size)
@@ -93,9 +105,7 @@ class MinecraftEnv(gym.Env):
         if self.action_mode == "minerl":
             pose = cast(TickBackend, self._engine).tick(*check_minerl_action(action, self.action_space))
         else:
-            if not self.action_space.contains(action):
-                raise ValueError(f"action must be an integer from 0 to {len(ACTIONS) - 1}, got {action!r}")
-            pose = self._engine.step(int(action))
+            pose = self._engine.step(int(check_actions(action, self.action_space)))
         self._pose = pose
         self._elapsed += 1
         reward = 0.0 if self._goal is None else float(navigate_reward(before, pose, self._goal))

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from wmgym import tasks
 from wmgym.envs.checks import check_render_mode, check_render_size, check_size, check_state_keys
 from wmgym.envs.minecraft import env as single
-from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, find_backend, make_lanes
+from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, check_keywords, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
-from wmgym.settings.minecraft import ACTIONS
-from wmgym.vectors import Info, LanesEnv, Mask, VectorConfig, as_tensors, check_count, info_batch, lane_seeds, load_generator
+from wmgym.vectors import Info, LanesEnv, Mask, VectorConfig, as_tensors, check_actions, check_count, info_batch, lane_seeds, load_generator
 
 
 class MinecraftVectorEnv(LanesEnv):
@@ -46,6 +45,7 @@ class MinecraftVectorEnv(LanesEnv):
         action_mode: str = "discrete",
         **engine: Any,
     ) -> None:
+        check_keywords(type(self), engine)
         config = VectorConfig.read(num_envs, autoreset_mode, obs_type, horizon, max_episode_steps)
         self.action_mode = check_action_mode(backend, action_mode)
         self.horizon = single.check_horizon(task, config.horizon, action_mode)
@@ -213,18 +213,9 @@ class MinecraftVectorEnv(LanesEnv):
 
     def _move(self, actions: Any, moving: Mask) -> Pose:
         if self.action_mode == "discrete":
-            return self._lanes.step(np.where(moving, self._check_actions(actions), -1))
+            return self._lanes.step(np.where(moving, check_actions(actions, self.single_action_space, self.num_envs), -1))
         if not isinstance(actions, Mapping):
             raise ValueError(f"actions must be a dict with a row per lane under each key, got {type(actions).__name__}")
         rows = [{key: value[lane] for key, value in actions.items()} for lane in range(self.num_envs)]
         inputs = [single.check_minerl_action(row, self.single_action_space) for row in rows]
         return cast(TickLanes, self._lanes).tick([each if moves else None for each, moves in zip(inputs, moving)])
-
-    def _check_actions(self, actions: Any) -> NDArray[np.int64]:
-        given = np.asarray(actions)
-        if given.shape != (self.num_envs,):
-            raise ValueError(f"actions must have the shape {[self.num_envs]}, got {list(given.shape)}")
-        count = len(ACTIONS)
-        if not np.issubdtype(given.dtype, np.integer) or (given < 0).any() or (given >= count).any():
-            raise ValueError(f"actions must be integers from 0 to {count - 1}, got {actions!r}")
-        return given.astype(np.int64)

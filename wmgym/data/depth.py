@@ -1,10 +1,10 @@
-"""Depth images: float32 [H, W], how far away the thing is that a pixel shows.
+"""Depth images: float32 [H, W], the distance to the surface at each pixel.
 
-Depth is in metres along the camera's optical axis (z-depth), at the pixel's centre, without anti-aliasing: a wall that the camera
-faces squarely has one depth everywhere. It is infinite where nothing is seen, such as in the sky. `unproject` turns it into points.
+Depth is in metres along the camera's optical axis (z-depth), at the pixel's centre, without anti-aliasing. A wall at a right angle to the
+axis has the same depth everywhere. Pixels without a surface, such as sky, have infinite depth. `unproject` converts depth to points.
 
-An env that can measure depth says so by `metadata["depth"]`, a `DepthCamera`, and has a method `depth()`. Episodes hold it as the
-array `depth` [T, H, W], with the camera in their metadata (episode.py).
+An env that measures depth has a `DepthCamera` as `metadata["depth"]`, and a method `depth()`. Episodes store the array `depth`
+[T, H, W], with the camera in their metadata (episode.py).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DepthCamera:
-    """Where the camera is, relative to a pose (x, y, z, yaw, pitch), and what the numbers of its depth images mean."""
+    """Position of the camera relative to a pose (x, y, z, yaw, pitch), and the meaning of its depth values."""
 
     field_of_view: float  # vertical, radians; pixels are square
     eye: tuple[float, float, float]  # metres ahead, to the left and above the pose; turned by its yaw, not by its pitch
-    tilt: float = 0.0  # radians that the camera looks higher than the pose's pitch
+    tilt: float = 0.0  # camera pitch minus the pose's pitch, in radians
     axis: str = "optical"
     unit: str = "metres"
-    nothing: str = "inf"  # the depth of a pixel that shows nothing
+    nothing: str = "inf"  # depth of a pixel without a surface
 
     def __post_init__(self) -> None:
         if not 0 < self.field_of_view < math.pi or len(self.eye) != 3:
@@ -35,10 +35,10 @@ class DepthCamera:
 
 
 def unproject(depth: NDArray[np.floating], pose: NDArray[np.floating], camera: DepthCamera) -> NDArray[np.float64]:
-    """World points that the pixels of depth images [..., H, W] taken at poses [..., 5] show: [..., H, W, 3].
+    """World points of the pixels of depth images [..., H, W] at poses [..., 5]: [..., H, W, 3].
 
     A point is eye + depth * (ahead + right * u + up * v), where u and v are the pixel's centre on the image plane at distance 1.
-    Numbers that are not finite stand for pixels that show nothing.
+    Points of pixels without a surface are not finite.
     """
     depth, pose = np.asarray(depth, np.float64), np.asarray(pose, np.float64)
     height, width = depth.shape[-2:]

@@ -9,7 +9,9 @@ Needs neither torch nor a decoder: NumPy and safetensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ HEADER_KEY = "wmgym_episode"
 SUFFIX = ".safetensors"
 ARRAYS = ("frames", "actions", "poses", "rewards", "terminated", "truncated")
 DEPTH = "depth"  # the array that not every episode has
+CHECKSUMS = "checksums"  # uint8 [1 + n, 32]: SHA-256 of the metadata and of the n arrays, by name. Files of version 0.1 have none.
 RETURN = "return"  # name of the segment in which a walker returns to its start
 
 
@@ -169,11 +172,15 @@ def return_first(meta: Metadata) -> int | None:
 def save_episode(path: Path | str, episode: Episode) -> None:
     """Write an episode. The file is written completely or not at all."""
     path = Path(path)
-    names, meta = (*ARRAYS, DEPTH), episode.meta
+    names: tuple[str, ...] = (*ARRAYS, DEPTH)
+    meta = episode.meta
     if episode.depth is None:  # never recorded, or left out when the episode was read
         names, meta = ARRAYS, replace(meta, depth=None)
     arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in names}
-    write_atomically(path, save(arrays, metadata={HEADER_KEY: meta.to_json()}))
+    text = meta.to_json()
+    digests = [_digest(text.encode()), *(_array_digest(arrays[name]) for name in sorted(names))]
+    checksums = {CHECKSUMS: np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)}
+    write_atomically(path, save({**arrays, **checksums}, metadata={HEADER_KEY: text}))
 
 
 def read_header(path: Path | str) -> Header:
@@ -186,7 +193,8 @@ def read_header(path: Path | str) -> Header:
 def load_episode(path: Path | str, first: int = 0, last: int | None = None, *, depth: bool = False) -> Episode:
     """The episode in a file, or its frames `first` (included) to `last` (excluded); only those are read from the disk.
 
-    The segments of a part are counted from its own first frame. depth: also read its depth images; ValueError if it has none.
+    The segments of a part are counted from its own first frame. depth: also read its depth images; ValueError if it has none. A damaged
+    file raises ValueError: the arrays' checksums are verified where the whole episode is read.
     """
     path = Path(path)
     with _open(path) as file:
@@ -202,6 +210,8 @@ def load_episode(path: Path | str, first: int = 0, last: int | None = None, *, d
                 arrays[name] = file.get_slice(name)[first:last]
             except SafetensorError as error:
                 raise ValueError(f"{path} is damaged, cannot read {name}: {error}") from error
+        if (first, last) == (0, header.length):
+            _check_arrays(path, file, header.meta, arrays)
     meta = replace(header.meta, segments=_cut(header.meta.segments, first, last))
     try:
         return Episode(meta=meta, **arrays)
@@ -213,11 +223,13 @@ def read_array(path: Path | str, name: str) -> np.ndarray:
     """One of an episode's arrays, without reading the others."""
     path = Path(path)
     with _open(path) as file:
-        _header(path, file)
+        header = _header(path, file)
         try:
-            return file.get_tensor(name)
+            array = file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged, cannot read {name}: {error}") from error
+        _check_arrays(path, file, header.meta, {name: array})
+    return array
 
 
 def list_episodes(folder: Path | str) -> list[Path]:
@@ -281,6 +293,8 @@ def _header(path: Path, file: Any) -> Header:
     text: str | None = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise ValueError(f"{path} is a safetensors file, but not an episode: its header has no {HEADER_KEY!r}")
+    if _checksums(path, file)[:1] not in ([], [_digest(text.encode())]):
+        raise ValueError(f"{path} is damaged: its metadata does not match its checksum")
     try:
         meta = Metadata.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -292,3 +306,33 @@ def _header(path: Path, file: Any) -> Header:
     if len(shape) != 4:
         raise ValueError(f"{path} has frames of shape {shape}, expected [T, H, W, 3]")
     return Header(meta, shape[0], (shape[1], shape[2], shape[3]))
+
+
+def _checksums(path: Path, file: Any) -> list[bytes]:
+    """The checksums in a file; none in files of version 0.1."""
+    if CHECKSUMS not in file.keys():  # noqa: SIM118  # not a dict
+        return []
+    stored = file.get_tensor(CHECKSUMS)
+    if stored.dtype != np.uint8 or stored.ndim != 2 or not len(stored):
+        raise ValueError(f"{path} is damaged: its checksums are not readable")
+    return [row.tobytes() for row in stored]
+
+
+def _check_arrays(path: Path, file: Any, meta: Metadata, arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError unless whole arrays match their checksums."""
+    names = sorted((*ARRAYS, DEPTH) if meta.depth is not None else ARRAYS)
+    stored = dict(zip(names, _checksums(path, file)[1:]))
+    wrong = [name for name, array in arrays.items() if stored and stored.get(name) != _array_digest(array)]
+    if wrong:
+        raise ValueError(f"{path} is damaged: {', '.join(wrong)} do not match their checksums; copy or collect it again")
+
+
+def _array_digest(array: np.ndarray) -> bytes:
+    return _digest(f"{array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _digest(*parts: Any) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.digest()

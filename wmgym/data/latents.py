@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from wmgym.core import FramePayload
 from wmgym.data.episode import Episode, load_episode
 from wmgym.geometry import relative_pose
+from wmgym.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def encode(
     discrete actions.
     """
     latents, poses, actions, rewards, ends = [], [], [], [], []
-    for path, episode in tqdm(_read_ahead(paths), total=len(paths), desc="encode", unit="episode", disable=not progress):
+    for path, episode in Progress(_read_ahead(paths), total=len(paths), desc="encode", unit="episode", disable=not progress):
         if episode.frames.shape[1:3] != (frame_size, frame_size):
-            raise ValueError(f"{path}: frames are {episode.frames.shape[1]} x {episode.frames.shape[2]}, the model wants {frame_size} x {frame_size}")
+            raise ValueError(f"{path}: frames are {episode.frames.shape[1]} x {episode.frames.shape[2]}, the model needs {frame_size} x {frame_size}")
         shape = (action_size,) if action_size else ()
         if episode.actions.shape[1:] != shape:
             kind = f"[T, {action_size}]" if action_size else "[T], since they are discrete"

@@ -1,16 +1,16 @@
-"""LoopNav's released layout (Lian et al. 2025): one film and one list of rows per walk, read into episodes and written from them.
+"""LoopNav's released layout (Lian et al. 2025): one video and one list of rows per walk. Reads them as episodes, and writes episodes.
 
     {task}/{range}/{place}/{name}.avi    MJPG, 640 x 360
     {task}/{range}/{place}/{name}.json   a list with one row per frame: x, y, z (blocks), yaw, pitch (radians, mineflayer's: 0 along -z,
                                          counter-clockwise, never wrapped), action (seven keys; camera [dyaw, dpitch] in radians per tick),
                                          goal ({x, y, z} or null), frame_count, extra_info (seed, location, nvtype, nvrange)
 
-What the release leaves open is settled here:
+The release leaves some points open, which are handled as follows:
 
-* Whether action i led to image i or from it is contradicted by its own comments: `alignment` finds it by correlation.
-* Exploration ends with the last row whose goal is more than 2 blocks from where the walk began, in x or z (`split_of`).
-* Idle ticks are missing and the camera moves freely, but our models know ten actions of 0.2 s. `retime` walks along the film in such
-  actions: each step begins at a true pose and ends at the frame that its action explains best, so no error adds up in what is observed.
+* Its comments contradict each other on whether action i leads to image i or away from it: `alignment` decides by correlation.
+* Exploration ends with the last row whose goal is more than 2 blocks from the start of the walk, in x or z (`split_of`).
+* Idle ticks are missing and the camera moves freely, but Minecraft-v0 has ten actions of 0.2 s. `retime` follows the video in such actions:
+  each step starts at a true pose and ends at the frame that its action explains best, so errors do not accumulate.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from wmgym.geometry import wrap_angle
 from wmgym.settings.minecraft import HANDS
 
 KEYS = ("forward", "back", "left", "right", "jump", "sprint", "sneak")
-HOME = 2.0  # blocks: goals within them of the start are the way back
-RATE = 5  # frames per second of our own walks; the release has 20
-AHEAD = 12  # rows of the release in which the end of one step is looked for
-WALK = 4.317 / 20  # blocks per row of one who walks, in the release
+HOME = 2.0  # blocks: a goal within this distance of the start belongs to the way back
+RATE = 5  # frames per second of walks of wmgym; the release has 20
+AHEAD = 12  # rows of the release that are searched for the end of a step
+WALK = 4.317 / 20  # blocks per row of the release, when walking
 TURN = math.radians(15)
-YAW_SCALE = 1.5  # blocks that a radian counts as, when places are compared
+YAW_SCALE = 1.5  # blocks per radian in the distance of poses
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A walk of the release, in our axes."""
+    """A walk of the release, in the axes of geometry.py."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3]
     poses: np.ndarray  # float64 [T, 5]
-    keys: np.ndarray  # bool [T, 7]: KEYS, as the rows have them
+    keys: np.ndarray  # bool [T, 7]: KEYS of each row
     camera: np.ndarray  # float64 [T, 2]: turn to the left and up, radians
     goals: np.ndarray  # float64 [T, 3], NaN where there is none
     info: dict[str, Any]
@@ -53,29 +53,29 @@ class Trajectory:
 
 
 def find_trajectories(folder: Path) -> list[Path]:
-    """The row files below a folder that have a film beside them, in order."""
+    """The row files below a folder that have a video, in order."""
     return sorted(path for path in folder.rglob("*.json") if path.with_suffix(".avi").is_file())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a walk; ValueError if it is none."""
+    """The rows of a walk. ValueError if the file is not one."""
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     needed = {"x", "y", "z", "yaw", "pitch", "action", "goal"}
     if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
-        raise ValueError(f"{path} is no LoopNav walk: a list of rows with {', '.join(sorted(needed))} is expected")
+        raise ValueError(f"{path} is not a LoopNav walk: a list of rows with {', '.join(sorted(needed))} is expected")
     return rows
 
 
 def read_trajectory(path: Path, size: int | None = None) -> Trajectory:
-    """A walk from its row file and the film beside it; frames are cut to a square in the middle and scaled to `size`, if it is given."""
+    """A walk from its row file and its video. With `size`, frames are cropped to the central square and scaled."""
     rows = read_rows(path)
     frames = read_film(path.with_suffix(".avi"), size)
     if abs(len(frames) - len(rows)) > 1:
-        raise ValueError(f"{path} has {len(rows)} rows, but {len(frames)} frames beside it")
-    count = min(len(frames), len(rows))  # a film that was cut off may lack the last
+        raise ValueError(f"{path} has {len(rows)} rows, but its video has {len(frames)} frames")
+    count = min(len(frames), len(rows))  # the last ones may be missing in an interrupted video
     rows = rows[:count]
     poses = np.array([[row["x"], -row["z"], row["y"], row["yaw"] + math.pi / 2, row["pitch"]] for row in rows], np.float64)
     poses[:, 3] = wrap_angle(poses[:, 3])
@@ -86,7 +86,7 @@ def read_trajectory(path: Path, size: int | None = None) -> Trajectory:
 
 
 def read_film(path: Path, size: int | None = None) -> np.ndarray:
-    """All frames of a film, RGB uint8 [T, H, W, 3]."""
+    """All frames of a video, RGB uint8 [T, H, W, 3]."""
     import cv2
 
     film, frames = cv2.VideoCapture(str(path)), []
@@ -108,7 +108,7 @@ def read_film(path: Path, size: int | None = None) -> np.ndarray:
 def alignment(poses: np.ndarray, keys: np.ndarray, camera: np.ndarray) -> int:
     """Which frame the action of row i leads to: i (0) or i + 1 (1).
 
-    Decided by which of the two explains the walk better: the correlation of what the keys and the camera would do with what was done.
+    The choice is the one with the larger correlation between the motion commanded by keys and camera and the true motion.
     """
     moves = poses[1:, :2] - poses[:-1, :2]
     ahead = keys[:, 0].astype(float) - keys[:, 1]
@@ -124,14 +124,14 @@ def alignment(poses: np.ndarray, keys: np.ndarray, camera: np.ndarray) -> int:
 
 
 def split_of(goals: np.ndarray, start: np.ndarray) -> int:
-    """The first row of the way back: after the last whose goal is not home. 0 if there never was another goal."""
-    away = (np.abs(goals[:, :2] - start[:2]) > HOME).any(-1)  # never, where there is no goal
+    """The first row of the way back: the one after the last row with a goal away from the start. 0 if there is no such goal."""
+    away = (np.abs(goals[:, :2] - start[:2]) > HOME).any(-1)  # False where there is no goal
     rows = np.flatnonzero(away)
     return 0 if len(rows) == 0 else int(rows[-1]) + 1
 
 
 def read_episode(path: Path, size: int) -> Episode:
-    """A walk as an episode in the ten actions of Minecraft-v0, with the way back as its segment."""
+    """A walk as an episode with the ten actions of Minecraft-v0, and the way back as a segment."""
     walk = read_trajectory(path, size)
     shift = alignment(walk.poses, walk.keys, walk.camera)
     if int(walk.info.get("rate", 20)) == RATE:
@@ -153,10 +153,10 @@ def read_episode(path: Path, size: int) -> Episode:
 
 
 def retime(poses: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [K] to stop at, and the action [K] that led to each, so that each action explains the way between two rows as well as can be.
+    """Divide a walk into steps: the last rows [K] of the steps and their actions [K].
 
-    Of the rows shortly ahead and the ten actions, the pair is taken whose pose and prediction differ least, per row gone by: standing
-    still is one row at a time until something moves. A row in which the body jumps makes a step forward a jump.
+    Of the next `AHEAD` rows and the ten actions, each step uses the pair whose true pose and predicted pose differ least. While nothing
+    moves, four rows are one idle step. A step forward with a row in which the body jumps becomes a jump.
     """
     stops, actions = [0], [0]
     while stops[-1] < len(poses) - 1:
@@ -165,12 +165,12 @@ def retime(poses: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray
         there = _seen_from(poses[here], poses[rows])  # [n, 5]
         moved = np.abs(there[:, :2]).sum(-1) + np.abs(there[:, 3:]).sum(-1) * YAW_SCALE
         if moved.max() < 0.05:
-            stops.append(int(rows[min(3, len(rows) - 1)]))  # four idle rows are a step
+            stops.append(int(rows[min(3, len(rows) - 1)]))  # four idle rows are one step
             actions.append(0)
             continue
         error = np.linalg.norm(there[:, None, [0, 1, 3, 4]] * _SCALE - _MOTIONS[None] * _SCALE, axis=-1)  # [n, 10]
         row, action = divmod(int(error.argmin()), len(_MOTIONS))
-        if error[row, action] > 0.6 * np.linalg.norm(_MOTIONS[1] * _SCALE):  # nothing fits: as far as one step takes
+        if error[row, action] > 0.6 * np.linalg.norm(_MOTIONS[1] * _SCALE):  # nothing fits: use the rows of one step
             row = min(3, len(rows) - 1)
             action = int(error[row].argmin())
         if action == 1 and jumps[here : rows[row] + 1].any():
@@ -184,7 +184,7 @@ def retime(poses: np.ndarray, jumps: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
-    """An episode of a loop walker in the released layout, below `folder`; the row file. Row i holds the action that leads from frame i."""
+    """Write an episode of a loop walker in the released layout below `folder`. Row i has the action after frame i. Returns the row file."""
     task, reach = (episode.meta.walker.split("-") + ["?", "?"])[1:3]
     place = folder / task / reach / f"world_{episode.meta.seed}"
     info = {
@@ -243,7 +243,7 @@ _SCALE = np.array([1, 1, YAW_SCALE, YAW_SCALE])
 
 
 def _seen_from(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Poses [n, 5] in the frame of one [5]: forward, left, up, turn, tilt."""
+    """Poses [n, 5] relative to a pose [5]: forward, left, up, turn, tilt."""
     dx, dy = (poses[:, :2] - origin[:2]).T
     cos, sin = math.cos(origin[3]), math.sin(origin[3])
     up, turn, tilt = poses[:, 2] - origin[2], wrap_angle(poses[:, 3] - origin[3]), poses[:, 4] - origin[4]
@@ -251,13 +251,13 @@ def _seen_from(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def _action_of(keys: np.ndarray, camera: np.ndarray) -> int:
-    """Which of the ten actions a row of our own is."""
+    """The action of a row that `write_trajectory` wrote."""
     held = {key for key, on in zip(KEYS, keys, strict=True) if on}
-    told = (held, round(camera[0] / TURN), round(camera[1] / TURN))
+    row = (held, round(camera[0] / TURN), round(camera[1] / TURN))
     for number, (pressed, left, up) in enumerate(HANDS):
-        if told == (set(pressed), left, up):
+        if row == (set(pressed), left, up):
             return number
-    raise ValueError(f"a row with keys {sorted(held)} and camera {camera.tolist()} is none of the ten actions")
+    raise ValueError(f"a row with keys {sorted(held)} and camera {camera.tolist()} is not one of the ten actions")
 
 
 def _seed_of(info: dict[str, Any]) -> int:
@@ -268,7 +268,7 @@ def _seed_of(info: dict[str, Any]) -> int:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, 0 where one of them is constant."""
+    """Pearson's correlation; 0 if one of the arrays is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 1e-12 else 0.0

@@ -1,7 +1,7 @@
-"""`wmgym import memory-maze`: the published offline dataset of Memory Maze (one npz file per trajectory) as our episodes.
+"""`wmgym import memory-maze`: convert the published offline dataset of Memory Maze (one npz file per trajectory) to episodes.
 
-Its arrays have one row more than there were actions, and row t of `action` is the last action before image t, as here. Positions
-are in cells with (0, 0) in a corner; ours are in metres (a cell is 2 m) with (0, 0) in the middle. Files are read without pickle.
+The arrays have one more row than there were actions, and row t of `action` is the last action before image t, as in episodes. Its positions
+are in cells with (0, 0) in a corner; an episode's are in metres (2 m per cell) with (0, 0) in the middle. Files are read without pickle.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from typing import Annotated, Any
 import gymnasium as gym
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from wmgym.data.episode import Episode, Metadata, describe_space, save_episode
+from wmgym.progress import Progress
 
 ARRAYS = ("image", "action", "reward", "agent_pos", "agent_dir", "maze_layout")
 CELL = 2.0  # metres
-UNKNOWN_SEED = -1  # the dataset does not say which mazes these are
+UNKNOWN_SEED = -1  # the dataset does not name its mazes' seeds
 
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """Turn trajectories of the published Memory Maze dataset (npz) into episodes that `wmgym train` takes."""
+    """Convert trajectories of the published Memory Maze dataset (npz) to episodes for `wmgym train`.
+
+    Writes one episode per file. The time grows with the number of files; a second run converts only missing ones.
+    """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """An npz file, or a folder of them."""
+    """An npz file, or a folder of npz files."""
     out: Path = Path("data/memory-maze")
     """Folder for the episodes."""
     limit: int | None = None
-    """Take so many files at most, in the order of their names."""
+    """Greatest number of files, in the order of their names."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -40,12 +43,12 @@ class ImportArgs:
 
 
 def import_episodes(args: ImportArgs, progress: bool = True) -> dict[str, Any]:
-    """One episode per file, under the file's name; what is there already is kept."""
+    """Write one episode per file, with the file's name. Existing episodes are kept."""
     files = sorted(args.source.glob("*.npz")) if args.source.is_dir() else [args.source]
     if not files:
         raise ValueError(f"{args.source} holds no npz files")
     steps = kept = 0
-    for file in tqdm(files[: args.limit], unit="file", desc="import", disable=not progress):
+    for file in Progress(files[: args.limit], unit="file", desc="import", disable=not progress):
         path = args.out / f"episode-{file.stem}.safetensors"
         if path.is_file():
             kept += 1
@@ -57,12 +60,12 @@ def import_episodes(args: ImportArgs, progress: bool = True) -> dict[str, Any]:
 
 
 def read_npz(path: Path) -> Episode:
-    """One trajectory of T + 1 images; ValueError that names the file and what is wrong with it."""
+    """One trajectory of T + 1 images. ValueError names the file and the error."""
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
             if missing:
-                raise ValueError(f"{path} lacks {', '.join(missing)}: it is no trajectory of Memory Maze")
+                raise ValueError(f"{path} lacks {', '.join(missing)}: it is not a trajectory of Memory Maze")
             arrays = {name: file[name] for name in ARRAYS}
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from None

@@ -1,10 +1,10 @@
-"""RECON (Shah et al. 2021) and what is laid out like it: a robot's camera and odometry, one trajectory per file or folder.
+"""RECON (Shah et al. 2021) and data in its layouts: a robot's camera and odometry, one trajectory per file or folder.
 
     released:   DIR/jackal_*.hdf5       images/rgb_left (JPEGs), jackal/position [T, 3] metres, jackal/yaw [T] radians
     processed:  DIR/NAME/0.jpg ...      and traj_data.pkl: position [T, 2], yaw [T]  (what NWM and the GNM family read)
 
-A folder may say what its numbers mean in `dataset.json` (the fields of `Dataset`); without one it is taken for one of `DATASETS`. It may
-name the trajectories to use in `traj_names.txt`. Frames are cropped to 4:3 in the middle and squeezed into a square.
+`dataset.json` in a folder has the fields of `Dataset`; without it the folder is one of `DATASETS`. `traj_names.txt` lists the trajectories
+to use, if not all. Frames are cropped to the central 4:3 part and scaled to a square.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import numpy as np
 import torch
 
 from wmgym.data.episode import Episode, Metadata, save_episode
+from wmgym.extras import need
 from wmgym.files import as_json, write_atomically
 from wmgym.data.unpickle import load_plain
 from wmgym.geometry import relative_pose, wrap_angle
 from wmgym.kinematics import Displacement
 
 IMAGES, POSITION, YAW = "images/rgb_left", "jackal/position", "jackal/yaw"
-ASPECT = 4 / 3  # width to height of what is kept of an image
+ASPECT = 4 / 3  # width divided by height of the cropped image
 SUFFIX = ".hdf5"
-META = "wmgym_episode"  # attribute of files that we wrote
+META = "wmgym_episode"  # attribute of files that wmgym wrote
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the numbers of a dataset mean."""
+    """Name and action normalisation of a dataset."""
 
     name: str
     displacement: Displacement
@@ -46,7 +47,7 @@ DATASETS = {name: Dataset(name, Displacement(spacing=spacing)) for name, spacing
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One drive, its images still on the disk."""
+    """One drive. Its images are read on demand."""
 
     name: str
     poses: np.ndarray  # float32 [T, 5]: x, y in metres, yaw; height and pitch are 0
@@ -70,16 +71,16 @@ class Trajectory:
 
 
 def read_dataset(folder: Path | str, name: str = "recon") -> Dataset:
-    """What `dataset.json` says, or else the published dataset of that name."""
+    """The dataset of `dataset.json`, or else the published dataset `name`."""
     file = Path(folder) / "dataset.json"
     if not file.is_file():
         if name not in DATASETS:
-            raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}, and {file} is not there to tell more")
+            raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}, and there is no {file}")
         return DATASETS[name]
     try:
-        told = json.loads(file.read_text())
-        moves: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told["displacement"].items()}
-        return Dataset(str(told["name"]), Displacement(**moves))
+        found = json.loads(file.read_text())
+        moves: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found["displacement"].items()}
+        return Dataset(str(found["name"]), Displacement(**moves))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} does not describe a dataset: {error!r}") from error
 
@@ -89,7 +90,7 @@ def write_dataset(folder: Path | str, dataset: Dataset) -> None:
 
 
 def list_trajectories(folder: Path | str) -> list[Path]:
-    """Files and folders of trajectories, in order; only those in `traj_names.txt`, if there is one. ValueError if there are none."""
+    """Files and folders of trajectories, in order, or only those in `traj_names.txt` if it exists. ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; make one with `wmgym collect --format recon --out {folder}`")
@@ -99,14 +100,14 @@ def list_trajectories(folder: Path | str) -> list[Path]:
         wanted = set(names.read_text().split())
         paths = [path for path in paths if path.stem in wanted]
         if missing := wanted - {path.stem for path in paths}:
-            raise ValueError(f"{names} names {len(missing)} trajectories that are not there, {min(missing)!r} among them")
+            raise ValueError(f"{names} names {len(missing)} trajectories that do not exist, {min(missing)!r} among them")
     if not paths:
         raise ValueError(f"{folder} holds no trajectories: neither *{SUFFIX} files nor folders with a traj_data.pkl")
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def read_trajectory(path: Path | str) -> Trajectory:
-    """The odometry of a trajectory; ValueError if it is damaged."""
+    """The odometry of a trajectory. ValueError if it is damaged."""
     path = Path(path)
     position, yaw = _from_hdf5(path) if path.suffix == SUFFIX else _from_pickle(path / "traj_data.pkl")
     position, yaw = np.asarray(position, np.float64), np.asarray(yaw, np.float64).reshape(-1)
@@ -148,11 +149,15 @@ def _jpegs(source: Path, index: list[int]) -> list[bytes]:
             raise ValueError(f"{source}: cannot read {IMAGES}: {error}") from error
 
 
+def check_hdf5() -> None:
+    """ImportError without the package for HDF5 files."""
+    need("recon", "RECON's HDF5 files need")
+
+
 def _open(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("RECON's HDF5 files need h5py: pip install 'wmgym[recon]'") from error
+    check_hdf5()
+    import h5py
+
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -175,7 +180,7 @@ def _square(jpeg: bytes, size: int, name: str) -> np.ndarray:
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """One planning problem: at frame `time` of a trajectory, get to the view `goal` frames later."""
+    """One planning problem: go from frame `time` of a trajectory to the view `goal` frames later."""
 
     trajectory: str
     time: int
@@ -183,7 +188,7 @@ class Task:
 
 
 def read_split(path: Path | str) -> list[Task]:
-    """NWM's `navigation_eval.pkl`: a list of (trajectory, time, nearest goal, furthest goal); the furthest is taken."""
+    """NWM's `navigation_eval.pkl`: a list of (trajectory, time, nearest goal, furthest goal), of which the furthest goal is used."""
     held = load_plain(path)
     try:
         tasks = [Task(str(name), int(time), int(goal)) for name, time, _, goal in held]
@@ -195,9 +200,9 @@ def read_split(path: Path | str) -> list[Task]:
 
 
 def make_split(trajectories: Sequence[Trajectory], count: int, horizon: int, context: int, seed: int) -> list[Task]:
-    """`count` tasks spread over trajectories, at times 3, 11, 19, ... as in the published split; each has `context` frames before it.
+    """`count` random tasks, at times 3, 11, 19, ... as in the published split, each with `context` frames before it.
 
-    More tasks begin with the same ones.
+    A larger count adds tasks to those of a smaller one.
     """
     first = 3 + 8 * max(0, -(-(context - 4) // 8))
     places = [Task(t.name, time, horizon) for t in trajectories for time in range(first, len(t) - horizon, 8)]
@@ -209,15 +214,15 @@ def make_split(trajectories: Sequence[Trajectory], count: int, horizon: int, con
 
 
 def straight_lines(trajectories: Sequence[Trajectory], moves: Displacement, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The straight lines that lead where the drives went in `horizon` steps: normalised (dx, dy) of a step [N, 2], final turns / pi [N].
+    """Straight lines to the poses that the drives reached in `horizon` steps: normalised (dx, dy) per step [N, 2], final turns / pi [N].
 
-    Stretches that moved less than a tenth of the spacing are left out: standing still has no heading.
+    Parts that moved less than a tenth of the spacing are excluded, since they have no heading.
     """
     parts = [t.egomotion(horizon) for t in trajectories if len(t) > horizon]
     whole = torch.from_numpy(np.concatenate([np.zeros((0, 5), np.float32), *parts]))
     whole = whole[whole[:, :2].norm(dim=1) >= 0.1 * moves.spacing]
     if len(whole) < 2:
-        raise ValueError(f"no trajectory moves over {horizon} frames: nothing to take a prior from")
+        raise ValueError(f"no trajectory moves over {horizon} frames: a prior cannot be estimated")
     turns = wrap_angle(whole[:, 3] - torch.atan2(whole[:, 1], whole[:, 0])) / torch.pi
     return moves.action(torch.cat([whole[:, :3] / horizon, whole[:, 3:]], 1))[:, :2], turns
 
@@ -226,13 +231,13 @@ def straight_lines(trajectories: Sequence[Trajectory], moves: Displacement, hori
 
 
 def to_actions(trajectory: Trajectory, moves: Displacement) -> np.ndarray:
-    """What was done before each frame: normalised displacements float32 [T, 3], the first that of standing still."""
+    """The action before each frame: normalised displacements float32 [T, 3]. The first one is standing still."""
     egomotion = np.concatenate([np.zeros((1, 5), np.float32), trajectory.egomotion()])
     return moves.action(torch.from_numpy(egomotion)).numpy()
 
 
 def to_episode(trajectory: Trajectory, moves: Displacement, size: int, dataset: str = "recon") -> Episode:
-    """The same drive as wmgym's own episode, its actions those of `to_actions`."""
+    """The drive as an `Episode` with the actions of `to_actions`."""
     count = len(trajectory)
     space = {"type": "Box", "low": -1.0, "high": 1.0, "shape": [3], "dtype": "float32"}
     return Episode(
@@ -247,7 +252,7 @@ def to_episode(trajectory: Trajectory, moves: Displacement, size: int, dataset: 
 
 
 def convert(folder: Path, out: Path, dataset: Dataset, size: int, progress: Any = None) -> list[Path]:
-    """Each trajectory of a folder as an episode file in `out`; those that are there are kept."""
+    """Convert each trajectory of a folder to an episode file in `out`. Existing files are kept."""
     files = []
     for path in list_trajectories(folder):
         files.append(out / f"{path.stem}.safetensors")
@@ -259,12 +264,11 @@ def convert(folder: Path, out: Path, dataset: Dataset, size: int, progress: Any 
 
 
 def write_hdf5(path: Path, frames: Sequence[np.ndarray], poses: np.ndarray, rate: float, meta: str = "", quality: int = 95) -> None:
-    """A trajectory as RECON released it: RGB frames [H, W, 3], poses [T, 5]. The file appears whole or not at all."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("RECON's HDF5 files need h5py: pip install 'wmgym[recon]'") from error
+    """Write a trajectory in RECON's released layout, atomically: RGB frames [H, W, 3], poses [T, 5]."""
+    check_hdf5()
     import io
+
+    import h5py
 
     encoded = [cv2.imencode(".jpg", np.ascontiguousarray(f[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes() for f in frames]
     moved = relative_pose(torch.from_numpy(poses[1:]), torch.from_numpy(poses[:-1])).numpy() * rate
@@ -280,7 +284,7 @@ def write_hdf5(path: Path, frames: Sequence[np.ndarray], poses: np.ndarray, rate
 
 
 def read_meta(path: Path) -> tuple[str, int, tuple[int, int, int]]:
-    """The metadata of a file that we wrote, its frames, and their size; ValueError if it is not one or is damaged."""
+    """Metadata, number of frames and frame shape of a file that wmgym wrote. ValueError if it is another file or damaged."""
     with _open(path) as file:
         count = len(file[YAW]) if YAW in file else 0
         text = file.attrs.get(META, "")

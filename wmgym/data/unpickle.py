@@ -1,7 +1,7 @@
-"""Pickles of other people's datasets, read without running anything that they say.
+"""Safe reading of pickles from other people's datasets.
 
-A pickle is a program. This reader knows plain containers, text and numbers, and NumPy arrays of numbers, whose bytes it puts together
-itself; whatever else a file names is refused before it is looked up.
+A pickle is a program. This reader supports plain containers, text, numbers, and NumPy arrays of numbers, which it builds from their bytes.
+Any other name in a file is refused before it is looked up.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-_KINDS = "biuf"  # of dtypes: booleans, whole numbers, floats
+_KINDS = "biuf"  # kinds of dtypes: booleans, integers, floats
 
 
 def load_plain(path: Path | str) -> Any:
-    """What a pickle holds, if that is plain containers, text, numbers and arrays of numbers; ValueError otherwise."""
+    """The content of a pickle of plain containers, text, numbers and arrays of numbers. ValueError if it has anything else."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -24,13 +24,13 @@ def load_plain(path: Path | str) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except RecursionError:
-        raise ValueError(f"{path} is not a pickle of plain data: it is nested too deeply, or holds itself") from None
+        raise ValueError(f"{path} is not a pickle of plain data: it is nested too deeply, or contains itself") from None
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a pickle of plain data: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 class _Dtype:
-    """In the place of numpy.dtype: kind and size, and later the byte order."""
+    """Replacement of numpy.dtype: kind and size, then the byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         self.dtype = np.dtype(str(code))
@@ -44,9 +44,9 @@ class _Dtype:
 
 
 class _Array:
-    """In the place of numpy.ndarray, until all is read."""
+    """Replacement of numpy.ndarray while the file is read."""
 
-    def __init__(self, *_: Any) -> None:  # an empty one of some subclass: what counts comes with the state
+    def __init__(self, *_: Any) -> None:  # the arguments describe an empty array; the data follow in the state
         self.value = np.zeros(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -56,7 +56,7 @@ class _Array:
 
 def _from_bytes(raw: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> np.ndarray:
     if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, _Dtype) or axes is not None:
-        raise pickle.UnpicklingError("an array whose numbers are not given as bytes")
+        raise pickle.UnpicklingError("an array whose data are not bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(tuple(shape), order="F" if order == "F" else "C").astype(dtype.dtype.newbyteorder("="))
 
 
@@ -71,14 +71,14 @@ def _scalar(dtype: _Dtype, raw: bytes) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How old protocols write bytes."""
+    """Bytes in old pickle protocols."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes written as {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How old protocols write bytes of length 0."""
+    """Empty bytes in old pickle protocols."""
     return b""
 
 
@@ -94,7 +94,7 @@ _KNOWN = {
 
 
 class _Function:
-    """One of the above, that a file can call and do nothing else with: a pickle may also set attributes of what it names."""
+    """A wrapper of the functions above that can only be called, since a pickle can also set attributes."""
 
     __slots__ = ("_call",)
 
@@ -105,7 +105,7 @@ class _Function:
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it changes a function")
+        raise pickle.UnpicklingError("it sets attributes of a function")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -117,7 +117,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """The same containers with arrays in them."""
+    """The same containers with NumPy arrays."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
@@ -126,4 +126,4 @@ def _plain(value: Any) -> Any:
         return type(value)(_plain(item) for item in value)
     if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray)):
         return value
-    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+    raise pickle.UnpicklingError(f"it contains a {type(value).__name__}")

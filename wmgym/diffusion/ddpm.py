@@ -1,7 +1,7 @@
 """Diffusion in discrete steps: DDPM (Ho et al. 2020) with learned variances (Nichol and Dhariwal 2021), and DDIM (Song et al. 2021).
 
-Step t of 1,000 mixes sqrt(a_t) of the data with sqrt(1 - a_t) of noise. The network tells the noise and, in as many channels again, where
-between its smallest and largest value each log variance lies. Sampling visits some of the steps only ("respaced").
+Step t of 1,000 mixes sqrt(a_t) of the data with sqrt(1 - a_t) of noise. The network predicts the noise and, in as many further channels,
+the interpolation of each log variance between its smallest and largest value. Sampling uses only some of the steps ("respaced").
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Noise = Callable[[int], Tensor]  # position in the schedule -> standard normal n
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps that a sampler visits, from little noise to much, and the share of the data's variance left at each (float64)."""
+    """The steps of a sampler, from low to high noise, and the share of the data's variance that is left at each (float64)."""
 
     steps: tuple[int, ...]
     kept: tuple[float, ...]  # a_t, the product of 1 - beta up to t
 
     def before(self, i: int) -> float:
-        """What is left at the step that follows i in sampling."""
+        """The share that is left at the step after i in sampling order."""
         return self.kept[i - 1] if i else 1.0
 
 
 @lru_cache
 def respaced(count: int, steps: int = STEPS) -> Schedule:
-    """`count` of the steps, evenly spread, the first and last among them; betas grow linearly from 1e-4 to 0.02."""
+    """`count` evenly spaced steps, with the first and the last; betas grow linearly from 1e-4 to 0.02."""
     if not 1 <= count <= steps:
         raise ValueError(f"denoise_steps must be between 1 and {steps}, got {count}")
     kept = (1 - torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)).cumprod(0)
@@ -41,11 +41,11 @@ def respaced(count: int, steps: int = STEPS) -> Schedule:
 
 
 def ddpm(predict: Predict, x: Tensor, schedule: Schedule, noise: Noise) -> Tensor:
-    """Ancestral sampling: one evaluation per visited step. The last one adds no noise."""
+    """Ancestral sampling with one network evaluation per step. The last step adds no noise."""
     for i in reversed(range(len(schedule.steps))):
         eps, v = _predicted(predict, x, schedule, i)
         kept, before = schedule.kept[i], schedule.before(i)
-        beta = 1 - kept / before  # of the visited step
+        beta = 1 - kept / before  # of the respaced step
         clean = (x - (1 - kept) ** 0.5 * eps) / kept**0.5
         mean = beta * before**0.5 / (1 - kept) * clean + (1 - before) * (1 - beta) ** 0.5 / (1 - kept) * x
         if i == 0:
@@ -58,7 +58,7 @@ def ddpm(predict: Predict, x: Tensor, schedule: Schedule, noise: Noise) -> Tenso
 
 
 def ddim(predict: Predict, x: Tensor, schedule: Schedule, noise: Noise) -> Tensor:
-    """Deterministic sampling (eta 0): the learned variances and `noise` are not used."""
+    """Deterministic sampling (eta = 0). The learned variances and `noise` are not used."""
     for i in reversed(range(len(schedule.steps))):
         eps, _ = _predicted(predict, x, schedule, i)
         kept, before = schedule.kept[i], schedule.before(i)

@@ -1,4 +1,4 @@
-"""Rectified flow (Liu et al. 2022): a straight line from data (level 0) to noise (level 1), and the velocity along it."""
+"""Rectified flow (Liu et al. 2022): straight lines from data (level 0) to noise (level 1), and their velocity."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def corrupt(data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
 
 
 def target_velocity(data: Tensor, noise: Tensor) -> Tensor:
-    """What the network learns to predict."""
+    """The training target of the network: the velocity from data to noise."""
     return noise - data
 
 
 def logit_normal(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Training levels from standard normal numbers [B]: most in the middle (Esser et al. 2024, section 3.1)."""
+    """Training levels from standard normal numbers [B], concentrated at medium levels (Esser et al. 2024, section 3.1)."""
     return torch.sigmoid(mean + std * normal)
 
 
 def levels(steps: int, shift: float = 1.0) -> tuple[float, ...]:
-    """steps + 1 noise levels from 1 to 0; shift > 1 spends more of them at high noise (Esser et al. 2024, equation 23)."""
+    """steps + 1 noise levels from 1 to 0. shift > 1 puts more of them at high noise (Esser et al. 2024, equation 23)."""
     if steps < 1:
         raise ValueError(f"denoise_steps must be at least 1, got {steps}")
     if shift <= 0:

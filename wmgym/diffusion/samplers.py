@@ -1,4 +1,4 @@
-"""Samplers: each is `(velocity, x, levels) -> x`, a loop over a function with everything else bound before it starts."""
+"""Samplers of the form `(velocity, x, levels) -> x`. Conditions and contexts are already bound in `velocity`."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
 
 
 def evaluations(name: str, steps: int) -> int:
-    """Network evaluations that a sampler spends."""
+    """Number of network evaluations of a sampler."""
     return 2 * steps - 1 if name == "heun" else steps

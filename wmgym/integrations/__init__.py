@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one file each; the library is imported in that file only."""
+"""Adapters to other libraries, one file each. Only that file imports the library."""

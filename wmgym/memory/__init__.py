@@ -1,1 +1,1 @@
-"""Memories: each one is `init / read / write` over a value. A memory hands the network a `Context` and nothing else."""
+"""Memories: `init / read / write` over a value. What a memory gives the network is a `Context`."""

@@ -1,13 +1,12 @@
-"""The bank: what a world keeps of each frame it has seen, on the device, with its pose and time.
+"""The bank: storage on the device for the frames that a world has seen, with their poses and times.
 
-What is kept is any tree of tensors ("payload"): latents and actions, or keys and values. Frames seen long ago lie in an archive, a
-store in which each lane knows its own frames by number, so that branches of one moment hold one copy of their past. The newest
-frames lie in a short tail that each lane has for itself. A write copies the tail only. When the tail is full its frames join the
-store, and those that no lane remembers any more leave it.
+A frame's payload is any tree of tensors: latents and actions, or keys and values. Older frames are in an archive, a store that lanes
+share and in which each lane has the indices of its own frames. So branches of one state hold one copy of their past. The newest frames
+are in a short tail per lane. A write copies only the tail. When the tail is full, its frames move to the store, and frames that no lane
+holds any longer are removed.
 
-A lane remembers its `capacity` newest frames. The archive grows by doubling, so memory and time per step follow what is held and
-not what may be held. Slots (tail first, then archive) are in no particular order: a slot is known by its time, and -1 marks an
-empty one.
+A lane holds its `capacity` newest frames. The archive grows by doubling, so memory use and time per step depend on the frames held, not on
+the capacity. Slots (tail first, then archive) are in no particular order. A slot is identified by its time; -1 marks an empty slot.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from torch import Tensor
 from wmgym.core import Footprint
 from wmgym.tree import HighWater, Shared, Slots, first_tensor, map_tensors, tensors
 
-ROOM = 64  # archive slots that a bank begins with
+ROOM = 64  # archive slots of a new bank
 
 
 @dataclass(frozen=True)
 class Bank:
-    archive: Shared  # payload [P, ...], of which each lane has rows [B, S]
+    archive: Shared  # payload [P, ...]; each lane has rows [B, S]
     tail: Any  # payload [B, K, ...]
     poses: Slots  # float32 [B, K + S, 5]
     times: Slots  # int64 [B, K + S]
@@ -41,7 +40,7 @@ class Bank:
 
 
 def empty(batch: int, capacity: int, tail: int, blank: Any) -> Bank:
-    """A bank without frames; `blank` is a payload of one frame [1, ...] that sets shapes, dtypes and device."""
+    """A bank without frames. `blank` is a payload of one frame [1, ...] that sets shapes, dtypes and device."""
     device = first_tensor(blank).device
     room = min(capacity, ROOM)
     return Bank(
@@ -55,10 +54,10 @@ def empty(batch: int, capacity: int, tail: int, blank: Any) -> Bank:
 
 
 def recorded(episodes: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
-    """A bank over frames that are stored already: how training reads whole episodes without copying them.
+    """A bank of stored episodes without a copy of their payload, for training.
 
-    episodes: payload [E, T, ...] with one row per lane; poses [B, T, 5]; times int64 [B, T], -1 for what is not remembered. `room` is
-    how many frames can be written before the archive must be copied.
+    episodes: payload [E, T, ...] with one row per lane; poses [B, T, 5]; times int64 [B, T], -1 for frames that are not in memory. room:
+    number of frames that can be written before the archive is copied.
     """
     lanes, length = times.shape
     numbers = episodes.rows[:, None] * length + torch.arange(length, device=times.device)
@@ -74,7 +73,7 @@ def recorded(episodes: Shared, poses: Tensor, times: Tensor, room: int = 0) -> B
 
 
 def write(bank: Bank, payload: Any, poses: Tensor, times: Tensor, valid: Tensor) -> Bank:
-    """The bank with frames [B, n, ...] more. Those that are not valid take a slot but are never found."""
+    """Add frames [B, n, ...]. Frames that are not valid take a slot but are never read."""
     times = torch.where(valid, times, -1)
     payload = map_tensors(lambda new, old: new.to(old.dtype), payload, bank.tail)
     frames, first = times.shape[1], bank.used.count
@@ -88,7 +87,7 @@ def write(bank: Bank, payload: Any, poses: Tensor, times: Tensor, valid: Tensor)
         return changed
 
     all_times = put(bank.times.values, times)
-    # forget what is beyond the capacity now, not when the archive is rewritten: that moment depends on the other lanes
+    # drop frames beyond the capacity now, not when the archive is rewritten, since that time depends on the other lanes
     all_times = torch.where(all_times > all_times.amax(1, keepdim=True) - bank.capacity, all_times, -1)
     return replace(
         bank,
@@ -100,16 +99,16 @@ def write(bank: Bank, payload: Any, poses: Tensor, times: Tensor, valid: Tensor)
 
 
 def _archive(bank: Bank, payload: Any, poses: Tensor, times: Tensor) -> Bank:
-    """Archive the newest frames of tail, chunk and archive. What lanes shared they still share."""
+    """Rewrite the archive with the newest frames of tail, chunk and archive. Shared frames stay shared."""
     lanes, frames = times.shape
     k, old = bank.tail_len, bank.archive
-    # candidates: the tail, the chunk, and the archive, in the order of their numbers in the joined store
+    # candidates: tail, chunk and archive, with their indices in the joined store
     own = map_tensors(lambda kept, new: torch.cat([kept, new], 1), bank.tail, payload)
     numbers = len(old) + torch.arange(lanes * (k + frames), device=times.device).view(lanes, -1)
     numbers = torch.cat([numbers, old.rows], 1)
     all_times = torch.cat([bank.times.values[:, :k], times, bank.times.values[:, k:]], 1)
     all_poses = torch.cat([bank.poses.values[:, :k], poses, bank.poses.values[:, k:]], 1)
-    most = int((all_times >= 0).sum(1).amax())  # that any lane holds; a GPU is waited for here, as it is below by `compact`
+    most = int((all_times >= 0).sum(1).amax())  # most frames of any lane; `int` waits for a GPU, and so does `compact` below
     size = min(bank.capacity, max(ROOM, 1 << (most - 1).bit_length()))
     kept, index = all_times.topk(min(size, all_times.shape[1]), dim=1)
     store = map_tensors(lambda stored, new: torch.cat([stored, new.flatten(0, 1)]), old.data, own)
@@ -127,7 +126,7 @@ def _archive(bank: Bank, payload: Any, poses: Tensor, times: Tensor) -> Bank:
 
 
 def take(bank: Bank, slots: Tensor) -> Any:
-    """Payload in slots int64 [B, n] -> [B, n, ...]."""
+    """Payload of slots int64 [B, n]: [B, n, ...]."""
     k, archive = bank.tail_len, bank.archive
     numbers = archive.rows.gather(1, (slots - k).clamp(min=0))
     if k == 0:
@@ -143,7 +142,7 @@ def take(bank: Bank, slots: Tensor) -> Any:
 
 
 def newest(bank: Bank, n: int) -> tuple[Tensor, Tensor]:
-    """Slots [B, n] of the newest frames, newest first, and which of them exist."""
+    """Slots int64 [B, n] of the n newest frames, newest first, and which of them exist: bool [B, n]."""
     there = min(n, bank.times.values.shape[1])
     times, slots = bank.times.values.topk(there, dim=1)
     return Slots(slots).padded(n), Slots(times, -1).padded(n) >= 0
@@ -156,12 +155,12 @@ def footprint(bank: Bank) -> Footprint:
 
 
 def bytes_per_frame(blank: Any) -> int:
-    """What one frame takes with its pose and time; `blank` is a payload [P, ...]."""
+    """Size of one frame with its pose and time; `blank` is a payload [P, ...]."""
     return sum(data.element_size() * data.shape[1:].numel() for data in tensors(blank)) + 4 * 5 + 8
 
 
 def check_budget(budget: int, lanes: int, blank: Any) -> None:
-    """Refuse a `memory_budget` that the device could never hold."""
+    """ValueError if the device is too small for a full `memory_budget`."""
     needed = budget * lanes * bytes_per_frame(blank)
     device = first_tensor(blank).device
     if device.type == "cuda":

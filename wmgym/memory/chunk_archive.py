@@ -1,8 +1,8 @@
-"""Every chunk's keys and values, up to a budget: all of them read at their true positions, or the few that show the target view.
+"""Keys and values of all chunks, up to a budget. Reads all of them, or those that show the target view.
 
-`full` reads everything at true distances, beyond the trained range too: what WorldTrace is compared with. `pose` reads the newest chunks
-and those that together show most of the target view (`memory/coverage.py`), at positions by rank. A chunk that was passed over comes
-back when its view is asked for, as in WorldKV (arXiv 2605.22718).
+Memory `full` reads all chunks at true temporal distances, also beyond the trained range; it is a baseline of WorldTrace. Memory `pose`
+reads the newest chunks and those that together show most of the target view (`memory/coverage.py`), at positions by rank. A chunk that
+is not read now stays stored and can be read later, as in WorldKV (arXiv 2605.22718).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ArchiveState:
 
 @dataclass(frozen=True)
 class ChunkArchive:
-    """`core.Memory` over the keys and values of the newest `budget` frames' chunks.
+    """`core.Memory` of the keys and values of the newest `budget` frames.
 
-    recent, chosen: chunks read; chosen 0 reads all that there are.
+    recent, chosen: numbers of newest and retrieved chunks to read; chosen=0 reads all chunks.
     """
 
     layers: int
@@ -48,7 +48,7 @@ class ChunkArchive:
     def __post_init__(self) -> None:
         least = self.chunk * max(1, self.recent + self.chosen)
         if self.budget < least:
-            raise ValueError(f"memory_budget must be at least the {least} frames that the network is shown, got {self.budget}")
+            raise ValueError(f"memory_budget must be at least the {least} frames that the network reads, got {self.budget}")
 
     @property
     def num_retrieved(self) -> int:
@@ -82,7 +82,7 @@ class ChunkArchive:
         oldest_recent = torch.where(exists, times.gather(1, newest), memory.written[:, None]).amin(1, keepdim=True)
         allowed = (times >= 0) & (times < oldest_recent)
         chosen, gains, found = choose_views(query.poses, bank.poses.values, times, allowed, self.chosen, self.coverage)
-        # read in the order of time: the rank of a chunk is how many of those read are newer
+        # positions follow the order in time: a chunk's rank is the number of newer chunks that are read, plus 1
         slots, there = torch.cat([newest, chosen], 1), torch.cat([exists, found], 1)
         age = torch.where(there, times.gather(1, slots), -1)
         rank = (age[:, None] > age[:, :, None]).sum(2) + 1  # [B, n]

@@ -1,10 +1,10 @@
-"""Which past views together show most of a target view: greedy coverage.
+"""Greedy coverage: choose the past views that together show most of a target view.
 
-Points are placed along the rays of the target view at a few depths. A past view shows a point as well as it sees it near and from the
-same side. Views are chosen one after the other, each for what it adds to those before it, so that slots are not filled with copies of
-one view (facility location; the greedy choice reaches at least 1 - 1/e of the best, Nemhauser et al. 1978).
+Points are placed along the rays of the target view at a few depths. A past view shows a point well if it is near the point and looks from
+the same side. Views are chosen one at a time, each for its gain over the earlier ones, so that slots do not hold copies of one view
+(facility location; the greedy choice reaches at least 1 - 1/e of the optimum, Nemhauser et al. 1978).
 
-Everything is elementwise over rows and rounded before it is compared, so a choice does not depend on the size of the batch.
+All operations are per row, and values are rounded before they are compared, so a choice does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from wmgym.geometry import token_rays
 
-_GRID = 1024  # gains are compared to within 1/1024 of a point
+_GRID = 1024  # gains are rounded to 1/1024 of a point
 
 
 @dataclass(frozen=True)
 class CoverageConfig:
     field_of_view: float = 1.309  # radians, vertical
-    aspect: float = 1.0  # width to height of the view
+    aspect: float = 1.0  # width of the view divided by its height
     rays: int = 4  # along each side of the target view
     depths: tuple[float, ...] = (2.0, 5.0, 12.0)  # metres along each ray
 
@@ -33,7 +33,7 @@ class CoverageConfig:
 
 
 def target_points(poses: Tensor, config: CoverageConfig) -> tuple[Tensor, Tensor]:
-    """World points that views from poses [B, Q, 5] may show, and the directions they are seen in: both [B, P, 3]."""
+    """World points in the views from poses [B, Q, 5], and the directions to them: both [B, P, 3]."""
     rays = token_rays(poses, torch.zeros_like(poses[:, 0, 0]), config.rays, config.rays, config.field_of_view, config.aspect)
     direction, eye = rays[..., None, :3], rays[..., None, 3:]  # [B, Q, R, 1, 3]
     depths = torch.tensor(config.depths, dtype=poses.dtype, device=poses.device)[:, None]
@@ -42,7 +42,7 @@ def target_points(poses: Tensor, config: CoverageConfig) -> tuple[Tensor, Tensor
 
 
 def shown(points: Tensor, directions: Tensor, past: Tensor, config: CoverageConfig) -> Tensor:
-    """How well views from past poses [B, S, 5] show points [B, P, 3] that the target sees in `directions`: [B, S, P], in [0, 1]."""
+    """How well views from past poses [B, S, 5] show points [B, P, 3] that the target sees in `directions`: [B, S, P] in [0, 1]."""
     away = points[:, None] - past[:, :, None, :3]  # [B, S, P, 3]
     yaw, pitch = past[..., 3, None], past[..., 4, None]
     ahead = away[..., 0] * yaw.cos() + away[..., 1] * yaw.sin()
@@ -54,18 +54,18 @@ def shown(points: Tensor, directions: Tensor, past: Tensor, config: CoverageConf
     distance = away.norm(dim=-1).clamp(min=1e-3)
     same_side = ((away * directions[:, None]).sum(-1) / distance).clamp(min=0)
     depth = torch.tensor(config.depths, dtype=points.dtype, device=points.device).repeat(points.shape[1] // len(config.depths))
-    as_large = (depth / distance).clamp(max=1)  # what is seen from further away is seen more coarsely
+    as_large = (depth / distance).clamp(max=1)  # resolution falls with distance
     return inside * same_side**2 * as_large
 
 
 def choose_views(
     poses: Tensor, past: Tensor, times: Tensor, allowed: Tensor, n: int, config: CoverageConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n past views that together show most of the views from `poses` [B, Q, 5], greedily.
+    """Greedily choose n past views that together show most of the views from `poses` [B, Q, 5].
 
-    past: [B, S, 5]; times int64 and allowed bool [B, S]. Returns slots int64 [B, n], the logarithm of what each adds (share of the points)
-    and which of them exist. Of views that add equally much the one that shows more by itself wins, then the newer. A view that shows
-    nothing of the target is never chosen.
+    past: [B, S, 5]; times int64 and allowed bool [B, S]. Returns slots int64 [B, n], the logarithm of each gain (share of the points), and
+    which of them exist. Of views with equal gain the one with the larger own coverage is chosen, then the newer one. A view that shows
+    no point of the target is never chosen.
     """
     points, directions = target_points(poses, config)
     quality = shown(points, directions, past, config)  # [B, S, P]

@@ -1,11 +1,11 @@
-"""Which past frames to look at again: WorldPack's pose score (section 4.2), in log space, and how it is turned into a choice.
+"""Retrieval of past frames: WorldPack's pose score (section 4.2), in log space, and the choice of frames by score.
 
     score_i = w_c max(cos, 0) exp(-s^2 / 2 sigma_s^2) exp(-l^2 / 2 sigma_l^2)
             + w_a max(-cos, 0) exp(-(s - mu_s)^2 / 2 sigma_s^2) exp(-l^2 / 2 sigma_l^2)
 
 with s the forward projection of the past frame's position, l its lateral distance and cos the similarity of the view directions.
-The paper's sigma_s = 0.01 blocks underflows float32 beyond 0.144 blocks, less than one walked tick, so scores are kept as
-logarithms: a score that would have been 0 still ranks.
+With the paper's sigma_s = 0.01 blocks the score underflows float32 beyond 0.144 blocks, less than one game tick of walking. Logarithms of
+scores do not underflow, so all frames can be ranked.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from wmgym.geometry import view_direction
 
-_GRID = 1024  # scores are compared to within 1/1024, so that rounding in a batch cannot change a choice between equal frames
+_GRID = 1024  # scores are rounded to 1/1024, so that rounding errors in a batch cannot change a choice between equal frames
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """Constants of the score and of the choice. `PAPER` holds the published ones.
+    """Constants of the score and of the choice. `PAPER` holds the published values.
 
-    The defaults differ from them: with sigma_s = 0.01 and w_a = 1 the best frame on a way back is one seen a block ahead, facing the
-    walker, which shows what lies *behind* the target view. Here both distances are of the order of what a view spans, and frames
-    that face the other way are left out.
+    The defaults differ: with sigma_s = 0.01 and w_a = 1 the best frame on the way back is one block ahead and faces the agent, so it shows
+    what is *behind* the target view. Here both distances are of the order of a view's extent, and frames that face the other way are
+    excluded.
     """
 
     sigma_s: float = 8.0  # blocks, forward
@@ -35,8 +35,8 @@ class RetrievalConfig:
     mu_s: float = 1.0  # blocks
     w_c: float = 1.0
     w_a: float = 0.0
-    exclusion: int = 5  # steps: never retrieve what was seen in the last second
-    suppression: int = 5  # steps: a chosen frame rules out its neighbours within a second
+    exclusion: int = 5  # steps: frames of the last second are never retrieved
+    suppression: int = 5  # steps: a chosen frame excludes its neighbours within a second
 
     def __post_init__(self) -> None:
         for name in ("sigma_s", "sigma_l"):
@@ -51,7 +51,7 @@ PAPER = RetrievalConfig(sigma_s=0.01, sigma_l=10.0, mu_s=1.0, w_c=1.0, w_a=1.0)
 
 
 def log_score(pose: Tensor, past: Tensor, config: RetrievalConfig) -> Tensor:
-    """Logarithm of the score of past poses [B, n, 5] for a view from `pose` [B, 5]: [B, n], -inf where the score is truly 0."""
+    """Logarithm of the score of past poses [B, n, 5] for a view from `pose` [B, 5]: [B, n]; -inf where the score is exactly 0."""
     direction = view_direction(pose)[:, None]
     away = past[..., :3] - pose[:, None, :3]
     away = torch.cat([away[..., :2], torch.zeros_like(away[..., :1])], -1)  # the paper's p = (x, y, 0)
@@ -69,10 +69,10 @@ def _log(weight: float) -> float:
 
 
 def choose(scores: Tensor, times: Tensor, allowed: Tensor, n: int, suppression: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The n best allowed entries, greedily, each ruling out what was seen within `suppression` steps of it.
+    """Greedily choose the n best allowed entries. Each excludes the frames within `suppression` steps of it.
 
-    scores, times, allowed: [B, S]. Returns slots int64 [B, n], their scores, and which of them exist (fewer may be left over).
-    Of equal scores the newer frame wins. One pass of tensor operations per pick, for all rows.
+    scores, times, allowed: [B, S]. Returns slots int64 [B, n], their scores, and which of them exist (there may be fewer than n). Of equal
+    scores the newer frame is chosen.
     """
     rank = torch.where(allowed & torch.isfinite(scores), (scores.double() * _GRID).round(), -math.inf)
     slots, kept, exists = [], [], []

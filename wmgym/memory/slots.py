@@ -1,20 +1,20 @@
-"""Key-value memory of chunks (WorldTrace): a recent window kept verbatim, and what a writer keeps of the chunks that leave it.
+"""Key-value memory of chunks (WorldTrace): a verbatim recent window, and slots that a writer fills with chunks that leave it.
 
-    finished chunk --one clean pass--> keys and values --> recent window --oldest leaves--> writer --> slots
+    finished chunk --one clean pass--> keys and values --> recent window --oldest chunk--> writer ---> slots
                                                               |                                           |
                                                               +---------- read at their positions --------+
 
-All chunks lie in banks (`memory/bank.py`), so branches share what they have not written. Keys are stored before any rotation, so a slot
-can be read at any temporal position. Which positions are given is `positions`:
+The recent chunks are in a bank (`memory/bank.py`), so branches share them until they write. Keys are stored before rotation, so a slot can
+be read at any temporal position. `positions` chooses the position of each slot:
 
-slot_rank   by rank alone: slot s of n stands (recent + n - s) chunks before the present, which is the paper's v_s = q - (L_train - 1 - s) F
-            when all slots are filled; always inside the trained range
-block_rel   at the true distance of the slot's newest member (Infinity-RoPE's block-relative positions: the newest chunk stands at the end
-            of the trained range, others keep their distance to it); old slots leave the trained range
-centroid    at the mean distance of the slot's members
-absolute    at the true distance of the slot's first member
+slot_rank   its rank: slot s of n is (recent + n - s) chunks before the present, which is the paper's v_s = q - (L_train - 1 - s) F when
+            all slots are full; always in the trained range
+block_rel   the true distance of the slot's newest member (Infinity-RoPE's block-relative positions: the newest chunk is at the end of the
+            trained range, and others keep their distance to it); old slots are outside of the trained range
+centroid    the mean distance of the slot's members
+absolute    the true distance of the slot's first member
 
-For slots of one chunk the last three are one, since rotary attention sees distances alone.
+For slots with one chunk the last three are equal, since rotary attention depends only on distances.
 """
 
 from __future__ import annotations
@@ -31,47 +31,47 @@ from wmgym.memory.bank import Bank
 from wmgym.tree import first_tensor, map_tensors
 
 POSITIONS = ("slot_rank", "block_rel", "centroid", "absolute")
-TAIL = 2  # chunks that a lane holds for itself before its archive is rewritten
+TAIL = 2  # chunks per lane before the shared archive is rewritten
 
 
 @dataclass(frozen=True)
 class ChunkKV:
-    """What is kept of each chunk: F frames of N tokens."""
+    """The stored form of a chunk: F frames of N tokens."""
 
     layers: tuple[KeysValues, ...]  # [..., F, N, heads, d] each
     poses: Tensor  # float32 [..., F, 5]
-    valid: Tensor  # bool [..., F]: openings may begin inside a chunk
+    valid: Tensor  # bool [..., F]: False for frames before the start of an opening
     first: Tensor  # int64 [...]: time of the chunk's first frame
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What a writer keeps, oldest first: S slots of one chunk each."""
+    """The output of a writer: S slots of one chunk each, oldest first."""
 
     chunks: ChunkKV  # [B, S, ...]
     oldest: Tensor  # int64 [B, S]: time of the first frame of the slot's oldest member
-    newest: Tensor  # int64 [B, S]: and of its newest
-    members: Tensor  # int64 [B, S]: how many chunks it stands for; 0: empty
+    newest: Tensor  # int64 [B, S]: the same for its newest member
+    members: Tensor  # int64 [B, S]: number of chunks that the slot summarises; 0: empty
 
 
 class Writer(Protocol):
-    """What becomes of the chunks that leave the recent window."""
+    """Stores the chunks that leave the recent window."""
 
     @property
     def slots(self) -> int:
-        """S, how many slots it fills."""
+        """S, the number of slots."""
         ...
 
     def init(self, batch: int, blank: ChunkKV) -> Any:
-        """Its state, empty; `blank` is a chunk [1, ...] that sets shapes, dtypes and device."""
+        """An empty state. `blank` is a chunk [1, ...] that sets shapes, dtypes and device."""
         ...
 
     def write(self, state: Any, chunk: ChunkKV, leaves: Tensor) -> Any:
-        """With one chunk more [B, ...], in the rows of `leaves` (bool [B])."""
+        """Add a chunk [B, ...] in the rows of `leaves` (bool [B])."""
         ...
 
     def read(self, state: Any) -> Slots:
-        """The slots, filled ones first."""
+        """The slots, full ones first."""
         ...
 
     def footprint(self, state: Any, chunk_bytes: int) -> Tensor:
@@ -83,12 +83,12 @@ class Writer(Protocol):
 class SlotState:
     recent: Bank  # of ChunkKV; times count chunks
     written: Tensor  # int64 [B]: chunks written
-    slots: Any  # the writer's
+    slots: Any  # state of the writer
 
 
 @dataclass(frozen=True)
 class SlotMemory:
-    """`core.Memory` of keys and values: `recent` chunks verbatim, and a writer's slots (None: nothing else)."""
+    """`core.Memory` of keys and values: `recent` chunks verbatim, and the slots of a writer (None: no slots)."""
 
     layers: int
     chunk: int  # F
@@ -134,7 +134,7 @@ class SlotMemory:
         chunks = banks.take(memory.recent, order)
         now = query.times[:, :1]
         ranks = torch.arange(1, self.recent + 1, device=now.device).expand(exists.shape)
-        parts = [(chunks, self.chunk * ranks, exists)]  # the recent window has no gaps: ranks are true distances in whole chunks
+        parts = [(chunks, self.chunk * ranks, exists)]  # the recent window has no gaps, so ranks are true distances in chunks
         if self.writer is not None:
             slots = self.writer.read(memory.slots)
             held = slots.members > 0
@@ -142,7 +142,7 @@ class SlotMemory:
         return Context(kv=joined(parts, self.chunk))
 
     def _offsets(self, slots: Slots, held: Tensor, recent: Tensor, now: Tensor) -> Tensor:
-        """How many frames before the query's first frame each slot's first frame stands: [B, S]."""
+        """Temporal position of each slot's first frame, in frames before the query's first frame: [B, S]."""
         if self.positions == "slot_rank":
             rank = torch.arange(held.shape[1], device=held.device)
             return self.chunk * (recent + held.sum(1, keepdim=True) - rank)
@@ -178,9 +178,9 @@ def blank_chunk(
 
 
 def chunk_of(seen: Seen, dtype: torch.dtype) -> ChunkKV:
-    """A chunk as it is kept, from what was seen with its trace."""
+    """The stored form of a chunk with its trace."""
     if seen.trace is None or not seen.trace.kv:
-        raise ValueError("a memory of keys and values was given none: the network leaves no trace")
+        raise ValueError("a memory of keys and values needs them in the trace, and this network's trace has none")
     layers = tuple(KeysValues(layer.keys.to(dtype), layer.values.to(dtype)) for layer in seen.trace.kv)
     return ChunkKV(layers, seen.poses, seen.valid, seen.times[:, 0])
 
@@ -191,7 +191,7 @@ def chunk_bytes(chunk: ChunkKV) -> int:
 
 
 def joined(parts: list[tuple[ChunkKV, Tensor, Tensor]], frames: int, retrieval: Retrieval | None = None) -> ContextKV:
-    """Groups of chunks [B, n, ...] with the offsets of their first frames [B, n] and which exist [B, n], as one context of frames."""
+    """Join groups of chunks: (chunks [B, n, ...], offsets of their first frames [B, n], which exist [B, n])."""
     inside = torch.arange(frames, device=first_tensor(parts[0][0]).device)
 
     def frames_of(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The memory of frames: recent ones at several resolutions, and older ones retrieved by pose.
+"""Memory of frames: recent ones at several resolutions, and older ones retrieved by pose.
 
     bank --newest--> recent frames, packed by level  \\
          --score---> retrieved frames                 > Context.frames
 
-All four modes of WorldPack's ablation are layouts of this one class (`systems.worldpack.LAYOUTS`).
+All four memories of WorldPack's ablation are layouts of this class (`systems.worldpack.LAYOUTS`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from wmgym.memory.bank import Bank
 from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import RetrievalConfig, choose, log_score
 
-TAIL = 32  # frames that a lane holds for itself before its archive is rewritten
+TAIL = 32  # frames per lane before the shared archive is rewritten
 
 
 @dataclass(frozen=True)
 class TrajectoryMemory:
-    """`core.Memory` over a `Bank` of frames."""
+    """`core.Memory` of frames in a `Bank`."""
 
     layout: Layout
     retrieval: RetrievalConfig
     latent_shape: tuple[int, int, int]
-    budget: int = 512  # frames remembered
-    action_size: int = 0  # numbers in a continuous action; 0: actions are counted
+    budget: int = 512  # frames in memory
+    action_size: int = 0  # length of a continuous action; 0: discrete actions
     dtype: torch.dtype = torch.float32
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         shown = self.layout.num_frames
         if self.budget < shown:
-            raise ValueError(f"memory_budget must be at least the {shown} frames that the network is shown, got {self.budget}")
+            raise ValueError(f"memory_budget must be at least the {shown} frames that the network reads, got {self.budget}")
 
     @property
     def num_retrieved(self) -> int:
@@ -78,7 +78,7 @@ class TrajectoryMemory:
         return Context(tuple(groups), retrieval=Retrieval(torch.where(exists, groups[-1].times, -1), scores))
 
     def _retrieve(self, memory: Bank, reference: Tensor, now: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best frames among those that are neither shown already nor of the last second."""
+        """The best frames, without the recent ones of the layout and those of the last second."""
         times = memory.times.values
         scores = log_score(reference, memory.poses.values, self.retrieval)
         hidden = max(self.retrieval.exclusion, self.layout.num_recent)
@@ -87,7 +87,7 @@ class TrajectoryMemory:
 
 
 def context_frames(memory: Bank, slots: Tensor, valid: Tensor, reference: Tensor, now: Tensor, level: int) -> ContextFrames:
-    """Frames in slots int64 [B, n] of a bank of `FramePayload`, as seen from the pose `reference` [B, 5] at the time `now` [B]."""
+    """Frames of slots int64 [B, n] of a bank of `FramePayload`, relative to the pose `reference` [B, 5] and the time `now` [B]."""
     poses = memory.poses.values.gather(1, slots[..., None].expand(-1, -1, 5))
     times = memory.times.values.gather(1, slots)
     held = banks.take(memory, slots)

@@ -1,13 +1,13 @@
-"""WorldTrace's writers: what is kept of chunks that leave the recent window, in a constant number of slots.
+"""WorldTrace's writers: store the chunks that leave the recent window in a constant number of slots.
 
-field        the mean of its members' keys before rotation, and of their values. Rotated to one position it has the mean attention logit
-             of its members at that position: K(t_v) = R(t_v) 1/M sum R(-t_m) K_m (the page's Field formula; here the keys were never
-             rotated). With pose rotation the slot stands at the pose of one of its middle members.
-naive_mean   the mean of keys that were rotated to their own positions: phases cancel. The control.
-landmark     scene entries, verbatim and frozen: a chunk whose pooled keys are far from those of every landmark so far.
+field        the mean of the members' unrotated keys, and of their values. Rotated to a position, its attention logit is the mean logit of
+             its members at that position: K(t_v) = R(t_v) 1/M sum R(-t_m) K_m (the page's Field formula; here keys are stored
+             unrotated). With pose rotation the slot has the pose of one of its middle members.
+naive_mean   the mean of keys that are rotated to their own positions, in which phases cancel. The control.
+landmark     verbatim chunks of new scenes: a chunk is stored if its pooled keys are far from those of all landmarks.
 
-How members are grouped into Field's slots is not published. Here each slot holds M chunks in a row; when all slots are full, neighbours
-are merged and M doubles, so that the slots always cover the whole past evenly.
+The grouping of members into Field's slots is not published. Here each slot holds M consecutive chunks. When all slots are full,
+neighbours are merged and M doubles, so the slots always cover the whole past evenly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from wmgym.nets.rope import rotate
 from wmgym.tree import Shared, map_tensors
 
 
-def _spread(blank: ChunkKV, batch: int, slots: int) -> ChunkKV:
+def _zeros(blank: ChunkKV, batch: int, slots: int) -> ChunkKV:
+    """Chunks [B, S, ...] of zeros."""
     return map_tensors(lambda x: x.new_zeros(batch, slots, *x.shape[1:]), blank)
 
 
@@ -40,12 +41,12 @@ def _pick(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class MeanState:
     slots: Slots
-    size: Tensor  # int64 [B]: M, members of a full slot
+    size: Tensor  # int64 [B]: M, number of members of a full slot
 
 
 @dataclass(frozen=True)
 class MeanWriter:
-    """Field, and with `rotated` the naive mean. `phases` is the network's, for the naive mean's rotations."""
+    """Writer `field`, or `naive_mean` with `rotated`. phases: the network's, which `naive_mean` needs to rotate keys."""
 
     slots: int
     chunk: int  # F
@@ -59,7 +60,7 @@ class MeanWriter:
             raise ValueError("the naive mean needs the network's phases, to rotate keys to their own positions")
 
     def init(self, batch: int, blank: ChunkKV) -> MeanState:
-        chunks = _spread(blank, batch, self.slots)
+        chunks = _zeros(blank, batch, self.slots)
         empty = torch.zeros_like(chunks.first)
         return MeanState(Slots(chunks, empty, empty, empty), torch.ones_like(empty[:, 0]))
 
@@ -72,7 +73,8 @@ class MeanWriter:
         room = (filled > 0) & (slots.members.gather(1, last[:, None])[:, 0] < state.size)
         target = torch.where(room, last, filled.clamp(max=self.slots - 1))
         here = (torch.arange(self.slots, device=target.device) == target[:, None]) & leaves[:, None]  # bool [B, S]
-        new = Slots(map_tensors(lambda x: x[:, None].expand(-1, self.slots, *x.shape[1:]), chunk), *[chunk.first[:, None]] * 2, here.long())
+        first = chunk.first[:, None]
+        new = Slots(map_tensors(lambda x: x[:, None].expand(-1, self.slots, *x.shape[1:]), chunk), first, first, here.long())
         return replace(state, slots=self._added(slots, new, here))
 
     def read(self, state: MeanState) -> Slots:
@@ -82,7 +84,7 @@ class MeanWriter:
         return (state.slots.members > 0).sum(1) * chunk_bytes
 
     def _halved(self, state: MeanState, full: Tensor) -> MeanState:
-        """Neighbouring slots merged in the rows of `full`, which then have half of them free."""
+        """Merge neighbouring slots in the rows of `full`, so that half of their slots are free."""
         slots, half = state.slots, self.slots // 2
         even, odd = (map_tensors(lambda x, k=k: x[:, k::2], slots) for k in (0, 1))
         merged = self._added(even, odd, torch.ones_like(even.members, dtype=torch.bool))
@@ -91,9 +93,9 @@ class MeanWriter:
         return MeanState(map_tensors(lambda a, b: _pick(everywhere, a, b), both, slots), torch.where(full, 2 * state.size, state.size))
 
     def _added(self, old: Slots, new: Slots, where: Tensor) -> Slots:
-        """Slots with the members of others added, where bool [B, S] says so."""
+        """Add the members of `new` to the slots of `old` where the mask (bool [B, S]) is set."""
         a, b = old.members.float(), new.members.float()
-        share = torch.where(where, b / (a + b).clamp(min=1), torch.zeros_like(a))  # of the new ones in the mean
+        share = torch.where(where, b / (a + b).clamp(min=1), torch.zeros_like(a))  # weight of the new members in the mean
         first = (old.members == 0) & where
 
         def mean(x: Tensor, y: Tensor) -> Tensor:
@@ -103,10 +105,10 @@ class MeanWriter:
         layers = []
         for left, right in zip(old.chunks.layers, new.chunks.layers, strict=True):
             keys = right.keys
-            if self.rotated:  # keys of a slot are rotated to their positions relative to its first member
+            if self.rotated:  # keys are rotated to their position relative to the slot's first member
                 keys = self._turned(keys, torch.where(first, torch.zeros_like(old.oldest), new.oldest - old.oldest))
             layers.append(KeysValues(mean(left.keys, keys), mean(left.values, right.values)))
-        # a middle member's pose stands for all: the newer of two takes over while it weighs as much
+        # the slot's pose is that of a middle member: the newer side replaces it while its weight is at least as large
         newer = where & (share >= 0.5)
         chunks = ChunkKV(
             tuple(layers),
@@ -126,7 +128,7 @@ class MeanWriter:
         assert self.phases is not None
         pairs = self.phases.pairs
         angles = place_phases(ahead, self.phases)[:, :, :1, : pairs.time]  # [B, S, 1, t]
-        angles = F.pad(angles, (0, pairs.total - pairs.time))[:, :, :, None, None]  # the same for all frames, tokens and heads
+        angles = F.pad(angles, (0, pairs.total - pairs.time))[:, :, :, None, None]  # equal for all frames, tokens and heads
         return rotate(keys, angles.cos(), angles.sin())
 
 
@@ -135,7 +137,7 @@ class MeanWriter:
 
 @dataclass(frozen=True)
 class LandmarkState:
-    chunks: Shared  # of ChunkKV, rows [B, S]: branches share the landmarks that they have in common
+    chunks: Shared  # of ChunkKV, rows [B, S]: branches share common landmarks
     first: Tensor  # int64 [B, S]: time of each landmark's first frame
     held: Tensor  # bool [B, S]
     pooled: Tensor  # float32 [B, S, heads * d]: mean key of each landmark
@@ -143,11 +145,12 @@ class LandmarkState:
 
 @dataclass(frozen=True)
 class LandmarkWriter:
-    """Scene entries, verbatim and frozen on insertion.
+    """Writer `landmark`: verbatim chunks of new scenes. A stored chunk never changes.
 
-    threshold: cosine distance of pooled keys of the middle layer beyond which a chunk is a new scene. The page says neither how the signal
-    is pooled nor what it is compared with: here with every landmark, so that a scene seen again is not stored again (`compare="last"`
-    compares with the newest alone). overflow: with all slots taken, "keep" stores nothing more, "replace" drops the oldest.
+    threshold: a chunk is a new scene above this cosine distance of the middle layer's pooled keys. compare: "all" compares with every
+    landmark, so that a scene that is seen again is not stored again; "last" compares with the newest landmark only. (The page
+    specifies neither the pooling nor the comparison.) overflow, if all slots are full: "keep" stores nothing more, "replace" drops the
+    oldest landmark.
     """
 
     slots: int
@@ -159,7 +162,7 @@ class LandmarkWriter:
         if self.slots < 1:
             raise ValueError(f"landmarks need at least 1 slot, got {self.slots}")
         if not 0 <= self.threshold <= 2:
-            raise ValueError(f"landmark_threshold is a cosine distance in [0, 2], got {self.threshold}")
+            raise ValueError(f"landmark_threshold must be a cosine distance in [0, 2], got {self.threshold}")
         for name, allowed in (("compare", ("all", "last")), ("overflow", ("keep", "replace"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"landmark_{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
@@ -175,7 +178,7 @@ class LandmarkWriter:
         distance = 1 - F.cosine_similarity(state.pooled, pooled[:, None], dim=-1)  # [B, S]
         rank = torch.arange(self.slots, device=filled.device)
         relevant = (rank < filled[:, None]) if self.compare == "all" else (rank == filled[:, None] - 1)
-        # rounded, so that the size of a batch cannot change a choice
+        # rounded, so that the batch size cannot change a choice
         novel = (torch.where(relevant, distance, 2.0).amin(1) * 1024).round() > round(self.threshold * 1024)
         enters = leaves & ((filled == 0) | novel)
         full = filled == self.slots
@@ -199,7 +202,7 @@ class LandmarkWriter:
         return state.held.sum(1) * chunk_bytes
 
     def _shifted(self, state: LandmarkState, rows: Tensor) -> LandmarkState:
-        """Without its oldest landmark in some rows."""
+        """Remove the oldest landmark in some rows."""
         everywhere = rows[:, None].expand(-1, self.slots)
 
         def shift(x: Tensor) -> Tensor:
@@ -210,7 +213,7 @@ class LandmarkWriter:
 
 
 def _stored(chunks: Shared, new: ChunkKV, lanes: Tensor, here: Tensor) -> Shared:
-    """A store with the chunks of some lanes (bool [B]) more, seen in the slots of `here` (bool [B, S])."""
+    """Add the chunks of some lanes (bool [B]) to the store, as the slots of `here` (bool [B, S])."""
     which = torch.nonzero(lanes).flatten()
     if not len(which):
         return chunks

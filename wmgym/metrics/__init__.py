@@ -1,1 +1,1 @@
-"""How good a dream is: per-frame image metrics and honest intervals."""
+"""Metrics: per-frame image errors, trajectory errors, rare events, and confidence intervals."""

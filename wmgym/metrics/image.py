@@ -1,9 +1,9 @@
 """Image metrics, frame by frame: uint8 [N, H, W, 3] against uint8 [N, H, W, 3] -> float32 [N].
 
-PSNR and SSIM are written out here, since torchmetrics takes 80 s for the SSIM of 1,000 small frames on two cores (its window is a
-dense 11 x 11 convolution); a test holds both to torchmetrics. LPIPS is torchmetrics'; it needs torchvision and its AlexNet
-weights. DreamSim is its authors' package with its weights. Nothing here downloads any: `lpips_available` and `dreamsim_available` say
-whether they are there, `lpips` and `dreamsim` how to get them if they are not.
+PSNR and SSIM are implemented here, since torchmetrics takes 80 s for the SSIM of 1,000 small frames on two cores (its window is a dense
+11 x 11 convolution); a test compares both with torchmetrics. LPIPS is from torchmetrics and needs torchvision and its AlexNet weights.
+DreamSim is the authors' package and needs its weights. No function downloads weights: `lpips_available` and `dreamsim_available` test for
+them, and the errors of `lpips` and `dreamsim` name the command that gets them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BEST_PSNR = 60.0  # dB: what an equal frame counts as where means are taken, about what rounding to 8 bits leaves of a perfect picture
-DREAMSIM_SIDE = 224  # pixels that its networks want
+BEST_PSNR = 60.0  # dB: the value of an equal frame in means, about the PSNR of a perfect image rounded to 8 bits
+DREAMSIM_SIDE = 224  # side in pixels of its networks' input
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _AT_ONCE = 256  # frames
 
 
 def judge(frames: np.ndarray, truth: np.ndarray, metrics: Sequence[str] = ("psnr", "ssim")) -> dict[str, np.ndarray]:
-    """Metric -> value of each frame, for those asked for of psnr (at most `BEST_PSNR`), ssim, lpips, dreamsim."""
+    """Metric -> value of each frame. metrics: any of psnr (clamped to `BEST_PSNR`), ssim, lpips, dreamsim."""
     measures = {"psnr": lambda a, b: psnr(a, b).clamp(max=BEST_PSNR), "ssim": ssim, "lpips": lpips, "dreamsim": dreamsim}
     for name in metrics:
         if name not in measures:
@@ -36,20 +36,20 @@ def judge(frames: np.ndarray, truth: np.ndarray, metrics: Sequence[str] = ("psnr
 
 
 def available() -> tuple[str, ...]:
-    """Metrics that `judge` can take here without a download."""
+    """Metrics that `judge` can compute on this machine without a download."""
     extra = (("lpips", lpips_available()), ("dreamsim", dreamsim_available()))
     return ("psnr", "ssim", *(name for name, there in extra if there))
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB; infinite where nothing differs."""
+    """Peak signal-to-noise ratio of each frame in dB; infinite for equal frames."""
     frames, truth = _images(frames, truth)
     error = (frames - truth).double().square().mean((1, 2, 3))
     return (10 * (255**2 / error).log10()).float()
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each frame, mean over channels and pixels (Wang et al. 2004); 1 where nothing differs."""
+    """Structural similarity of each frame, mean over channels and pixels (Wang et al. 2004); 1 for equal frames."""
     frames, truth = _images(frames, truth)
     if min(frames.shape[-2:]) <= _WINDOW // 2:
         raise ValueError(f"SSIM needs frames of more than {_WINDOW // 2} x {_WINDOW // 2} pixels, got {list(frames.shape[-2:])}")
@@ -57,7 +57,7 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.double(), y.double()  # on flat surfaces the variances are small differences of large squares
+    x, y = x.double(), y.double()  # float64: on flat surfaces the variances are small differences of large squares
     down, across = (_gaussian_rows(side, x.device) for side in x.shape[-2:])
 
     def blur(image: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian_rows(side: int, device: torch.device) -> Tensor:
-    """[side, side]: row i holds the window round pixel i, mirrored at the border (as torchmetrics does): `rows @ image` blurs."""
+    """[side, side]: row i is the window around pixel i, mirrored at the border as in torchmetrics; `rows @ image` blurs."""
     reach = torch.arange(_WINDOW, device=device) - _WINDOW // 2
     window = (-(reach.double() ** 2) / (2 * _SIGMA**2)).exp()
     index = (torch.arange(side, device=device)[:, None] + reach).abs()
@@ -81,7 +81,7 @@ def _gaussian_rows(side: int, device: torch.device) -> Tensor:
 
 
 def lpips(frames: Tensor, truth: Tensor) -> Tensor:
-    """LPIPS (Zhang et al. 2018, AlexNet) of each frame, 0 where nothing differs."""
+    """LPIPS (Zhang et al. 2018, AlexNet) of each frame; 0 for equal frames."""
     for package, get in (("torchmetrics", "'wmgym[eval]'"), ("torchvision", "torchvision")):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"LPIPS needs {package}: pip install {get}")
@@ -96,12 +96,12 @@ def lpips(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 def lpips_available() -> bool:
-    """Whether `lpips` can run here without a download."""
+    """Whether `lpips` can run on this machine without a download."""
     return all(importlib.util.find_spec(name) is not None for name in ("torchmetrics", "torchvision")) and _backbone().is_file()
 
 
 def dreamsim(frames: Tensor, truth: Tensor) -> Tensor:
-    """DreamSim (Fu et al. 2023, the ensemble) of each frame, 0 where nothing differs. Frames are stretched to 224 x 224."""
+    """DreamSim (Fu et al. 2023, the ensemble) of each frame; 0 for equal frames. Frames are resized to 224 x 224."""
     if importlib.util.find_spec("dreamsim") is None:
         raise ImportError("DreamSim needs dreamsim: pip install dreamsim")
     if not dreamsim_available():
@@ -118,7 +118,7 @@ def dreamsim(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 def dreamsim_available() -> bool:
-    """Whether `dreamsim` can run here without a download."""
+    """Whether `dreamsim` can run on this machine without a download."""
     return importlib.util.find_spec("dreamsim") is not None and _dreamsim_folder().is_dir() and any(_dreamsim_folder().iterdir())
 
 

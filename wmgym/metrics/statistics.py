@@ -1,7 +1,7 @@
-"""How sure a mean is: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), also of paired differences and of clusters.
+"""Confidence intervals of means: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), also of paired differences and clusters.
 
-Values that were measured on one drive, walk or episode are no independent ones. Told which belong together, the bootstrap resamples
-whole clusters (Davison and Hinkley 1997, section 3.8), so that what a cluster has in common counts once.
+Values from one drive, walk or episode are not independent. Given the clusters, the bootstrap resamples whole clusters (Davison and Hinkley
+1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the interval that holds the true one with the confidence asked for; NaN bounds for a single value or cluster."""
+    """A mean with its confidence interval; the bounds are NaN for a single value or cluster."""
 
     mean: float
     low: float
     high: float
-    count: int  # independent values (or clusters) it rests on
+    count: int  # number of independent values or clusters
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]" if self.count > 1 else f"{self.mean:.2f}"
@@ -33,9 +33,9 @@ def bootstrap_interval(
     seed: int = 0,
     clusters: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """Interval of the mean of values, from means of resamples with replacement. The same seed gives the same interval.
+    """Interval of the mean of values, from resamples with replacement. The same seed gives the same interval.
 
-    `clusters` names what each value belongs to, if values of one cluster are not independent; by default each stands for itself.
+    clusters: the cluster of each value; values of one cluster need not be independent. Default: all values are independent.
     """
     data = np.asarray(values, np.float64)
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
@@ -46,7 +46,7 @@ def bootstrap_interval(
         raise ValueError(f"samples must be positive, got {samples}")
     names = range(len(data)) if clusters is None else clusters
     if len(names) != len(data):
-        raise ValueError(f"clusters must be as many as values, got {len(names)} and {len(data)}")
+        raise ValueError(f"there must be one cluster per value, got {len(names)} and {len(data)}")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     member = [numbers[name] for name in names]
     sums, counts = np.bincount(member, data), np.bincount(member)
@@ -65,7 +65,7 @@ def paired_difference(
     seed: int = 0,
     clusters: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """Interval of the mean of first - second, where values at one place were measured on the same thing."""
+    """Interval of the mean of first - second, for values that were measured in pairs."""
     if len(first) != len(second):
-        raise ValueError(f"paired values must be as many, got {len(first)} and {len(second)}")
+        raise ValueError(f"paired values must be equally many, got {len(first)} and {len(second)}")
     return bootstrap_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), confidence, samples, seed, clusters)

@@ -1,16 +1,16 @@
-"""Tile recall: of a picture that is a table of tiles, how many tiles are right (CoME, appendix D.1)."""
+"""Tile recall: the share of correct tiles in an image of tiles (CoME, appendix D.1)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-RIGHT = 2e-5  # mean squared error of pixels in [0, 1]: a root of 1.1 grey levels. The paper does not name the range
+RIGHT = 2e-5  # mean squared error of pixels in [0, 1], which is an RMSE of 1.1 grey levels; the paper does not state the pixel range
 
 
 def tile_error(frames: Tensor, truth: Tensor, grid: int = 4, margin: int = 0) -> Tensor:
     """Mean squared error of each tile, for pixels in [0, 1]: uint8 [N, H, W, 3] twice -> float32 [N, grid, grid].
 
-    `margin` pixels at each side of a tile are left out (where a cursor may be drawn).
+    margin: pixels at each side of a tile that are ignored, since a cursor may be drawn there.
     """
     for name, value in (("frames", frames), ("truth", truth)):
         if value.shape != truth.shape or value.ndim != 4 or value.dtype != truth.dtype or value.is_floating_point():

@@ -1,8 +1,8 @@
-"""How far a path is from the true one: ATE, RPE and what navigation is scored by.
+"""Trajectory errors and navigation scores: ATE, RPE, final distance, SPL.
 
-Positions are `[..., T, 2]` or `[..., T, 3]` (arrays or tensors; any leading axes, one figure for each), in whatever unit both share:
-metres give metres, and metres divided by a data set's waypoint spacing give the unit in which NWM's tables are printed. All are closed
-forms, equal to what `evo` prints for paths whose orientations agree (as NWM's evaluation writes them); a test holds them to it.
+Positions are `[..., T, 2]` or `[..., T, 3]` (arrays or tensors, with any leading axes) in any common unit: metres give metres, and metres
+divided by a data set's waypoint spacing give the unit of NWM's tables. For paths with equal orientations, as in NWM's evaluation, the
+results equal those of `evo`; a test compares them.
 
 ATE and RPE: Sturm et al. 2012, "A benchmark for the evaluation of RGB-D SLAM systems". SPL: Anderson et al. 2018, "On evaluation of
 embodied navigation agents", section 3. Alignment: Umeyama 1991, equations 34 to 43.
@@ -23,11 +23,11 @@ Floats = NDArray[np.float64]
 def ate(predicted: ArrayLike, truth: ArrayLike, *, align: bool = False, scale: bool = False) -> Any:
     """Absolute trajectory error: root mean square over time of the distance between positions: [...].
 
-    `align` first moves and turns each predicted path to where it fits best; `scale` also stretches it, and needs `align`.
+    align: first move and rotate each predicted path for the best fit. scale: also scale it; needs `align`.
     """
     p, g = _paths(predicted, truth, 1)
     if scale and not align:
-        raise ValueError("scale=True stretches a path that is being aligned: give align=True too")
+        raise ValueError("scale=True needs align=True")
     if align:
         p = umeyama(p, g, scale=scale).apply(p)
     return _rms(np.linalg.norm(p - g, axis=-1))
@@ -36,7 +36,7 @@ def ate(predicted: ArrayLike, truth: ArrayLike, *, align: bool = False, scale: b
 def rpe(predicted: ArrayLike, truth: ArrayLike, *, delta: int = 1) -> Any:
     """Relative pose error, translation: root mean square of the difference between displacements over `delta` steps: [...].
 
-    All pairs of frames that far apart count, also overlapping ones. Displacements are compared in the frame that both paths share.
+    The mean is over all pairs of frames `delta` apart, also overlapping ones. Displacements are compared in the common axes.
     """
     p, g = _paths(predicted, truth, _checked_delta(delta) + 1)
     return _rms(np.linalg.norm((p[..., delta:, :] - p[..., :-delta, :]) - (g[..., delta:, :] - g[..., :-delta, :]), axis=-1))
@@ -58,7 +58,7 @@ def final_distance(predicted: ArrayLike, truth: ArrayLike) -> Any:
 
 
 def path_length(positions: ArrayLike) -> Any:
-    """How long a path is: [...]."""
+    """Length of a path: [...]."""
     p, _ = _paths(positions, positions, 1)
     return np.linalg.norm(np.diff(p, axis=-2), axis=-1).sum(-1)
 
@@ -66,7 +66,7 @@ def path_length(positions: ArrayLike) -> Any:
 def spl(success: ArrayLike, shortest: ArrayLike, travelled: ArrayLike) -> Floats:
     """Success weighted by path length, episode by episode; its mean is the SPL. bool and two lengths [N] -> [N] in [0, 1].
 
-    An episode that begins at its goal (shortest 0) counts as 1 if nothing was travelled, and 0 otherwise.
+    An episode that starts at its goal (shortest 0) scores 1 if the agent did not move, and 0 otherwise.
     """
     reached, best, walked = np.asarray(success, bool), np.asarray(shortest, np.float64), np.asarray(travelled, np.float64)
     if not reached.shape == best.shape == walked.shape:
@@ -92,17 +92,17 @@ class Similarity(NamedTuple):
 
 
 def umeyama(source: ArrayLike, target: ArrayLike, *, scale: bool = False) -> Similarity:
-    """The rotation and shift (and scale) that bring `source` as near as can be to `target`, in the least squares; never a mirror image.
+    """The least-squares rotation and shift (and scale) from `source` to `target`, without reflections.
 
-    Paths that do not span enough directions to fix the rotation raise `ValueError`. Note that `evo` lifts planar paths into space,
-    where turning one upside down mirrors it; over [T, 2] this does not.
+    Paths that do not span enough directions to determine the rotation raise `ValueError`. `evo` treats planar paths as 3-D, where a
+    rotation about an axis in the plane mirrors them; here paths [T, 2] are never mirrored.
     """
     x, y = _paths(source, target, 2)
     mean_x, mean_y = x.mean(-2, keepdims=True), y.mean(-2, keepdims=True)
     covariance = np.swapaxes(y - mean_y, -1, -2) @ (x - mean_x) / x.shape[-2]  # equation 38
     u, d, vt = np.linalg.svd(covariance)
     if (d[..., -2] <= np.finfo(np.float64).eps * np.maximum(1.0, d[..., 0])).any():
-        raise ValueError("these paths cannot be aligned: their points do not span enough directions to tell how one is turned")
+        raise ValueError("these paths cannot be aligned: their points do not span enough directions to determine the rotation")
     flip = np.ones_like(d)
     flip[..., -1] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # equation 43
     rotation = (u * flip[..., None, :]) @ vt
@@ -116,9 +116,9 @@ def umeyama(source: ArrayLike, target: ArrayLike, *, scale: bool = False) -> Sim
 def path_errors(
     predicted: ArrayLike, truth: ArrayLike, predicted_yaw: ArrayLike | None = None, true_yaw: ArrayLike | None = None, *, spacing: float
 ) -> dict[str, Any]:
-    """NWM's row for one path (or [...] of them), in metres and in units of the waypoint spacing (metres) as published.
+    """The errors of NWM's tables for one path or [...] paths, in metres and in units of the waypoint spacing.
 
-    Positions [..., T, 2 or 3] in metres leave out the common origin; yaws [..., T] in radians.
+    Positions [..., T, 2 or 3] in metres, without the common origin; yaws [..., T] in radians; spacing in metres.
     """
     if not spacing > 0:
         raise ValueError(f"spacing must be a positive number of metres, got {spacing}")

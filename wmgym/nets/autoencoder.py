@@ -1,7 +1,7 @@
 """Frames to latents and back: a small convolutional autoencoder, or plain pixel patches.
 
-Latents leave `encode` normalised to zero mean and unit scale per channel by the statistics of the training frames, so that every
-network and noise level downstream may assume unit scale.
+`encode` normalises latents to zero mean and unit scale per channel with statistics of the training frames. So networks and noise levels
+can assume unit scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FrameCoder(Protocol):
 
     @property
     def frame_size(self) -> int:
-        """Pixels along a side."""
+        """Side of a frame in pixels."""
         ...
 
     @property
@@ -40,12 +40,12 @@ class FrameCoder(Protocol):
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """kind "conv": learned; kind "pixels": a fixed folding of factor x factor pixels into channels (lossless)."""
+    """kind "conv": learned; kind "pixels": factor x factor pixels become channels, without loss."""
 
     kind: str = "conv"
     factor: int = 8  # pixels per latent cell along a side
     channels: int = 12  # latent channels (conv only)
-    widths: tuple[int, ...] = (32, 64, 96)  # one per halving
+    widths: tuple[int, ...] = (32, 64, 96)  # channels, one per halving of the side
     frame_size: int = 64
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """encode: uint8 frames [..., H, W, 3] -> latents [..., C, h, w]; decode: the way back."""
+    """encode: uint8 frames [..., H, W, 3] -> latents [..., C, h, w]; decode: latents -> images."""
 
     mean: Tensor
     std: Tensor
@@ -100,7 +100,7 @@ class Autoencoder(nn.Module):
         for width in (*config.widths[-2::-1], config.widths[0]):
             up += [nn.Upsample(scale_factor=2), nn.Conv2d(before, width, 3, 1, 1), ResidualConv(width)]
             before = width
-        up[-1:] = [nn.SiLU()]  # at full size a residual block costs more than all the rest
+        up[-1:] = [nn.SiLU()]  # no residual block at full resolution: it would cost more than all other layers
         up += [nn.Conv2d(before, 3, 3, 1, 1)]
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
 
@@ -118,7 +118,7 @@ class Autoencoder(nn.Module):
     def loss(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction loss of uint8 [B, H, W, 3] with `noise` [B, C, h, w] added to the raw latents -> (loss, mean squared error).
 
-        The noise makes nearby latents decode alike, so that a sampler's small errors stay small in the picture.
+        The noise trains the decoder to give similar images for similar latents, so that a sampler's small errors stay small in the image.
         """
         target = to_float(frames)
         raw = self.encoder(target)

@@ -1,21 +1,22 @@
-"""CDiT: the conditional diffusion transformer of NWM (Bar et al. 2024) as WorldPack uses it (section 4.1).
+"""CDiT: the conditional diffusion transformer of NWM (Bar et al. 2024), as used by WorldPack (section 4.1).
 
     noisy target tokens --> [ self-attention | cross-attention to the context | MLP ] x depth --> velocity
                                     ^ adaLN-Zero by noise level, actions and egomotion
 
-What differs from the published network, and why:
+Differences from the published network:
 
-* The context stream is not modulated by the noise level, so a context's keys and values are computed once per env step
-  (`bind`) and reused in every denoising step.
-* Where RoPE enters is not stated in the WorldPack paper. Here keys of the cross-attention are rotated by how long ago their frame
-  was, in half of each head's dimensions (`rope_share`); the other half reads content at any distance.
-* One projection per compression level, initialised from the base projection by repeating its kernel and dividing (section 4.3), so
-  that at the start a packed token equals the average of the tokens it replaces.
-* `pose_condition` tells each context token where it was: "frame" adds the frame's relative pose, "rays" gives each token its
-  viewing direction and eye in the target's own frame, "none" (the paper) leaves it out.
-* `rotate_values` (with "rays") rotates each value by its token's viewing direction, and what a target token has gathered back by its
-  own (as Miyato et al. 2024 do in 3-D): a coarse token then holds the Fourier coefficients of what it covers, and a target token
-  reads them at the very direction it looks in. A linear map then reads out what a small network otherwise learns slowly or not.
+* The context is not modulated by the noise level. So its keys and values are computed once per env step (`bind`) and reused in every
+  denoising step.
+* The WorldPack paper does not say where RoPE is applied. Here keys of the cross-attention are rotated by the age of their frame, in half
+  of each head's dimensions (`rope_share`); the other half attends by content at any distance.
+* There is one projection per compression level, initialised from the base projection by repeating and dividing its kernel (section
+  4.3). So at the start of training a packed token equals the average of the tokens that it replaces.
+* `pose_condition` adds a pose to each context token: "frame" the frame's relative pose, "rays" the token's viewing direction and eye in
+  the target's frame of reference, "none" (the paper) nothing.
+* `rotate_values` (with "rays") rotates each value by its token's viewing direction, and rotates the attention's output back by the
+  target token's direction (as Miyato et al. 2024 do in 3-D). A coarse token then holds Fourier coefficients of the part of the view that
+  it covers, and a target token evaluates them at its own direction. A linear map can then read what a small network otherwise learns
+  slowly or not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from wmgym.nets.layers import Mlp, attend, fourier, hidden_matrices, modulate, s
 from wmgym.nets.merge import merge
 from wmgym.nets.rope import rotate, rotation
 
-LEVELS = 3  # 2**0, 2**1, 2**2 times the base patch's side; the paper's 2^0, 2^2, 2^4 count tokens
+LEVELS = 3  # 2**0, 2**1, 2**2 times the base patch's side, which are the paper's ratios 2^0, 2^2, 2^4 of token counts
 _OCTAVES = 4
 
 
@@ -45,14 +46,14 @@ class CDiTConfig:
     depth: int = 6
     heads: int = 4
     num_actions: int = 10
-    action_size: int = 0  # numbers in a continuous action; 0: actions are counted by num_actions
+    action_size: int = 0  # length of a continuous action; 0: discrete, with num_actions
     field_of_view: float = 1.309  # radians, vertical; used by pose_condition "rays"
-    aspect: float = 1.0  # width to height of the view, where frames are squeezed into a square
+    aspect: float = 1.0  # width of the view divided by its height, before frames are scaled to a square
     pose_condition: str = "rays"
     rotate_values: bool = True  # only with "rays"
-    rope_share: float = 0.5  # share of each head's dimensions that carry time
-    shared_modulation: bool = True  # one adaLN for all blocks plus a table each (PixArt): most parameters go there otherwise
-    chunk: int = 1  # frames made at a time
+    rope_share: float = 0.5  # share of each head's dimensions that are rotated by time
+    shared_modulation: bool = True  # one adaLN for all blocks plus a table per block (PixArt); saves most of the parameters
+    chunk: int = 1  # frames generated together
 
     def __post_init__(self) -> None:
         if self.pose_condition not in ("none", "frame", "rays"):
@@ -69,11 +70,11 @@ class CDiTConfig:
 
     @property
     def rope_width(self) -> int:
-        """How many of a head's dimensions are rotated."""
+        """Number of a head's dimensions that are rotated."""
         return 2 * round(self.width // self.heads * self.rope_share / 2)
 
 
-# NWM's sizes (width, depth, heads; patch 2 on 28 x 28 latents), and one that trains on a laptop's processor.
+# NWM's sizes (width, depth, heads; patch 2 on 28 x 28 latents), and TINY, which trains on a laptop's CPU.
 SIZES = {
     "TINY": {"width": 256, "depth": 6, "heads": 4},
     "S": {"width": 384, "depth": 12, "heads": 6, "shared_modulation": False},
@@ -84,24 +85,24 @@ SIZES = {
 
 
 def tokens_per_frame(latent_side: int, patch: int, level: int) -> int:
-    """Tokens that one square frame costs at a level, padded to whole tokens."""
+    """Number of tokens of a square frame at a level, padded to whole tokens."""
     return (-(-latent_side // (patch * 2**level))) ** 2
 
 
 def wave_vectors(count: int, config: CDiTConfig) -> Tensor:
     """The `count` slowest plane waves over (azimuth, elevation), in radians per radian: [count, 2].
 
-    The slowest spans two tokens of the coarsest level, so that a token's coefficients tell where in it a thing lies.
+    The slowest wave spans two tokens of the coarsest level, so the coefficients of a token encode positions inside it.
     """
     coarsest = config.field_of_view * 2 ** (LEVELS - 1) / config.grid[0]
     reach = range(-count, count + 1)
-    half = [(x, y) for x in range(count + 1) for y in reach if x > 0 or y >= 0]  # a wave and its opposite are one
+    half = [(x, y) for x in range(count + 1) for y in reach if x > 0 or y >= 0]  # a wave and its opposite are the same
     slowest = sorted(half, key=lambda k: (k[0] ** 2 + k[1] ** 2, k))[:count]
     return torch.tensor(slowest, dtype=torch.float32) * torch.pi / coarsest
 
 
 class PatchEmbed(nn.Module):
-    """Latent frames [n, C, h, w] -> tokens [n, N, D] at one level; odd sides are padded by repeating the far edge."""
+    """Latent frames [n, C, h, w] -> tokens [n, N, D] at one level. Sides are padded to a multiple of the kernel by repeating the edge."""
 
     def __init__(self, channels: int, kernel: int, width: int) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class PatchEmbed(nn.Module):
 
     @torch.no_grad()
     def interpolate_from(self, base: PatchEmbed) -> None:
-        """Repeat the base kernel and divide, so that this layer gives the base layer's output on the averaged input."""
+        """Repeat and divide the base kernel, so that this layer gives the base layer's output for the averaged input."""
         times = self.kernel // base.kernel
         weight = base.projection.weight.repeat_interleave(times, -1).repeat_interleave(times, -2)
         self.projection.weight.copy_(weight / times**2)
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
         self.norm = nn.RMSNorm(width // heads, eps=1e-6, elementwise_affine=False)
-        self.sharpness = nn.Parameter(torch.ones(heads, 1))  # of each head: normalised queries and keys cannot set it
+        self.sharpness = nn.Parameter(torch.ones(heads, 1))  # scale of each head's scores, since queries and keys are normalised
 
     def queries(self, x: Tensor) -> Tensor:
         q = self.norm(self.query(x).unflatten(-1, (self.heads, -1)))
@@ -164,7 +165,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What one block reads besides the target's tokens, ready to use: rotated keys [B, M, heads, d] and values."""
+    """Context of one block, computed once per env step: rotated keys [B, M, heads, d] and values."""
 
     cross: tuple[Tensor, Tensor]
     past: tuple[Tensor, Tensor] | None  # remembered keys and values for the self-attention
@@ -172,14 +173,14 @@ class LayerContext:
 
 @dataclass(frozen=True)
 class Bound:
-    """A network with its condition and context fixed: everything that does not depend on the noise level."""
+    """The network with fixed condition and context: everything that does not depend on the noise level."""
 
     net: CDiT
     condition: Condition
     contexts: tuple[Context, ...]
     embedded: Tensor  # [B, F, D]: actions and egomotion
     position: Tensor  # [B, F, N, D] or [1, 1, N, D]
-    gaze: tuple[Tensor, Tensor] | None  # cosine and sine [B, F * N, 1, d / 2] of the phases that values are read at
+    gaze: tuple[Tensor, Tensor] | None  # cosine and sine [B, F * N, 1, d / 2] of the target tokens' phases, for `rotate_values`
     layers: tuple[LayerContext, ...]
     cross_mask: Tensor | None
     self_mask: Tensor | None
@@ -189,7 +190,7 @@ class Bound:
         return self.net.denoise(self, x, level)[0]
 
     def trace(self, latents: Tensor, poses: Tensor) -> Trace:
-        """Unrotated self-attention keys and values of clean latents at these poses: what key-value memories store."""
+        """Unrotated self-attention keys and values of clean latents at these poses, for key-value memories."""
         bound = self.net.bind(self.condition.at(poses), self.contexts)
         return Trace(self.net.denoise(bound, latents, latents.new_zeros(len(latents)), collect=True)[1])
 
@@ -238,7 +239,7 @@ class CDiT(nn.Module):
     # -- once per env step ------------------------------------------------------------------------------------------------------
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> Bound:
-        """Compute all that stays the same while the noise level falls. Frames of all contexts are one stream."""
+        """Compute everything that does not depend on the noise level. Frames of all contexts are one stream."""
         context, relative = merge(contexts), condition.relative
         motion = _motion_features(condition.egomotion, condition.pitch).to(self.position.dtype)
         actions = squash(condition.actions.to(self.position.dtype)) if self.config.action_size else condition.actions
@@ -261,14 +262,14 @@ class CDiT(nn.Module):
         return Bound(self, condition, contexts, embedded, position, gaze, tuple(layers), mask, self_mask)
 
     def _ray_embed(self, rays: Tensor) -> Tensor:
-        """What a token's ray [..., 6] adds to it: [..., D]."""
+        """Embedding of a token's ray [..., 6]: [..., D]."""
         eye = rays[..., 3:]
-        squashed = eye.sign() * (eye.abs() + 1).log() / 4  # fine near, coarse far
+        squashed = eye.sign() * (eye.abs() + 1).log() / 4  # higher resolution for near positions
         features = fourier(torch.cat([rays[..., :3], squashed], -1), _OCTAVES)
         return self.pose_embed(features.to(self.position.dtype))
 
     def _phases(self, rays: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine of the values' phases at tokens' rays [B, n, N, 6]: [B, n * N, 1, d / 2] each."""
+        """Cosine and sine of the values' phases for rays of tokens [B, n, N, 6]: [B, n * N, 1, d / 2] each."""
         if not self.config.rotate_values:
             return None
         azimuth = torch.atan2(rays[..., 1], rays[..., 0])
@@ -280,8 +281,8 @@ class CDiT(nn.Module):
     def _context_tokens(
         self, condition: Condition, groups: tuple[ContextFrames, ...]
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """All context frames as tokens [B, M, D], how many steps ago each was [B, M], which exist [B, M] (None: all), their phases."""
-        if not groups:  # a memory may hand over keys and values alone
+        """All context frames as tokens [B, M, D], their ages in steps [B, M], which exist [B, M] (None: all), and their phases."""
+        if not groups:  # a memory may give only keys and values
             b = len(condition.pitch)
             nothing = self.position.new_zeros(b, 0, self.config.width)
             return nothing, torch.zeros(b, 0, dtype=torch.int64, device=nothing.device), None, None
@@ -304,7 +305,7 @@ class CDiT(nn.Module):
             masks.append(group.valid.repeat_interleave(count, 1))
         joined, mask = torch.cat(tokens, 1), torch.cat(masks, 1)
         joined = joined + self.context_mlp(self.context_mlp_norm(joined))
-        # on a CPU attention without a mask is faster and looking is free; on a GPU looking would wait for the device
+        # on a CPU attention is faster without a mask, and the test is free; on a GPU the test would wait for the device
         there = None if mask.device.type == "cpu" and bool(mask.all()) else mask
         turned = [p for p in phases if p is not None]
         joined_phases = (torch.cat([cos for cos, _ in turned], 1), torch.cat([sin for _, sin in turned], 1)) if turned else None
@@ -313,7 +314,7 @@ class CDiT(nn.Module):
     # -- once per denoising step ------------------------------------------------------------------------------------------------
 
     def denoise(self, bound: Bound, x: Tensor, level: Tensor, *, collect: bool = False) -> tuple[Tensor, tuple[KeysValues, ...]]:
-        """See `Bound`. With `collect`, also each block's unrotated self-attention keys and values."""
+        """See `Bound`. collect: also return each block's unrotated self-attention keys and values."""
         b, frames = x.shape[:2]
         h = self.target_embed(x.flatten(0, 1).to(self.position.dtype)).unflatten(0, (b, frames)) + bound.position
         count = h.shape[2]
@@ -346,7 +347,7 @@ def _block(
     x = modulate(norm1(h), m[0], m[1]).flatten(1, 2)
     raw, v = attention.keys_values(x)
     q, k = attention.queries(x), raw
-    if frames > 1:  # a single target frame stands at time 0, where the rotation is the identity
+    if frames > 1:  # a single target frame is at time 0, where the rotation is the identity
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     keys, values = (k, v) if layer.past is None else (torch.cat([layer.past[0], k], 1), torch.cat([layer.past[1], v], 1))
     h = h + m[2] * attention.output(attend(q, keys, values, bound.self_mask)).unflatten(1, (frames, -1))
@@ -364,7 +365,7 @@ def _block(
 def _past(
     kv: ContextKV | None, config: CDiTConfig, condition: Condition, dtype: torch.dtype
 ) -> tuple[list[tuple[Tensor, Tensor]] | None, Tensor | None]:
-    """Remembered keys rotated to their positions, and the mask over (remembered + own) keys."""
+    """Past keys, rotated to their positions, with values, and the mask over (past + own) keys."""
     if kv is None:
         return None, None
     count = kv.layers[0].keys.shape[2]
@@ -381,7 +382,7 @@ def _pose_features(relative: Tensor) -> Tensor:
 
 
 def _motion_features(egomotion: Tensor, pitch: Tensor) -> Tensor:
-    """[B, F, 5], [B] -> [B, F, 7]: egomotion at a scale near 1, and where the target looks up or down to."""
+    """[B, F, 5], [B] -> [B, F, 7]: egomotion at a scale near 1, and sine and cosine of the pitch."""
     look = pitch[:, None, None].expand(*egomotion.shape[:2], 1)
     return torch.cat([squash(torch.cat([egomotion[..., :3], egomotion[..., 3:] * 4], -1)), look.sin(), look.cos()], -1)
 

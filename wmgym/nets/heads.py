@@ -1,4 +1,4 @@
-"""Small heads that read two successive latents: how far one really moved, and what was earned."""
+"""Small networks that read two successive latents: `MotionHead` corrects the motion, `RewardHead` classifies the outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class HeadConfig:
 
 
 class _Pair(nn.Module):
-    """(previous latent, new latent, action) -> `outputs` numbers, zero at the start of training."""
+    """(previous latent, new latent, action) -> `outputs` numbers, initialised to zero."""
 
     def __init__(self, config: HeadConfig, outputs: int) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class _Pair(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """How the true egomotion differs from the kinematics': a wall stops, a slope lifts.
+    """Difference between the true egomotion and that of the kinematics, for example at walls and slopes.
 
-    Latents [B, C, h, w] and actions int64 [B] -> correction float32 [B, 5] in metres and radians, to be added where the
-    kinematics' mask allows.
+    Latents [B, C, h, w] and actions int64 [B] -> correction float32 [B, 5] in metres and radians, which is added where the kinematics'
+    mask allows it.
     """
 
     def __init__(self, config: HeadConfig) -> None:
@@ -59,13 +59,12 @@ class MotionHead(nn.Module):
 
 
 class RewardHead(nn.Module):
-    """What a step earned and whether it ended the episode, from the pixels: for worlds that show what they pay (Memory Maze's
-    border changes colour).
+    """Classifies a step's reward and end, for worlds whose frames show them (in Memory Maze the border changes its colour).
 
-    A step has one of `outcomes`, pairs of a reward and whether the episode ended. One of them may be a hundred times rarer than
-    another, so training draws all of them equally often (`train/reward.py`), and `log_prior`, the logarithm of how much rarer each
-    one is in truth, is added afterwards (logit adjustment, Menon et al. 2021, section 3): the posterior is then that of the data.
-    The most probable outcome is given. Nothing is drawn at random: equal latents earn equal rewards.
+    A class is one of `outcomes`, pairs of a reward and whether the episode ended. One outcome may be a hundred times rarer than another.
+    Training therefore draws all outcomes equally often (`train/reward.py`), and `log_prior`, the logarithm of each outcome's frequency in
+    the data over that in a batch, is added afterwards (logit adjustment, Menon et al. 2021, section 3). The posterior is then that of
+    the data. The prediction is the most probable outcome, so equal latents give equal rewards.
     """
 
     log_prior: Tensor  # float32 [K]
@@ -87,5 +86,5 @@ class RewardHead(nn.Module):
         return (self.pair(before, after, actions) + self.log_prior).softmax(-1)
 
     def loss(self, before: Tensor, after: Tensor, actions: Tensor, outcomes: Tensor) -> Tensor:
-        """Cross-entropy of the outcomes' numbers int64 [B], in a batch that holds all outcomes equally often."""
+        """Cross-entropy of outcome indices int64 [B], for a batch in which all outcomes are equally frequent."""
         return F.cross_entropy(self.pair(before, after, actions), outcomes)

@@ -1,7 +1,7 @@
-"""The autoencoder of latent diffusion (Rombach et al. 2022), for published networks that work in its latents: diffusers' `AutoencoderKL`.
+"""The autoencoder of latent diffusion (Rombach et al. 2022), for published networks that use its latents: diffusers' `AutoencoderKL`.
 
-The latent is the mean of the encoder's Gaussian times `scaling_factor`. Its standard deviation, far below the mean's scale, is not
-drawn from.
+The latent is the mean of the encoder's Gaussian times `scaling_factor`. The Gaussian is not sampled: its standard deviation is far below
+the scale of the mean.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from wmgym.extras import need
 from wmgym.nets.autoencoder import to_float
 
-AT_ONCE = 32  # frames: of 224 x 224 pixels one activation of so many takes about a gigabyte
+AT_ONCE = 32  # frames; at 224 x 224 pixels one activation of 32 frames takes about a gigabyte
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def autoencoder_kl() -> Any:
-    """diffusers' class; without the package `ImportError` names the extra."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise ImportError("Stable Diffusion's autoencoder needs diffusers: pip install 'wmgym[diffusers]'") from error
+    """The class from diffusers. Without the package, `ImportError` names the extra."""
+    need("diffusers", "Stable Diffusion's autoencoder needs")
+    from diffusers import AutoencoderKL
+
     return AutoencoderKL
 
 
 class KLAutoencoder(nn.Module):
-    """A `nets.autoencoder.FrameCoder` over diffusers' `AutoencoderKL`."""
+    """A `nets.autoencoder.FrameCoder` that wraps diffusers' `AutoencoderKL`."""
 
     def __init__(self, model: Any, frame_size: int) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class KLAutoencoder(nn.Module):
 
 
 def load_kl_autoencoder(folder: Path, frame_size: int) -> KLAutoencoder:
-    """From a folder as diffusers writes it (config.json and its weights). What does not fit raises `ValueError`."""
+    """Load from a folder in diffusers' format (config.json and weights). ValueError if a file is missing or does not fit."""
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name} there")
+            raise ValueError(f"{folder}: there is no {name}")
     kind = autoencoder_kl()
     try:
         model, report = kind.from_pretrained(
@@ -63,7 +63,7 @@ def load_kl_autoencoder(folder: Path, frame_size: int) -> KLAutoencoder:
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} does not hold an autoencoder that diffusers can read: {' '.join(str(error).split())[:300]}") from error
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder / WEIGHTS} does not hold this autoencoder: it lacks {missing[0]!r}")
+        raise ValueError(f"{folder / WEIGHTS} does not hold this autoencoder: {missing[0]!r} is missing")
     if extra := sorted(report["unexpected_keys"]):
-        raise ValueError(f"{folder / WEIGHTS} does not hold this autoencoder: config.json has no place for {extra[0]!r}")
+        raise ValueError(f"{folder / WEIGHTS} does not hold this autoencoder: config.json has no {extra[0]!r}")
     return KLAutoencoder(model.eval(), frame_size)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MUON_LEAST = 16  # smaller matrices (tables of nine rows, say) are no maps between hidden layers
+MUON_LEAST = 16  # smaller matrices, such as tables of nine rows, are not maps between hidden layers
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The matrices between hidden layers in a module: what Muon is made for (Jordan et al. 2024)."""
+    """The matrices between hidden layers of a module, which Muon optimises (Jordan et al. 2024)."""
     return [p for p in module.parameters() if p.ndim == 2 and min(p.shape) > MUON_LEAST]
 
 
@@ -35,7 +35,7 @@ def fourier(x: Tensor, octaves: int) -> Tensor:
 
 
 def squash(x: Tensor, straight: float = 2.0) -> Tensor:
-    """What is as large as a step's motion stays as it is; beyond it grows as a logarithm: a jump of 64 steps must not drown all else."""
+    """Identity up to `straight`, logarithmic beyond: values of one step are unchanged, and a jump over 64 steps stays in range."""
     return x.clamp(-straight, straight) + x.sign() * (x.abs() - straight).clamp(min=0).log1p()
 
 
@@ -55,7 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class ResidualConv(nn.Module):
-    """Two 3 x 3 convolutions round a skip connection."""
+    """Two 3 x 3 convolutions with a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Low-rank adapters, one set per row of a batch (LoRA, Hu et al. 2021): y = W x + up (down x).
 
-The weights W are shared and frozen; `core.Adapters` holds each row's own down and up matrices. N rows with N sets of adapters take one
+The weights W are shared and frozen. `core.Adapters` holds the down and up matrices of each row. N rows with N sets of adapters need one
 batched product, forward and backward.
 """
 
@@ -12,7 +12,7 @@ from wmgym.core import Adapters
 
 
 def linear(layer: nn.Linear, x: Tensor, adapters: Adapters | None, name: str) -> Tensor:
-    """A linear layer on x [B, ..., in], with each row's adapter where there is one for `name`: [B, ..., out]."""
+    """A linear layer on x [B, ..., in], plus each row's adapter if there is one for `name`: [B, ..., out]."""
     out = layer(x)
     if adapters is None or name not in adapters.layers:
         return out

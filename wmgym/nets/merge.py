@@ -1,4 +1,4 @@
-"""Several contexts as one, for networks that read one stream."""
+"""Merge several contexts into one, for networks that read one stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wmgym.core import Context
 
 
 def merge(contexts: Sequence[Context]) -> Context:
-    """What several memories hand over, as one context. Frames are joined; of everything else at most one memory may give any."""
+    """One context from those of several memories. Frames are concatenated; any other field may come from one memory only."""
     return Context(
         tuple(group for context in contexts for group in context.frames),
         *(_only(contexts, name) for name in ("kv", "tokens", "adapters", "state", "retrieval")),
@@ -19,5 +19,5 @@ def merge(contexts: Sequence[Context]) -> Context:
 def _only(contexts: Sequence[Context], name: str) -> Any:
     given = [getattr(context, name) for context in contexts if getattr(context, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"{len(given)} memories of one world each hand over {name}, and this network reads one stream")
+        raise ValueError(f"{len(given)} memories of one world give {name}, and this network reads only one stream")
     return given[0] if given else None

@@ -1,11 +1,11 @@
-"""The network of Navigation World Models (Bar et al. 2024) exactly as its weights were published: CDiT-S/2, B/2, L/2 and XL/2.
+"""The network of Navigation World Models (Bar et al. 2024), for the published weights: CDiT-S/2, B/2, L/2 and XL/2.
 
     noisy target tokens --> [ self-attention | cross-attention to 4 context frames | MLP ] x depth --> noise and its variance
-                                 ^ 11 modulation vectors by noise step, time ahead and displacement; 2 of them turn the context
+                                 ^ 11 modulation vectors by noise step, time ahead and displacement; 2 of them modulate the context
 
-A file of its own beside `cdit.py`, because hardly a line would be common: here the context is modulated by the noise step, so that nothing
-can be kept between steps; positions are one learned table per context frame and no rotation; attention has no norms but a learned extra key
-and value; sines and cosines come the other way round. Submodules bear the published names, so that a state dict fits as it is.
+It shares almost no code with `cdit.py`: here the context is modulated by the noise step, so that nothing can be cached between steps;
+positions are a learned table per context frame, without rotation; attention has no norms but a learned extra key and value; cosines come
+before sines. Submodules have the published names, so a published state dict loads unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wmgym.nets.cdit import SIZES
 from wmgym.nets.layers import hidden_matrices, modulate, sinusoid
 from wmgym.nets.merge import merge
 
-LONGEST = 128  # frames: time ahead is told as a share of it
+LONGEST = 128  # frames; the time ahead is given as a fraction of it
 FREQUENCIES = 256  # of each sinusoidal embedding
 
 
@@ -58,7 +58,7 @@ PUBLISHED = {f"CDiT-{size}/2": (SIZES[size]["width"], SIZES[size]["depth"], SIZE
 
 
 def config_of(state: dict[str, Tensor]) -> NWMNetConfig:
-    """The config that a published state dict was made with; ValueError if it is none."""
+    """The config of a published state dict. ValueError if it is not one."""
     try:
         frames, tokens, width = state["pos_embed"].shape
         channels, patch = state["x_embedder.proj.weight"].shape[1:3]
@@ -67,12 +67,12 @@ def config_of(state: dict[str, Tensor]) -> NWMNetConfig:
     depth = sum(name.endswith("cttn.in_proj_weight") for name in state)
     heads = next((h for w, d, h in PUBLISHED.values() if (w, d) == (width, depth)), None)
     if heads is None:
-        raise ValueError(f"width {width} and depth {depth} are none of the published {', '.join(PUBLISHED)}")
+        raise ValueError(f"width {width} and depth {depth} are not of the published {', '.join(PUBLISHED)}")
     return NWMNetConfig(math.isqrt(tokens) * patch, channels, patch, width, depth, heads, frames - 1)
 
 
 class _Embed(nn.Module):
-    """A number -> a vector."""
+    """Embeds a number as a vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Embed(nn.Module):
 
 
 class _ActionEmbed(nn.Module):
-    """x, y (normalised) and angle (radians) of a displacement, a third of the width each."""
+    """Embeds x, y (normalised) and angle (radians) of a displacement, each with a third of the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 11 * width))
 
     def forward(self, x: Tensor, condition: Tensor, context: Tensor) -> Tensor:
-        """x [B, N, D], condition [B, D], context [B, M, D], normalised. The context's shift and scale come before the query's."""
+        """x [B, N, D], condition [B, D], normalised context [B, M, D]. The order of the modulation vectors is that of the weights."""
         m = self.adaLN_modulation(condition)[:, None].chunk(11, -1)
         x = x + m[2] * self.attn(modulate(_norm(x), m[0], m[1]))
         seen = modulate(context, m[3], m[4])
@@ -157,22 +157,22 @@ class _Final(nn.Module):
 
 @dataclass(frozen=True)
 class NWMBound:
-    """The network with context and displacement fixed."""
+    """The network with fixed context and displacement."""
 
     net: NWMNet
-    context: Tensor  # [B, context * N, D], normalised: that depends on neither block nor noise step
+    context: Tensor  # [B, context * N, D], normalised, which does not depend on block or noise step
     condition: Tensor  # [B, D], without the noise step
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
-        """Noisy latents [B, 1, C, h, w] and noise steps [B] of 1,000 -> [B, 1, 2 C, h, w]: noise, and where its log variance lies."""
+        """Noisy latents [B, 1, C, h, w], noise steps [B] of 1,000 -> [B, 1, 2 C, h, w]: noise and log variance (`diffusion/ddpm.py`)."""
         return self.net.denoise(self, x, level)
 
     def trace(self, latents: Tensor, poses: Tensor) -> Trace:
-        raise ValueError("published NWM weights take four frames: they leave no keys, values or state that a memory could keep")
+        raise ValueError("published NWM weights read four frames and have no trace: no keys, values or state for a memory")
 
 
 class NWMNet(nn.Module):
-    """`bind` and `denoise` as `nets.cdit.CDiT` has them."""
+    """A `core.Network` with the published submodules."""
 
     predicts = "noise"
 
@@ -192,11 +192,11 @@ class NWMNet(nn.Module):
         return hidden_matrices(self.blocks)
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> NWMBound:
-        """Condition.actions [B, 1, 3] as the kinematics of `Displacement` take them; one context group of up to `config.context` frames."""
+        """Condition.actions [B, 1, 3] as in `Displacement`; one context group of up to `config.context` frames."""
         (group,) = merge(contexts).frames
         order = torch.where(group.valid, group.offsets, -1).argsort(dim=1, descending=True, stable=True)  # oldest first, missing ones last
         missing = (~group.valid).sum(1, keepdim=True)
-        place = (torch.arange(order.shape[1], device=order.device) - missing).clamp(min=0)  # and in place of those the oldest
+        place = (torch.arange(order.shape[1], device=order.device) - missing).clamp(min=0)  # the oldest frame replaces missing ones
         frames = group.latents[torch.arange(len(order), device=order.device)[:, None], order.gather(1, place)]
         tokens = self.x_embedder(frames.flatten(0, 1).to(self.pos_embed.dtype)).unflatten(0, frames.shape[:2]) + self.pos_embed[:-1]
         ahead = torch.where(group.valid, group.offsets, 2**31).amin(1)

@@ -1,11 +1,11 @@
-"""Rotary phases of tokens: when a frame is, where in the frame a token lies, where it looks in the world and where the eye stands.
+"""Rotary phases of tokens: time of the frame, row and column in the frame, direction in the world, and position of the eye.
 
-A head's dimensions are paired; each pair is rotated by one phase. Attention between a query and a key then depends on the difference of
-their phases alone: on relative time, and with a camera on relative pose, at any distance in time. Phases are data, so keys can be cached
-before any rotation and rotated when they are read.
+The dimensions of a head are paired, and each pair is rotated by one phase. So attention between a query and a key depends only on the
+difference of their phases: on relative time, and with a camera on relative pose. Phases are arguments, so keys can be cached before
+rotation and rotated when they are read.
 
-Azimuth goes in whole waves per turn, so that 2 pi changes nothing; the highest resolves about one token. Eye positions go at wavelengths
-from 2 m to twice the world's extent.
+Azimuth has whole waves per turn, so phases are continuous at 2 pi; the highest frequency resolves about one token. Eye positions have
+wavelengths from 2 m to twice the world's extent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIME_BASE, SPACE_BASE = 10_000.0, 100.0
 
 @dataclass(frozen=True)
 class Pairs:
-    """How many of a head's pairs carry what."""
+    """Number of a head's pairs for each quantity."""
 
     time: int
     row: int
@@ -44,11 +44,11 @@ class Pairs:
 
 
 def share_pairs(pairs: int, *, pose: bool) -> Pairs:
-    """Pairs of one head. With pose half of them: 8 time, 4 + 4 place, 7 azimuth, 3 elevation, 3 + 3 eye of a head of 64 dimensions."""
+    """Divide the pairs of a head. With pose, a head of 64 dimensions has 8 time, 4 + 4 place, 7 azimuth, 3 elevation, 3 + 3 eye."""
     if pose and pairs < 8:
         raise ValueError(f"pose rotation needs heads of at least 16 dimensions, got {2 * pairs}")
     if not pose:
-        side = 5 * pairs // 16  # as Wan 2.1 shares them: 22 of 64 in time, 21 for each side
+        side = 5 * pairs // 16  # as in Wan 2.1: of 64 pairs 22 for time, 21 for rows, 21 for columns
         return Pairs(pairs - 2 * side, side, side)
     small = max(1, 3 * pairs // 32)
     time, side = max(1, pairs // 4), max(1, pairs // 8)
@@ -56,30 +56,30 @@ def share_pairs(pairs: int, *, pose: bool) -> Pairs:
 
 
 def whole_waves(count: int, highest: int) -> tuple[int, ...]:
-    """`count` different whole numbers from 1 to `highest`, about geometric."""
+    """`count` different whole numbers from 1 to `highest`, roughly geometric."""
     if highest < count:
         highest = count
     found: list[int] = []
     for k in range(count):
         wanted = round(highest ** (k / max(1, count - 1)))
         found.append(max(wanted, found[-1] + 1 if found else 1))
-    excess = found[-1] - highest  # where neighbours had to be pushed apart
+    excess = found[-1] - highest  # positive if equal neighbours had to be increased
     return tuple(found) if excess <= 0 else tuple(range(1, count)) + (highest,)
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """What the phases of one network's tokens follow from."""
+    """Constants of the phases of a network's tokens."""
 
     pairs: Pairs
     grid: tuple[int, int]  # rows, columns of tokens
     field_of_view: float  # radians, vertical
     aspect: float
-    extent: float  # metres that the world measures
+    extent: float  # size of the world in metres
 
     @property
     def highest_wave(self) -> int:
-        """Whole waves per turn whose half period is one token's width."""
+        """Number of waves per turn whose half period is the width of a token."""
         across = 2 * math.atan(math.tan(self.field_of_view / 2) * self.aspect)
         return max(1, round(math.pi * self.grid[1] / across))
 
@@ -103,7 +103,7 @@ def place_phases(times: Tensor, config: PhaseConfig) -> Tensor:
 def pose_phases(poses: Tensor, origin: Tensor, config: PhaseConfig) -> Tensor:
     """Phases of world direction and eye position: poses [B, T, 5] and a reference [B, 5] -> [B, T, N, pose pairs], in radians.
 
-    Only positions are relative to the reference, to keep them small: a constant shift changes no difference of phases.
+    Only positions are relative to the reference, to keep them small. A constant shift does not change differences of phases.
     """
     pairs = config.pairs
     rays = token_rays(poses, torch.zeros_like(poses[:, 0, 0]), *config.grid, config.field_of_view, config.aspect)

@@ -4,13 +4,14 @@
                                    ^ adaLN-Zero per frame by noise level, action, egomotion, heading and pitch
 
 * Attention is full inside a chunk and causal over chunks; positions are rotary in time, row and column (`nets/phases.py`).
-* Keys and values are cached before any rotation and rotated when they are read, so a memory decides at which temporal position a past
-  chunk is read (WorldTrace: by the rank of its slot).
-* `pose_rotary` also rotates part of queries, keys and values by where a token looks in the world and where the eye stands; values are
-  rotated back at the query. A key cached long ago then meets the present view at its true relative pose. Off is the paper.
-* `address` adds to every token, at the input, a linear map of multi-frequency features of its world ray and of the eye's position
-  relative to `Condition.origin`: without an address on each token, a memory in weights (CoME) learns nothing.
-* Training makes two streams in one pass (`two_streams`): clean chunks as they are cached, and noisy chunks that attend to them.
+* Keys and values are cached before rotation and rotated when they are read, so a memory chooses the temporal position of a past chunk
+  (WorldTrace: the rank of its slot).
+* `pose_rotary` also rotates part of queries, keys and values by the token's direction in the world and the position of the eye; values are
+  rotated back at the query. So attention to an old cached key depends on its true relative pose to the present view. The paper does not
+  have it.
+* `address` adds to every input token a linear map of multi-frequency features of its world ray and of the eye's position relative to
+  `Condition.origin`. A memory in weights (CoME) needs it to learn.
+* Training computes two streams in one pass (`two_streams`): clean chunks as they are cached, and noisy chunks that attend to them.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ class VideoDiTConfig:
     depth: int = 6
     heads: int = 5
     num_actions: int = 10
-    action_size: int = 0  # numbers in a continuous action; 0: actions are counted by num_actions
+    action_size: int = 0  # length of a continuous action; 0: discrete, with num_actions
     field_of_view: float = 1.309  # radians, vertical
-    aspect: float = 1.0  # width to height of the view, where frames are squeezed into a square
-    chunk: int = 4  # F, frames made at a time
-    window: int = 8  # L_train, chunks that training sees at once
-    pose_rotary: bool = True  # off is WorldTrace's paper
+    aspect: float = 1.0  # width of the view divided by its height, before frames are scaled to a square
+    chunk: int = 4  # F, frames generated together
+    window: int = 8  # L_train, chunks per training window
+    pose_rotary: bool = True  # False in WorldTrace's paper
     address: bool = True
-    extent: float = 64.0  # metres that the world measures
-    context_level: float = 0.0  # noise level that a clean pass is told
-    shared_modulation: bool = True  # one adaLN for all blocks plus a table each (PixArt)
+    extent: float = 64.0  # size of the world in metres
+    context_level: float = 0.0  # noise level that a clean pass is conditioned on
+    shared_modulation: bool = True  # one adaLN for all blocks plus a table per block (PixArt)
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -103,7 +104,7 @@ class Rotations:
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What the tokens of T frames are told, apart from latents and noise level."""
+    """Inputs of the tokens of T frames, apart from latents and noise level."""
 
     embedded: Tensor  # [B, T, D]: actions, egomotion, heading
     position: Tensor  # [B, T, N, D] or [1, 1, N, D]: added to the tokens
@@ -121,7 +122,7 @@ class Block(nn.Module):
         self.head_norm = nn.RMSNorm(d // config.heads, eps=1e-6, elementwise_affine=False)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.mlp_in, self.mlp_out = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.sharpness = nn.Parameter(torch.ones(config.heads, 1))  # of each head: normalised queries and keys cannot set it
+        self.sharpness = nn.Parameter(torch.ones(config.heads, 1))  # scale of each head's scores, since queries and keys are normalised
         if config.shared_modulation:
             self.modulation_table = nn.Parameter(torch.zeros(6, d))
         else:
@@ -132,7 +133,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class VideoBound:
-    """The network with condition and contexts fixed: past keys are rotated to their positions already."""
+    """The network with fixed condition and contexts. Past keys are already rotated to their positions."""
 
     net: VideoDiT
     condition: Condition
@@ -146,7 +147,7 @@ class VideoBound:
         return self.net.run(x, level[:, None].expand(-1, x.shape[1]), self.inputs, self._attend, self.adapters)[0]
 
     def trace(self, latents: Tensor, poses: Tensor) -> Trace:
-        """Unrotated keys and values of a clean pass over latents [B, F, C, h, w] seen from poses [B, F, 5]."""
+        """Unrotated keys and values of a clean pass over latents [B, F, C, h, w] at poses [B, F, 5]."""
         net = self.net
         inputs = net.frame_inputs(self.condition.at(poses), _chunk_times(poses), self.adapters)
         level = torch.full_like(poses[..., 0], net.config.context_level)
@@ -196,7 +197,7 @@ class VideoDiT(nn.Module):
         """Rotate past keys to their positions and embed what does not depend on the noise level. All contexts are one stream."""
         context = merge(contexts)
         if context.frames or context.tokens is not None:
-            raise ValueError("this network reads keys and values of past chunks; the memory hands over frames or tokens")
+            raise ValueError("this network reads keys and values of past chunks; the memory gives frames or tokens")
         inputs = self.frame_inputs(condition, _chunk_times(condition.poses), context.adapters)
         past, mask = self._past(context.kv, condition.origin)
         if mask is not None:
@@ -204,11 +205,11 @@ class VideoDiT(nn.Module):
         return VideoBound(self, condition, context.adapters, inputs, past, mask)
 
     def _past(self, kv: ContextKV | None, origin: Tensor) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor | None]:
-        """Remembered keys and values per layer, rotated, and which of them exist (None: all)."""
+        """Past keys and values per layer, rotated, and which of them exist (None: all)."""
         if kv is None:
             return (), None
         if self.config.pose_rotary and kv.poses is None:
-            raise ValueError("pose rotation needs the poses of remembered frames: ContextKV.poses is None")
+            raise ValueError("pose rotation needs the poses of past frames: ContextKV.poses is None")
         rotations = self.rotations(-kv.offsets, kv.poses, origin)
         dtype = self.position.dtype
         past = []
@@ -216,7 +217,7 @@ class VideoDiT(nn.Module):
             k = rotate(layer.keys.to(dtype).flatten(1, 2), *rotations.keys)
             v = layer.values.to(dtype).flatten(1, 2)
             past.append((k, rotate(v, *rotations.values) if rotations.values is not None else v))
-        # on a CPU attention without a mask is faster and looking is free; on a GPU looking would wait for the device
+        # on a CPU attention is faster without a mask, and the test is free; on a GPU the test would wait for the device
         there = None if kv.valid.device.type == "cpu" and bool(kv.valid.all()) else kv.valid.repeat_interleave(self.config.tokens, 1)
         return tuple(past), there
 
@@ -239,7 +240,7 @@ class VideoDiT(nn.Module):
         )
 
     def rotations(self, times: Tensor, poses: Tensor | None, origin: Tensor) -> Rotations:
-        """Of frames at temporal positions [B, T] and poses [B, T, 5]."""
+        """Rotations of frames at temporal positions [B, T] and poses [B, T, 5]."""
         config = self.config.phases
         place = place_phases(times, config)
         if not self.config.pose_rotary:
@@ -254,7 +255,7 @@ class VideoDiT(nn.Module):
     def run(
         self, x: Tensor, level: Tensor, inputs: FrameInputs, attention: Attend, adapters: Adapters | None = None, *, collect: bool = False
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
-        """Latents [B, T, C, h, w] at levels [B, T] -> velocity, and with `collect` each block's unrotated keys and values."""
+        """Latents [B, T, C, h, w] at levels [B, T] -> velocity, and if `collect` each block's unrotated keys and values."""
         dtype, (frames, count) = self.position.dtype, (x.shape[1], self.config.tokens)
         h = linear(self.embed, _patchify(x.to(dtype), self.config.patch), adapters, "embed") + inputs.position
         c = F.silu(inputs.embedded + self.noise_embed(sinusoid(1000 * level, 256).to(dtype)))  # [B, T, D]
@@ -304,7 +305,7 @@ def _address_features(poses: Tensor, origin: Tensor, config: VideoDiTConfig) -> 
     """World ray of each token and the eye's position relative to a reference, at several frequencies: [B, T, N, features]."""
     rays = token_rays(poses, torch.zeros_like(poses[:, 0, 0]), *config.grid, config.field_of_view, config.aspect)
     eye = rays[..., 3:] - origin[:, None, None, :3]
-    near_and_far = eye.sign() * (eye.abs() + 1).log() / 4  # fine near, coarse far
+    near_and_far = eye.sign() * (eye.abs() + 1).log() / 4  # higher resolution for near positions
     return torch.cat([fourier(rays[..., :3], RAY_OCTAVES), fourier(near_and_far, EYE_OCTAVES)], -1)
 
 
@@ -324,7 +325,7 @@ def _unpatchify(tokens: Tensor, config: VideoDiTConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Stream:
-    """Chunks of one window: L chunks of F frames, as clean ones are remembered or as noisy ones are to be made."""
+    """L chunks of F frames of one training window, either clean or noisy."""
 
     latents: Tensor  # [B, L * F, C, h, w]
     levels: Tensor  # [B, L * F]
@@ -332,17 +333,17 @@ class Stream:
 
 
 def two_streams(net: VideoDiT, clean: Stream, noisy: Stream, visible: Tensor, valid: Tensor) -> tuple[Tensor, tuple[KeysValues, ...]]:
-    """Velocity [B, L * F, C, h, w] of the noisy stream, and the clean stream's unrotated keys and values (what a cache would hold).
+    """Velocity [B, L * F, C, h, w] of the noisy stream, and the clean stream's unrotated keys and values (the content of a cache).
 
-    Noisy chunk i attends to itself and to the clean chunks before it, clean chunks to clean ones up to themselves. visible: bool [B, L],
-    clean chunks that others may see; valid: bool [B, L * F], frames that exist. Chunk i stands at the temporal positions i F to
-    i F + F - 1, whatever its true time: slots are read by rank.
+    Noisy chunk i attends to itself and to the clean chunks before it; a clean chunk attends to itself and to the clean chunks before it.
+    visible: bool [B, L], clean chunks that others may attend to; valid: bool [B, L * F], frames that exist. Chunk i has the temporal
+    positions i F to i F + F - 1, independent of its true time, since slots are read by rank.
     """
     config = net.config
     frames, size = clean.latents.shape[1], config.chunk * config.tokens
     times = torch.arange(frames, device=valid.device).expand(valid.shape)
     parts = [net.frame_inputs(stream.condition, times) for stream in (clean, noisy)]
-    same = parts[0].rotations.values is None  # rotations of time and place are alike in both streams
+    same = parts[0].rotations.values is None  # rotations by time and place are equal in both streams
 
     def join(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b], 1)
@@ -359,9 +360,9 @@ def two_streams(net: VideoDiT, clean: Stream, noisy: Stream, visible: Tensor, va
 
 
 def _chunked(seen: Tensor, exists: Tensor, size: int) -> Attend:
-    """Two attentions per chunk over just the keys it may see: 72 of 256 blocks for 8 chunks. For processors."""
+    """Two attentions per chunk, over only the keys that it may attend to: 72 of 256 blocks for 8 chunks. For CPUs."""
     tokens = exists.shape[1]
-    every = bool(seen.all())  # nothing is hidden: no mask is needed
+    every = bool(seen.all())  # then no mask is needed
 
     def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty(*q.shape[:2], q.shape[2] * q.shape[3])
@@ -369,8 +370,8 @@ def _chunked(seen: Tensor, exists: Tensor, size: int) -> Attend:
             own, noisy = slice(first, first + size), slice(tokens + first, tokens + first + size)
             mask = None if every else torch.cat([seen[:, :first], exists[:, own]], 1)
             for part in (own, noisy):
-                joined = (torch.cat([x[:, :first], x[:, part]], 1) for x in (k, v))
-                out[:, part] = attend(q[:, part], *joined, mask)
+                keys, values = (torch.cat([x[:, :first], x[:, part]], 1) for x in (k, v))
+                out[:, part] = attend(q[:, part], keys, values, mask)
         return out
 
     return attention
@@ -394,5 +395,5 @@ def _masked(seen: Tensor, exists: Tensor, size: int) -> Attend:
 
 
 def at_level(config: VideoDiTConfig, level: float) -> VideoDiTConfig:
-    """The same network with clean passes told another level."""
+    """The same config with another noise level of clean passes."""
     return replace(config, context_level=level)

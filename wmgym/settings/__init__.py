@@ -1,4 +1,4 @@
-"""One file per world, with all that is known of it. `get` finds a setting by name; `register` adds one of your own."""
+"""One file per kind of world, with everything that is fixed about it. `get` finds a setting by name; `register` adds one."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ TABLE: dict[str, Setting] = {s.name: s for s in (minecraft.SETTING, memory_maze.
 
 
 def get(name: str) -> Setting:
-    """The setting of a name; an unknown one raises `ValueError`."""
+    """The setting of this name. An unknown name raises `ValueError`."""
     if name not in TABLE:
         raise ValueError(f"setting must be one of {sorted(TABLE)}, got {name!r}")
     return TABLE[name]
 
 
 def of_truth(id: str) -> Setting | None:
-    """The setting of a ground-truth id (with or without a module before it); None for an id that no setting has."""
+    """The setting of a ground-truth id (with or without a module prefix); None for an unknown id."""
     name = id.rpartition(":")[2]
     return next((setting for setting in TABLE.values() for truth in setting.truths if truth.id == name), None)
 
 
 def kinematics(name: str, displacement: Displacement) -> Kinematics:
-    """What actions do in a setting; where its data say so (`needs_data`), it is `displacement`."""
+    """Kinematics of a setting. If they depend on the data (`needs_data`), `displacement`."""
     setting = get(name)
     if setting.needs_data:
         return displacement
     if setting.kinematics is None:
-        raise ValueError(f"setting {name!r} does not say what its actions do to a pose")
+        raise ValueError(f"setting {name!r} has no kinematics")
     return setting.kinematics
 
 
 def register(setting: Setting) -> Setting:
-    """Make a setting known by its name, to systems, checkpoints and envs alike."""
+    """Add a setting to the table, for systems, checkpoints and envs."""
     if TABLE.get(setting.name, setting) != setting:
         raise ValueError(f"a setting called {setting.name!r} is registered already")
     TABLE[setting.name] = setting

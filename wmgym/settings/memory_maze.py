@@ -17,6 +17,7 @@ ACTIONS = ("noop", "forward", "turn left", "turn right", "forward + left", "forw
 # four steps, and 0.28, 0.06, 0.01 m after release; a turn is 0.25 rad in the first step, 0.32 in the next, and 0.05 after release.
 ROLL = 0.5  # metres per step: 2 m/s
 STEER = 0.321  # radians
+FIELD_OF_VIEW = math.radians(80)  # vertical
 
 STEPS_PER_SECOND = 4
 TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds per episode, by cells along a side (without the outer walls)
@@ -80,7 +81,7 @@ SETTING = Setting(
             (0.486, -0.071, 0, -0.319, 0),
         ),
         uncertain=(True, True, False, True, False),
-        field_of_view=math.radians(80),
+        field_of_view=FIELD_OF_VIEW,
     ),
     has_inertia=True,
     actions=ACTIONS,

@@ -1,4 +1,4 @@
-"""Minecraft: a block world, walked and looked round in. One step is 4 game ticks, 0.2 s."""
+"""Minecraft: a player in a block world, in first person. One step is 4 game ticks, 0.2 s."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WALK = 4.317 * 0.2  # blocks per step
 TURN = math.radians(15)
 FIELD_OF_VIEW = math.radians(75)  # vertical
 
-# What a player's hands do for each of these actions: keys held, then turns to the left and looks up, in notches of 15 degrees.
+# A player's input for each of these actions: keys held, turn to the left and look up in notches of 15 degrees.
 HANDS: tuple[tuple[tuple[str, ...], int, int], ...] = (
     ((), 0, 0), (("forward",), 0, 0), (("back",), 0, 0), (("left",), 0, 0), (("right",), 0, 0), (("forward", "jump"), 0, 0),
     ((), 1, 0), ((), -1, 0), ((), 0, 1), ((), 0, -1),
 )  # fmt: skip
 
-LOOK_AROUND = (ACTIONS.index("turn left"),) * 24  # once all the way round
+LOOK_AROUND = (ACTIONS.index("turn left"),) * 24  # one full turn
 
 SETTING = Setting(
     name="minecraft",
@@ -45,7 +45,7 @@ SETTING = Setting(
             (-WALK, 0, 0, 0, 0),
             (0, WALK, 0, 0, 0),
             (0, -WALK, 0, 0, 0),
-            (WALK, 0, 0, 0, 0),  # a jump: how high is for the world to say
+            (WALK, 0, 0, 0, 0),  # a jump: the motion head predicts its height
             (0, 0, 0, TURN, 0),
             (0, 0, 0, -TURN, 0),
             (0, 0, 0, 0, TURN),

@@ -1,4 +1,4 @@
-"""RECON (Shah et al. 2021): recorded drives of a robot outdoors, or others in its form. The user brings them; there is no simulator."""
+"""RECON (Shah et al. 2021): recorded outdoor drives of a robot, or other drives in its format. There is no simulator."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from gymnasium import spaces
 from wmgym.kinematics import Displacement
 from wmgym.settings.setting import Setting
 
-# One waypoint ahead or back, and 15 degrees, in NWM's normalisation. Standing still is -1/3, and is what no key means.
+# One waypoint ahead or back and a turn of 15 degrees, in NWM's normalisation. Standing still is -1/3, the action without a key.
 _STILL, _AHEAD, _BACK, _TURN = -1 / 3, -1 / 15, -3 / 5, 1 / 12
 
 SETTING = Setting(
     name="recon",
     frame_actions=spaces.Box(-1, 1, (3,), np.float32),
-    kinematics=Displacement(),  # of the published dataset; a checkpoint says its own
+    kinematics=Displacement(),  # of the published dataset; a checkpoint stores its own
     actions=("forward", "left", "turn"),
     keys={
         keys: np.array([ahead, 0, turn], np.float32)

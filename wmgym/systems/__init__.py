@@ -1,6 +1,6 @@
-"""The table of systems: what a checkpoint's config names, and what everything else looks up here.
+"""The table of systems. A checkpoint's config names its system; all other files look it up here.
 
-`get` finds a system by name, `register` adds one of your own (docs/bring_your_own.md).
+`get` finds a system by name; `register` adds one (docs/bring_your_own.md).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from wmgym.systems.system import REFERENCE, Loader, MemoryChoice, MemoryHost, No
 
 __all__ = ["REFERENCE", "Loader", "MemoryChoice", "MemoryHost", "NoOptions", "System", "get", "loader_of", "names", "register"]
 
-TABLE: dict[str, System] = {}  # those that were used so far, and the user's own
+TABLE: dict[str, System] = {}  # systems used so far, and registered ones
 
 
 def names() -> list[str]:
-    """All systems that can be had."""
+    """Names of all systems."""
     return sorted({*SYSTEMS, *TABLE})
 
 
 def get(name: str) -> System:
-    """The system of a name; an unknown one raises `ValueError`."""
+    """The system of this name. An unknown name raises `ValueError`."""
     if name not in TABLE:
         if name not in SYSTEMS:
             raise ValueError(f"system must be one of {names()}, got {name!r}")
@@ -30,7 +30,7 @@ def get(name: str) -> System:
 
 
 def register(system: System) -> System:
-    """Make a system known by its name."""
+    """Add a system to the table."""
     if TABLE.get(system.name, system) is not system:
         raise ValueError(f"a system called {system.name!r} is registered already")
     TABLE[system.name] = system
@@ -38,7 +38,7 @@ def register(system: System) -> System:
 
 
 def loader_of(checkpoint: str) -> tuple[System, Loader] | None:
-    """The system whose prefix a checkpoint's name has, with its loader; None for files of our own format."""
+    """The system and loader for a checkpoint name with a prefix such as "nwm:"; None for wmgym's own format."""
     for name in names() if ":" in checkpoint else ():
         loader = get(name).loader
         if loader is not None and checkpoint.startswith(loader.prefix):

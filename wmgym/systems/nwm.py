@@ -1,10 +1,11 @@
-"""Navigation World Models (Bar et al. 2024) with the weights that were published.
+"""Navigation World Models (Bar et al. 2024) with the published weights.
 
     last 4 frames --autoencoder--> latents --> CDiT-S/B/L/XL, 250 of 1,000 DDPM steps --> next latent --> frame, encoded again
     displacement and time ahead, noise step ------- adaLN-Zero --^
 
-`checkpoint="nwm:PATH"` opens a file such as `0100000.pth.tar` (its moving average of the weights). The autoencoder is Stable Diffusion's:
-by default the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB_NAME,dataset=scand,sampler=ddim` says otherwise.
+`checkpoint="nwm:PATH"` opens a file such as `0100000.pth.tar` and uses its moving average of the weights. The autoencoder is Stable
+Diffusion's, by default from the folder `sd-vae-ft-ema` beside the file. `nwm:PATH,vae=PATH_OR_HUB_NAME,dataset=scand,sampler=ddim` sets
+the other options.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ RECENT = Layout(((4, 0),))  # the network takes four whole frames
 class NWMConfig:
     system: str = "nwm"
     setting: str = "recon"
-    memory: str = "none"  # the network takes four whole frames and nothing else
-    memory_budget: int = 64  # frames remembered
+    memory: str = "none"  # the network reads four frames at full resolution and nothing else
+    memory_budget: int = 64  # frames in memory
     pose_source: str = "actions"
-    through_pixels: bool = True  # as published: each frame is decoded, and encoded again
+    through_pixels: bool = True  # as published: each frame is decoded and encoded again
     net: NWMNetConfig = field(default_factory=NWMNetConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig("ddpm", 250))
@@ -56,7 +57,7 @@ class NWMConfig:
 
     def __post_init__(self) -> None:
         if self.memory != "none":
-            raise ValueError(f"memory of published NWM weights must be 'none' (they take four frames), got {self.memory!r}")
+            raise ValueError(f"memory of published NWM weights must be 'none' (they read four frames), got {self.memory!r}")
         if self.net.context != RECENT.num_frames:
             raise ValueError(f"these weights take {self.net.context} context frames, this version gives {RECENT.num_frames}")
 
@@ -67,14 +68,14 @@ def _memories(host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
 
 
 def build(config: NWMConfig, autoencoder: FrameCoder) -> WorldModel:
-    """The model with fresh weights."""
+    """The model with new weights."""
     net = NWMNet(config.net)
     return WorldModel(autoencoder, net, config.displacement, SYSTEM.settings(net, config))
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a `nwm:` name says."""
+    """The parts of a `nwm:` name."""
 
     weights: Path
     autoencoder: str  # a path, or "hub:OWNER/NAME"
@@ -83,7 +84,7 @@ class Source:
 
 
 def parse(name: str) -> Source:
-    """ "nwm:PATH,vae=PATH,dataset=NAME,sampler=NAME" in its parts."""
+    """Parse "nwm:PATH,vae=PATH,dataset=NAME,sampler=NAME"."""
     path, *rest = name.removeprefix(PREFIX).split(",")
     given = dict(part.partition("=")[::2] for part in rest)
     unknown = sorted(set(given) - {"vae", "dataset", "sampler"})
@@ -97,18 +98,18 @@ def parse(name: str) -> Source:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {dataset!r}")
     weights = Path(path).expanduser()
     if not weights.is_file():
-        raise ValueError(f"{weights}: no such file; checkpoint 'nwm:PATH' wants published weights such as 0100000.pth.tar")
+        raise ValueError(f"{weights}: no such file; checkpoint 'nwm:PATH' needs published weights such as 0100000.pth.tar")
     return Source(weights, given.get("vae", str(weights.parent / AUTOENCODER)), dataset, sampler)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The moving average in a published file, without whatever wrappers had put before its names. Nothing but tensors is unpickled."""
+    """The moving average in a published file, with wrappers' prefixes removed from the names. Only tensors are unpickled."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the training's options lie beside the weights
-            # a map reads what is used: beside the moving average lie the weights themselves and twice as much of the optimiser
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # older files have no map
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the file also holds the training's options
+            # mmap reads only what is used: the file also holds the raw weights and the optimiser's state, twice their size
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # older files are not zip files
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a file of weights that can be read safely: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{path}: not a file of weights that can be unpickled safely: {' '.join(str(error).split())[:300]}") from error
     state: Any = held.get("ema", held) if isinstance(held, dict) else held
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: holds no state dict under 'ema'")
@@ -116,7 +117,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def load_published(name: str) -> tuple[WorldModel, NWMConfig, str]:
-    """The model that a `nwm:` name asks for, float32 on the CPU, the config that its weights imply, and their file's SHA-256."""
+    """The model of a `nwm:` name (float32, on the CPU), the config that its weights imply, and the SHA-256 of their file."""
     source = parse(name)
     autoencoder = _autoencoder_folder(source)
     with open(source.weights, "rb") as file:
@@ -137,11 +138,11 @@ def load_published(name: str) -> tuple[WorldModel, NWMConfig, str]:
 
 
 def _autoencoder_folder(source: Source) -> Path:
-    """Where the autoencoder is; only a hub's name may touch the network."""
+    """The folder of the autoencoder. Only a hub name uses the network."""
     name = source.autoencoder
     folder = fetch(name, ["config.json", "*.safetensors"]) if name.startswith(HUB) else Path(name).expanduser()
     if not folder.exists():
-        get = "download stabilityai/sd-vae-ft-ema there, or say 'nwm:PATH,vae=PATH' or 'nwm:PATH,vae=hub:stabilityai/sd-vae-ft-ema'"
+        get = "download stabilityai/sd-vae-ft-ema there, or use 'nwm:PATH,vae=PATH' or 'nwm:PATH,vae=hub:stabilityai/sd-vae-ft-ema'"
         raise ValueError(f"{source.weights} needs Stable Diffusion's autoencoder, which is not at {folder}: {get}")
     return folder
 
@@ -149,7 +150,7 @@ def _autoencoder_folder(source: Source) -> Path:
 SYSTEM = System(
     name="nwm",
     config=NWMConfig,
-    build=None,  # comes with its loader only
+    build=None,  # only its loader makes models
     memories={"none": MemoryChoice(_memories, title="NWM (published)")},
     default_memory="none",
     loader=Loader(PREFIX, "'nwm:PATH' (published NWM weights)", lambda name: parse(name).weights.stat().st_mtime_ns, load_published),

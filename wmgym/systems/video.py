@@ -1,10 +1,10 @@
-"""The causal video network by itself: the base that WorldTrace, CoME and Echo-Memory stand on.
+"""The causal video network without a long-term memory: the base of WorldTrace, CoME and Echo-Memory.
 
     frames --autoencoder--> latents --> chunks of F --> VideoDiT --> next chunk
                                            ^ keys and values of the recent chunks
     action, egomotion, heading, noise level -- adaLN-Zero --^
 
-Its one memory, "none", is the recent window: the newest L_train - 1 chunks.
+Its only memory, "none", is the recent window: the newest L_train - 1 chunks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from wmgym.world_model import SamplerConfig, WorldModel
 @dataclass(frozen=True)
 class VideoConfig:
     system: str = "video"
-    setting: str = "minecraft"  # whose actions, kinematics and field of view
+    setting: str = "minecraft"  # sets actions, kinematics and field of view
     memory: str = "none"
-    memory_budget: int = 512  # frames remembered, by memories that keep more than a constant number
+    memory_budget: int = 512  # frames in memory, for memories that keep more than a constant number
     pose_source: str = "learned"
     through_pixels: bool = False
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     net: VideoDiTConfig = field(default_factory=VideoDiTConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    outcomes: tuple[tuple[float, bool], ...] = ()  # of a step, as the reward head tells them apart: (reward, end); none: no head
-    displacement: Displacement = field(default_factory=Displacement)  # settings whose data say what an action means
+    outcomes: tuple[tuple[float, bool], ...] = ()  # classes of the reward head: (reward, end) of a step; empty: no head
+    displacement: Displacement = field(default_factory=Displacement)  # for settings whose data define the actions
 
     def __post_init__(self) -> None:
         if self.net.latent_shape != self.autoencoder.latent_shape:
@@ -46,7 +46,7 @@ class VideoConfig:
 
     @property
     def kinematics(self) -> Kinematics:
-        """What the actions do to a pose."""
+        """Kinematics of the setting."""
         return settings.kinematics(self.setting, self.displacement)
 
 
@@ -57,7 +57,7 @@ def preset(
     displacement: Displacement | None = None,
     **net: object,
 ) -> VideoConfig:
-    """A config by the network's size (`nets.video_dit.SIZES`); other fields of the network by name."""
+    """A config with a network size from `nets.video_dit.SIZES`. `net`: other fields of the network's config."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
     autoencoder, displacement = autoencoder or AutoencoderConfig(), displacement or Displacement()
@@ -77,7 +77,7 @@ def preset(
 
 
 def build(config: VideoConfig, system: System | None = None) -> WorldModel:
-    """The model with fresh weights, as a system that stands on this network runs it."""
+    """The model with new weights, for a system based on this network."""
     moves, coder, net = config.kinematics, Autoencoder(config.autoencoder), VideoDiT(config.net)
     heads = HeadConfig(config.net.latent_shape, config.net.num_actions)
     return WorldModel(
@@ -91,7 +91,7 @@ def build(config: VideoConfig, system: System | None = None) -> WorldModel:
 
 
 def chunk_sizes(host: MemoryHost) -> dict[str, Any]:
-    """What a memory of a host's keys and values must know of its network."""
+    """Sizes of a network's keys and values, as keywords of its memories."""
     net: VideoDiTConfig = host.config.net
     dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
     sizes = {"layers": net.depth, "chunk": net.chunk, "tokens": net.tokens, "heads": net.heads, "head_width": net.width // net.heads}
@@ -110,4 +110,5 @@ SYSTEM = System(
     memories={"none": MemoryChoice(recent_window)},
     default_memory="none",
     train="wmgym.train.video:TrainArgs:train",
+    synthetic="wmgym.train.video:synthetic",
 )

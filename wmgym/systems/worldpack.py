@@ -4,8 +4,8 @@
                                                +-- 8 frames retrieved by pose at level 2 -----+--> CDiT --> next latent
     action, egomotion, noise level ------------------------------------------------------ adaLN-Zero --^
 
-The ablation of section 6.3 is the same weights with another `memory`: "none" (four recent frames, as NWM), "packing",
-"retrieval" (one recent and three retrieved), "worldpack".
+The ablation of section 6.3 uses the same weights with other memories: "none" (four recent frames, as in NWM), "packing", "retrieval"
+(one recent and three retrieved frames), "worldpack".
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ LAYOUTS = {
     "retrieval": Layout(((1, 0),), (3, 0)),
     "worldpack": Layout(((1, 0), (2, 1), (8, 2)), (8, 2)),
 }
-TITLES = {"none": "NWM", "worldpack": "WorldPack"}  # what the papers call these memories
 
 
 def layout(memory: str) -> Layout:
-    """The layout of a memory; an unknown name raises `ValueError`."""
+    """The layout of a memory. An unknown name raises `ValueError`."""
     if memory not in LAYOUTS:
         raise ValueError(f"memory must be one of {sorted(LAYOUTS)}, got {memory!r}")
     return LAYOUTS[memory]
@@ -46,17 +45,17 @@ def layout(memory: str) -> Layout:
 @dataclass(frozen=True)
 class WorldPackConfig:
     system: str = "worldpack"
-    setting: str = "minecraft"  # whose actions, kinematics and field of view
+    setting: str = "minecraft"  # sets actions, kinematics and field of view
     memory: str = "worldpack"  # a layout's name
-    memory_budget: int = 512  # frames remembered
+    memory_budget: int = 512  # frames in memory
     pose_source: str = "learned"
     through_pixels: bool = False
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     net: CDiTConfig = field(default_factory=CDiTConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    outcomes: tuple[tuple[float, bool], ...] = ()  # of a step, as the reward head tells them apart: (reward, end); none: no head
-    displacement: Displacement = field(default_factory=Displacement)  # settings whose data say what an action means
+    outcomes: tuple[tuple[float, bool], ...] = ()  # classes of the reward head: (reward, end) of a step; empty: no head
+    displacement: Displacement = field(default_factory=Displacement)  # for settings whose data define the actions
 
     def __post_init__(self) -> None:
         layout(self.memory)
@@ -69,7 +68,7 @@ class WorldPackConfig:
 
     @property
     def kinematics(self) -> Kinematics:
-        """What the actions do to a pose."""
+        """Kinematics of the setting."""
         return settings.kinematics(self.setting, self.displacement)
 
 
@@ -79,7 +78,7 @@ def preset(
     autoencoder: AutoencoderConfig | None = None,
     displacement: Displacement | None = None,
 ) -> WorldPackConfig:
-    """A config by the network's size (`nets.cdit.SIZES`)."""
+    """A config with a network size from `nets.cdit.SIZES`."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
     autoencoder = autoencoder or AutoencoderConfig()
@@ -117,9 +116,9 @@ def _memories(mode: str, host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
 
 
 def build(config: WorldPackConfig) -> WorldModel:
-    """The model with fresh weights."""
+    """The model with new weights."""
     moves, heads = config.kinematics, HeadConfig(config.net.latent_shape, config.net.num_actions)
-    autoencoder, net = Autoencoder(config.autoencoder), CDiT(config.net)  # in this order a seed gives the weights that it gave in 0.1
+    autoencoder, net = Autoencoder(config.autoencoder), CDiT(config.net)  # in this order a seed gives the same weights as in version 0.1
     return WorldModel(
         autoencoder,
         net,
@@ -134,7 +133,7 @@ PAPER_LATENTS = (28, 2)  # latent side and patch of the paper
 
 
 def context_cost(world: WorldModel) -> dict[str, Any]:
-    """Frames that a world's memory shows, and what they cost in whole frames: here, at the paper's size, and as the paper prints it."""
+    """Frames in the context, and their tokens in units of a full frame: here, at the paper's size, and as the paper prints it."""
     (memory,) = world.settings.memories
     shown: Layout = memory.layout  # type: ignore[attr-defined]  # a TrajectoryMemory
     config: CDiTConfig = world.net.config
@@ -150,7 +149,7 @@ SYSTEM = System(
     name="worldpack",
     config=WorldPackConfig,
     build=build,
-    memories={mode: MemoryChoice(partial(_memories, mode), title=TITLES.get(mode, "")) for mode in LAYOUTS},
+    memories={mode: MemoryChoice(partial(_memories, mode)) for mode in LAYOUTS},
     default_memory="worldpack",
     comparisons=(("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing")),
     context_cost=context_cost,

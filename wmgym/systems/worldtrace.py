@@ -1,17 +1,17 @@
 """WorldTrace (Wu et al. 2026, "Addressable memory for video world models"): training-free memory of keys and values.
 
-    recent window (verbatim) + N_s slots, read at positions by rank: every summary stays inside the trained range, at any length
+    recent window (verbatim) + N_s slots, read at positions by rank, which stay in the trained range for episodes of any length
 
-The weights are the video network's; a memory is a choice. N_s + recent + the present chunk are L_train chunks, so that every memory with
-constant state reads the same number of keys.
+The weights are the video network's, for every memory. N_s slots, the recent window and the present chunk are L_train chunks together, so
+every memory with constant state reads the same number of keys.
 
-none         the recent window alone: L_train - 1 chunks
-field        canonical averages of what left the window
-naive_mean   averages of rotated keys: phases cancel (the control)
-landmark     scene entries, verbatim and frozen
-sink         the first chunk is kept, the others are recent
-pose         beyond the paper: the newest 2 chunks, and those that together show most of the target view
-full         beyond the paper: everything up to the budget, at true positions
+none         only the recent window: L_train - 1 chunks
+field        means of unrotated keys and values of the chunks that left the window
+naive_mean   means of rotated keys, in which phases cancel (the control)
+landmark     the first chunk of each new scene, verbatim
+sink         the first chunk, and recent ones
+pose         not in the paper: the newest 2 chunks, and those that together show most of the target view
+full         not in the paper: all chunks up to the budget, at true positions
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.systems.video import VideoConfig, chunk_sizes
 from wmgym.world_model import WorldModel
 
-NEWEST = 2  # chunks that memory `pose` always reads
+NEWEST = 2  # recent chunks that memory `pose` always reads
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class WorldTraceConfig(VideoConfig):
 class WorldTraceOptions:
     """Keywords of `WorldTrace-*` envs."""
 
-    memory_positions: str = "slot_rank"  # slot_rank, block_rel, centroid, absolute
-    memory_slots: int = 4  # N_s; the recent window has the rest of L_train - 1 chunks
-    landmark_threshold: float = 0.15  # cosine distance of pooled keys beyond which a chunk is a new scene
-    landmark_compare: str = "all"  # with all landmarks, or the "last" one
-    landmark_overflow: str = "keep"  # with all slots taken: "keep" them, or "replace" the oldest
+    memory_positions: str = "slot_rank"  # slot_rank, block_rel, centroid, absolute (`memory/slots.py`)
+    memory_slots: int = 4  # N_s; the recent window has the other of the L_train - 1 past chunks
+    landmark_threshold: float = 0.15  # a chunk is a new scene above this cosine distance of pooled keys
+    landmark_compare: str = "all"  # a chunk is compared with "all" landmarks, or with the "last" one
+    landmark_overflow: str = "keep"  # if all slots are full: "keep" them, or "replace" the oldest
 
     def __post_init__(self) -> None:
         if self.memory_positions not in POSITIONS:
@@ -86,12 +86,12 @@ def _archive(kind: str, host: MemoryHost) -> tuple[ChunkArchive, ...]:
 
 
 def build(config: WorldTraceConfig) -> WorldModel:
-    """The model with fresh weights."""
+    """The model with new weights."""
     return video.build(config, SYSTEM)
 
 
 def on_video(config: VideoConfig, deltas: tuple[str, ...]) -> WorldTraceConfig:
-    """The config that runs a video network's weights."""
+    """The config for the weights of a video network."""
     return WorldTraceConfig(**{f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")})
 
 

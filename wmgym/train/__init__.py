@@ -1,1 +1,1 @@
-"""Training: one loop, and what it fits."""
+"""Training: a loop that all systems share, and their objectives."""

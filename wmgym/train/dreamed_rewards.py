@@ -1,10 +1,10 @@
-"""`wmgym train reward`: teach a checkpoint's reward head what its own dreams look like.
+"""`wmgym train reward`: fine-tune a checkpoint's reward head on its own dreams.
 
-    true past --> t0 --- dreamed, along the true actions ---> pairs of dreamed frames, and what those steps truly earned --> reward head
+    true past --> t0 --- dreamed along the true actions ---> pairs of dreamed frames with the true rewards of the steps --> reward head
 
-A head that has only seen true frames takes a flicker of the dream for an event: an agent that learns there learns to make it flicker.
-Nothing but the head changes. Dreams are made in each way to remember and with each number of denoising steps that are asked for, half of
-them of stretches in which something was earned; each lot is kept in `out/`, so that a killed run goes on after the last one.
+A head that was trained only on true frames mistakes flicker in a dream for an event, and an agent that learns in the dream exploits this.
+Only the head is trained. Dreams are made with each memory and each number of denoising steps that are given. Half of the stretches contain
+a reward. Each set of dreams is stored in `out/`, so that a killed run resumes after the last one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from wmgym import systems
 from wmgym.checkpoint import choose_device, load, read_file, resolve, save, write_tensors
@@ -25,42 +24,48 @@ from wmgym.data.latents import Latents
 from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
+from wmgym.progress import Progress
 from wmgym.train import rehearsal, reward
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
 from wmgym.train.reward import Pairs
 from wmgym.train.run import half_precision, options_in_words, split
 from wmgym.world_model import WorldModel
 
-EARNING = 0.5  # share of the stretches in which something is earned
-NOISE = 0.2  # on the latents that the head learns from: dreams hold few events, which it would learn by heart
+EARNING = 0.5  # share of the stretches that contain a reward
+NOISE = 0.2  # on the latents that the head is trained on: dreams contain few events, and the head would memorise them
 
 
 @dataclass(frozen=True)
 class RewardArgs:
-    """Fit the reward head of a checkpoint to its own dreams of these episodes."""
+    """Fit the reward head of a checkpoint to its own dreams.
+
+    Needs a checkpoint with a reward head, and episodes of its setting with rewards. Writes a folder with model.safetensors, in which only
+    the head differs, and result.json with the head's hits before and after. The time grows with stretches, frames, memories and denoising
+    steps, since most of it is dreaming. A killed run resumes: type the same command again.
+    """
 
     data: tuple[Path, ...]
     """Folders of episodes (wmgym collect)."""
     checkpoint: str
-    """Whose head: bundled name, path or hub name."""
+    """Checkpoint with a reward head: bundled name, path or hub name."""
     out: Path
     """Folder for the run. If it holds one, that run is resumed."""
     memories: tuple[str, ...] | None = None
-    """Memories to dream with; by default the system's own and "none"."""
+    """Memories to dream with; by default the system's default and "none"."""
     denoise_steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of denoising steps to dream with."""
     stretches: int = 128
-    """Stretches dreamed in each mode with each number of steps."""
+    """Stretches per memory and number of denoising steps."""
     frames: int = 24
-    """Frames of a stretch."""
+    """Frames per stretch."""
     steps: int = 600
     """Training steps of the head."""
     batch: int = 256
     """Pairs of frames per step, half of them dreamed."""
     episodes: int = 400
-    """Episodes used, at most."""
+    """Greatest number of training episodes."""
     seed: int = 0
-    """Of stretches, noise and batches."""
+    """Seed of stretches, noise and batches."""
     device: str = "auto"
     """auto, cpu, cuda."""
 
@@ -69,13 +74,13 @@ class RewardArgs:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.frames < 2:
-            raise ValueError(f"frames must be at least 2 (pairs of dreamed frames are learned from), got {self.frames}")
+            raise ValueError(f"frames must be at least 2 (the head is trained on pairs of dreamed frames), got {self.frames}")
         if self.memories == () or not self.denoise_steps or min(self.denoise_steps) < 1:
-            raise ValueError("memories must name one, and denoise_steps hold positive numbers")
+            raise ValueError("memories must name at least one memory, and denoise_steps must contain positive numbers")
 
 
 def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
-    """Dream what is not dreamed yet, fit the head, and say how it does before and after (also in `result.json`)."""
+    """Dream, fit the head, and report its predictions before and after (also in `result.json`)."""
     device = torch.device(choose_device(args.device))
     torch.manual_seed(args.seed)
     loaded = load(resolve(args.checkpoint))
@@ -84,7 +89,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     memories = tuple(dict.fromkeys(map(system.memory_name, args.memories or (system.default_memory, systems.REFERENCE))))
     head = model.reward_head
     if head is None:
-        raise ValueError(f"{args.checkpoint} has no reward head: its training episodes held no rewards")
+        raise ValueError(f"{args.checkpoint} has no reward head: its training episodes contained no rewards")
     open_run_folder(args.out, asdict(args), {"device", "out"}, {f.name: f.default for f in fields(RewardArgs)})
     held_out, training = split([path for folder in args.data for path in list_episodes(folder)])
     chosen = np.linspace(0, len(training) - 1, min(args.episodes, len(training))).round().astype(int)
@@ -93,7 +98,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     data: dict[str, Latents] = {}
     worlds = {name: model.with_settings(memories=system.settings_of(model, replace(config, memory=name)).memories) for name in memories}
     lots = [(name, steps) for name in memories for steps in args.denoise_steps]
-    with tqdm(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
+    with Progress(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
         for part, files in parts.items():
             data[part] = reward.encode_with(model, files).to(device)
             count = args.stretches if part == "train" else max(8, args.stretches // 4)
@@ -117,10 +122,10 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     return report
 
 
-def earning_moments(data: Latents, draw: Draw, size: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Episodes and first times [size] of stretches of `steps` frames, in a share `EARNING` of which something is earned.
+def draw_rewarded(data: Latents, draw: Draw, size: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Draw episodes and first times [size] of stretches of `steps` frames. A share `EARNING` of them contains a reward.
 
-    Where nothing ever is, all are drawn from everywhere.
+    If the data have no rewards, all stretches are drawn uniformly.
     """
     assert data.rewards is not None
     time = torch.arange(data.latents.shape[1], device=data.rewards.device)
@@ -135,21 +140,21 @@ def earning_moments(data: Latents, draw: Draw, size: int, steps: int) -> tuple[T
 
 
 def _dream(world: WorldModel, data: Latents, draw: Draw, count: int, frames: int, steps: int, file: Path) -> rehearsal.Stretch:
-    """One lot of stretches, from its file if it is there."""
+    """Dream one set of stretches, or read it from its file."""
     device = data.latents.device
     if file.is_file():
         tensors, _ = read_file(file)
         return rehearsal.Stretch(**{name: value.to(device) for name, value in tensors.items()})
     length = min(frames, int(data.lengths.max()) - 1)
     with half_precision(device):
-        stretch = rehearsal.dream(world, data, draw, earning_moments(data, draw, count, length), length, steps)
+        stretch = rehearsal.dream(world, data, draw, draw_rewarded(data, draw, count, length), length, steps)
     stretch = replace(stretch, latents=stretch.latents.half())
     write_tensors(file, {name: value.cpu() for name, value in vars(stretch).items()})
     return stretch
 
 
 def _fit(head: RewardHead, data: Latents, pairs: Pairs, args: RewardArgs, device: torch.device, progress: bool) -> None:
-    """Half of each batch is dreamed, half true; in both every outcome is drawn equally often."""
+    """Train the head. Half of each batch is dreamed and half is true; in both all outcomes are drawn equally often."""
     true, dreamed = reward.Examples(head, data), reward.DreamedExamples(head, pairs)
 
     def losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -164,7 +169,7 @@ def _fit(head: RewardHead, data: Latents, pairs: Pairs, args: RewardArgs, device
 
 
 def _figures(head: RewardHead, data: Latents, tests: Pairs) -> dict[str, float]:
-    """On true steps (`reward_`) and on dreamed ones (`dreamed_`): how many paid, how many the head says, and rightly says."""
-    said, true = reward.say(head, tests), torch.tensor([earned for earned, _ in head.outcomes])[tests.outcomes.cpu()]
+    """Counts on true steps (`reward_`) and dreamed steps (`dreamed_`): `true` rewards, `said` (predicted) rewards, and `hits`."""
+    said, true = reward.predicted_rewards(head, tests), torch.tensor([earned for earned, _ in head.outcomes])[tests.outcomes.cpu()]
     counts = count_events(said.numpy(), true.numpy())
     return {**reward.measure(head, data), **{f"dreamed_{name}": float(getattr(counts, name)) for name in ("true", "said", "hits")}}

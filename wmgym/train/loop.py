@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.profiler import record_function
 
 from wmgym.checkpoint import read_file, write_tensors
+from wmgym.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Draw:
 
 TIMED_STEPS = 2  # before the duration is estimated
 
+# parts of a step, as torch's profiler shows them; the functions that compute losses mark the first two by `record_function`
+DRAWING, FORWARD, BACKWARD, OPTIMISER = PHASES = ("drawing batches", "forward pass", "backward pass", "optimiser step")
+
 Losses = dict[str, Tensor]
 Step = Callable[[Draw], tuple[Losses, dict[str, Tensor]]]  # -> losses ("total" is minimised), and the batch in case it is bad
 
@@ -81,6 +86,41 @@ class Average:
             parameter.data.copy_(self.parameters[name])
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how."""
+
+    module: nn.Module
+    optimisers: dict[str, torch.optim.Optimizer]
+    step_losses: Step
+    period: int = 1  # steps whose number is a multiple of it do more than others
+
+
+class Trainer:
+    """A training that goes on: `step` changes the weights and their moving average once."""
+
+    def __init__(self, training: Training, config: LoopConfig, device: torch.device | str) -> None:
+        self.training, self.config, self.device = training, config, device
+        self.average = Average(training.module, config.ema)
+        self.rates = {key: [group["lr"] for group in o.param_groups] for key, o in training.optimisers.items()}
+
+    def step(self, number: int) -> tuple[Losses, dict[str, Tensor]]:
+        """Step `number`: its losses and the gradient's norm, and its batch."""
+        module, config = self.training.module, self.config
+        losses, batch = self.training.step_losses(draw(config.seed, number, self.device))
+        with record_function(BACKWARD):
+            losses["total"].backward()
+        with record_function(OPTIMISER):
+            losses["gradient_norm"] = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            for key, optimiser in self.training.optimisers.items():
+                for group, rate in zip(optimiser.param_groups, self.rates[key], strict=True):
+                    group["lr"] = rate * config.rate(number)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        self.average.update(module, number)
+        return losses, batch
+
+
 def fit(
     module: nn.Module,
     optimisers: dict[str, torch.optim.Optimizer],
@@ -98,38 +138,31 @@ def fit(
 
     on_save(step, module with averaged weights) is called at each save and returns figures to log.
     """
-    average = Average(module, config.ema)
+    trainer = Trainer(Training(module, optimisers, step_losses), config, device)
+    average = trainer.average
     state_file = out / f"{name}-state.safetensors"
     step = _restore(state_file, module, average, optimisers) if state_file.exists() else 0
-    base = {key: [group["lr"] for group in o.param_groups] for key, o in optimisers.items()}
     monitor = LossMonitor()
     began, first = time.perf_counter(), step
-    with tqdm(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
+    with Progress(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
         while step < config.steps:
-            losses, batch = step_losses(draw(config.seed, step, device))
-            losses["total"].backward()
-            losses["gradient_norm"] = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            losses, batch = trainer.step(step)
             monitor.update(step, losses)
-            rate = config.rate(step)
-            for key, optimiser in optimisers.items():
-                for group, lr in zip(optimiser.param_groups, base[key], strict=True):
-                    group["lr"] = lr * rate
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            average.update(module, step)
             step += 1
             bar.update()
             if step == first + TIMED_STEPS and progress:
-                bar.write(estimate(name, config.steps - step, (time.perf_counter() - began) / TIMED_STEPS, torch.device(device)))
+                seconds = (time.perf_counter() - began) / TIMED_STEPS
+                bar.write(estimate(name, config.steps - step, seconds, torch.device(device)), file=sys.stderr)
             saves = step % config.save_every == 0 or step == config.steps
             if (monitor.checks_every_step or saves or step % config.log_every == 0) and (bad := monitor.first_bad()) is not None:
                 _refuse(out, name, state_file, bad, batch if bad[0] == step - 1 else step_losses(draw(config.seed, bad[0], device))[1])
             if step % config.log_every == 0:
                 recent = monitor.means()
                 bar.set_postfix({k: f"{v:.4f}" for k, v in recent.items()})
-                _log(out, writer, name, step, {**recent, "rate": rate, "steps_per_second": (step - first) / (time.perf_counter() - began)})
+                figures = {**recent, "rate": config.rate(step - 1)}
+                _log(out, writer, name, step, {**figures, "steps_per_second": (step - first) / (time.perf_counter() - began)})
             if saves:
-                _save(state_file, module, average, optimisers, base, step)
+                _save(state_file, module, average, optimisers, trainer.rates, step)
                 if on_save:
                     own = {k: v.detach().clone() for k, v in module.named_parameters()}
                     average.copy_to(module)

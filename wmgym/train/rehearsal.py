@@ -1,10 +1,10 @@
-"""Training on the model's own dreams: how to find back to the truth once the recent frames are no longer true.
+"""Training on the model's own dreams: predict the true next frame from dreamed recent frames.
 
-    true past ----------------> t0 --- dreamed by the model itself, along the true actions ---> t0 + k | the true frame at t0 + k + 1
+    true past ----------------> t0 --- dreamed by the model along the true actions ---> t0 + k | target: the true frame at t0 + k + 1
 
-A network that has only seen true frames trusts its recent ones too much: a dream of fifty steps drifts, though the memory still
-knows. So, every so many steps, stretches of the training episodes are dreamed with the present weights; some of the batches
-then have dreamed recent frames, a true past, and the truth for a target.
+A network that was trained only on true frames relies too much on the recent ones: a dream of fifty steps drifts, although the memory holds
+the true past. So stretches of the training episodes are dreamed with the present weights at regular intervals, and a share of the batches
+has dreamed recent frames, a true past, and the true next frame as target.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from wmgym.train.worldpack_loss import Batch
 from wmgym.tree import HighWater, Shared, Slots
 from wmgym.world_model import WorldModel
 
-DRAWS = 3  # draws for each example that is to be a revisit
-LONG_PAST = 11  # steps: what WorldPack shows of the recent past anyway
+DRAWS = 3  # candidates per example that must be a revisit
+LONG_PAST = 11  # steps: the recent frames in WorldPack's context
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Dreams of R stretches, K frames each."""
+    """R dreamed stretches of K frames each."""
 
     rows: Tensor  # int64 [R]: episodes
     first: Tensor  # int64 [R]: time of the first dreamed frame
@@ -38,17 +38,18 @@ class Stretch:
 
 
 def past(data: Latents, rows: Tensor, first: Tensor, room: int = 0) -> Bank:
-    """What was seen of episodes `rows` before the times `first`, as a memory with room for more."""
+    """The frames of episodes `rows` before the times `first`, as a memory. room: number of frames that can be added."""
     time = torch.arange(data.latents.shape[1], device=rows.device)
     return recorded(Shared(data.frames, rows), data.poses[rows], torch.where(time < first[:, None], time, -1), room)
 
 
-def moments(
+def draw_starts(
     data: Latents, draw: Draw, size: int, revisits: float, steps: int = 1, retrieval: RetrievalConfig | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Episodes [size] and times [size] of the first of `steps` frames to be learned.
+    """Draw training examples of `steps` frames: episodes [size] and times [size] of their first frames.
 
-    A share `revisits` of them are such that something seen long before the first resembles the last by pose: the best among several draws.
+    A share `revisits` of them are revisits: of several candidates, the one whose last pose is most similar to a pose long before the first
+    frame.
     """
     chosen = round(revisits * size)
     rows, first = (x.to(data.latents.device) for x in data.draw(draw.numpy, size - chosen + chosen * DRAWS, steps))
@@ -68,9 +69,9 @@ def moments(
 def dream(
     world: WorldModel, data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2
 ) -> Stretch:
-    """Dream stretches of `steps` frames with the present weights and a world's memory. Poses are the true ones throughout.
+    """Dream stretches of `steps` frames with the present weights and a world's memory, at the true poses.
 
-    where: episodes [R] and times [R] of the first frames, such as `moments` gives.
+    where: episodes [R] and times [R] of the first frames, for example from `draw_starts`.
     """
     rows, first = where
     keys = rng.make_keys([int(seed) for seed in draw.numpy.integers(2**63, size=len(rows))], rows.device)
@@ -95,11 +96,11 @@ def dream(
 
 
 def draw_batch(data: Latents, stretch: Stretch, draw: Draw, size: int) -> Batch:
-    """Examples whose last 1 to K frames are dreamed, and whose target is true."""
+    """Examples whose last 1 to K frames are dreamed, and whose target is a true frame."""
     count, steps = stretch.latents.shape[:2]
     device = stretch.rows.device
     which = torch.from_numpy(draw.numpy.integers(count, size=size)).to(device)
-    dreamed = torch.from_numpy(draw.numpy.integers(1, steps, size=size)).to(device)  # the last dreamed frame has no successor here
+    dreamed = torch.from_numpy(draw.numpy.integers(1, steps, size=size)).to(device)  # the next frame must be in the stretch
     rows, first = stretch.rows[which], stretch.first[which]
     target = first + dreamed
     true = past(data, rows, first)

@@ -1,14 +1,14 @@
-"""The reward head: which outcomes a world's steps have, how rare ones are learned, and how often the head is right.
+"""Training of the reward head: the outcomes in the data, balanced sampling of rare ones, and the head's accuracy.
 
-Outcomes are pairs of a reward and whether the episode ended. They are learned from pairs of successive true latents with a little
-noise (as the dream's latents have). Rare outcomes are drawn as often as common ones, and how rare they are is told to the head
-afterwards, so that it does not see rewards everywhere (`nets.heads.RewardHead`).
+Outcomes are pairs of a reward and whether the episode ended. The head is trained on pairs of successive true latents with a little
+noise, as in dreamed latents. Rare outcomes are drawn as often as common ones; the head's prior then corrects for their frequency in the
+data (`nets.heads.RewardHead`).
 
-A head is trained where the pixels can tell: where the data hold a handful of different outcomes. Rewards that follow from the
-pose (Minecraft's task "navigate" pays blocks gained: as many values as steps) are computed by `tasks.py` in the dream too.
+A head is trained only if the data have a few different outcomes, which frames can show. Rewards that follow from the pose (Minecraft's
+task "navigate" rewards blocks gained, with a different value in each step) are computed by `tasks.py`, also in a dream.
 
-A head that knew true frames only would take a flicker of the dream for an event: where stretches are rehearsed, half of what it learns
-from are pairs of dreamed frames, with what was truly earned there (`dreamed_rewards.py` teaches that to a checkpoint afterwards).
+A head that is trained only on true frames mistakes flicker in a dream for an event. So if stretches are rehearsed, half of its examples
+are pairs of dreamed frames with the true rewards of their steps. (`dreamed_rewards.py` does this for a finished checkpoint.)
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from wmgym.train.rehearsal import Stretch
 from wmgym.world_model import WorldModel
 
 MOST_OUTCOMES = 8
-WATCHED = 40  # held-out episodes that the head is tried on
-DREAMED = 0.25  # weight of dreamed pairs beside true ones: more, and a head doubts true events that no dream ever shows well
-SLACK = 2  # steps by which a dream may show an event early or late
+WATCHED = 40  # held-out episodes on which the head is evaluated
+DREAMED = 0.25  # weight of dreamed pairs relative to true ones; with more, the head misses true events that dreams show badly
+SLACK = 2  # steps by which an event in a dream may be early or late
 _AT_ONCE = 4096  # pairs
 
 Outcomes = tuple[tuple[float, bool], ...]
 
 
 def outcomes(paths: Sequence[Path]) -> Outcomes:
-    """The different (reward, end) of the steps in these episodes; none if they are all alike, or too many to be told from pixels."""
+    """The different (reward, end) of the steps in these episodes; empty if there is only one, or more than `MOST_OUTCOMES`."""
     found: set[tuple[float, bool]] = set()
     for path in paths:
         rewards, ends = read_array(path, "rewards")[1:], read_array(path, "terminated")[1:]
@@ -50,11 +50,11 @@ def outcomes(paths: Sequence[Path]) -> Outcomes:
 
 
 class Examples:
-    """Where each outcome of a head stands in the data, so that a batch can hold all of them equally often. Tells the head their shares."""
+    """Balanced batches of true steps: all outcomes are equally frequent. The constructor sets the head's prior."""
 
     def __init__(self, head: RewardHead, data: Latents) -> None:
         if data.rewards is None or data.ends is None:
-            raise ValueError("the latents were cached by a version that kept no rewards: delete latents.safetensors of this run")
+            raise ValueError("the latents were cached by a version without rewards: delete latents.safetensors of this run")
         self.head, self.data = head, data
         time = torch.arange(data.latents.shape[1], device=data.rewards.device)
         possible = (time > 0) & (time < data.lengths[:, None].to(time.device))
@@ -65,18 +65,18 @@ class Examples:
         self.places = torch.cat(places)  # int64 [M, 2]: episode and frame, sorted by outcome
         self.counts = np.array([len(part) for part in places])
         if not self.counts.all():
-            raise ValueError(f"outcome {head.outcomes[int(self.counts.argmin())]} of {head.outcomes} is in none of the training episodes")
-        rarer = self.counts * len(self.counts) / self.counts.sum()  # in the data than in a batch
+            raise ValueError(f"outcome {head.outcomes[int(self.counts.argmin())]} of {head.outcomes} is not in the training episodes")
+        rarer = self.counts * len(self.counts) / self.counts.sum()  # frequency in the data over frequency in a batch
         head.log_prior.copy_(torch.from_numpy(np.log(rarer)))
 
     def draw(self, randomness: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Episodes, frames and outcomes, int64 [size] each: every outcome is equally likely, and so is every place of one."""
+        """Draw episodes, frames and outcomes, int64 [size] each. Outcomes are equally likely, and so are the steps of each."""
         chosen, which = (torch.from_numpy(x).to(self.places.device) for x in _evenly(self.counts, randomness, size))
         rows, times = self.places[chosen].unbind(1)
         return rows, times, which
 
     def loss(self, draw: Draw, size: int, noise: float) -> Tensor:
-        """The head's loss on a batch of its own, with as much noise on the latents as the network's context has."""
+        """The head's loss on a new batch, with noise of scale `noise` on the latents."""
         data = self.data
         rows, times, which = self.draw(draw.numpy, size)
         pairs = data.latents[rows, torch.stack([times - 1, times])]  # [2, B, C, h, w]
@@ -84,21 +84,21 @@ class Examples:
 
 
 def _evenly(counts: np.ndarray, randomness: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of things sorted by outcome, `counts` of each: numbers [size] of some, and their outcomes, each that is there equally often."""
+    """Draw indices [size] into examples sorted by outcome (`counts` of each), and their outcomes. Existing outcomes are equally likely."""
     there = np.flatnonzero(counts)
     which = there[randomness.integers(len(there), size=size)]
     return (counts.cumsum() - counts)[which] + randomness.integers(counts[which]), which
 
 
 def _noisy(pairs: Tensor, noise: float, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Latents [2, B, C, h, w] before and after a step -> both float32, with noise on them."""
+    """Latents [2, B, C, h, w] before and after a step -> both as float32 with added noise."""
     before, after = pairs.float() + noise * torch.randn(pairs.shape, generator=draw.torch, device=pairs.device)
     return before, after
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Successive frames and what the step between them earned, as outcome numbers of a head."""
+    """Successive frames and the outcomes of the steps between them, as indices into a head's outcomes."""
 
     before: Tensor  # [N, C, h, w]
     after: Tensor
@@ -108,10 +108,11 @@ class Pairs:
 
 @torch.no_grad()
 def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[Stretch]) -> tuple[Pairs, int]:
-    """Pairs of successive frames of which the later one was dreamed, and how many rare outcomes truly fell into the stretches.
+    """Pairs of successive frames, the later one dreamed, and the number of true rare outcomes in the stretches.
 
-    A dream shows an event a little early or late, or not at all. So a pair has a rare outcome where the head says it, at its surest, within
-    `SLACK` steps of where it truly was; the other pairs that near to an event are left out, and all others have the common outcome.
+    A dream shows an event a little early or late, or not at all. So a pair gets a rare outcome if it is within `SLACK` steps of the true
+    event and the head predicts the outcome there with its locally highest probability. The other pairs within `SLACK` steps of an event are
+    left out, and all remaining pairs get the common outcome.
     """
     parts, events = [], 0
     common = int(head.log_prior.argmax())
@@ -137,7 +138,7 @@ def dreamed_pairs(head: RewardHead, data: Latents, stretches: Sequence[Stretch])
 
 
 def _outcome_numbers(head: RewardHead, data: Latents, rows: Tensor, times: Tensor) -> Tensor:
-    """Which outcome of the head each step has, int64 like `times`; -1 where it knows no such, the common one outside of the episode."""
+    """The head's outcome of each step, int64 as `times`: -1 for an outcome that it does not have, the common one outside of the episode."""
     assert data.rewards is not None and data.ends is not None
     there = (times > 0) & (times < data.lengths.to(times.device)[rows])
     at = times.clamp(0, data.latents.shape[1] - 1)
@@ -155,21 +156,21 @@ def _most_near(values: Tensor, slack: int) -> Tensor:
 
 
 def _posteriors(head: RewardHead, before: Tensor, after: Tensor, actions: Tensor) -> Tensor:
-    """Probability of each outcome of many pairs, float32 [N, K], a bounded number at once."""
+    """Probability of each outcome, float32 [N, K], computed for at most 4096 pairs at once."""
     weight = next(head.parameters())
     parts = zip(*(x.split(_AT_ONCE) for x in (before, after, actions)), strict=True)
     return torch.cat([head.posterior(b.to(weight), a.to(weight), c.to(weight.device)) for b, a, c in parts])
 
 
 @torch.no_grad()
-def say(head: RewardHead, pairs: Pairs) -> Tensor:
-    """What the head takes each step to have earned: float32 [N], on the CPU."""
+def predicted_rewards(head: RewardHead, pairs: Pairs) -> Tensor:
+    """Rewards that the head predicts: float32 [N], on the CPU."""
     earned = torch.tensor([value for value, _ in head.outcomes])
     return earned[_posteriors(head, pairs.before, pairs.after, pairs.actions).argmax(-1).cpu()]
 
 
 class DreamedExamples:
-    """Pairs for a head to learn from, every outcome drawn equally often, as `Examples` does with true ones."""
+    """Balanced batches of dreamed pairs, in analogy to `Examples`."""
 
     def __init__(self, head: RewardHead, pairs: Pairs) -> None:
         self.head, self.pairs = head, pairs
@@ -178,11 +179,11 @@ class DreamedExamples:
 
     @property
     def complete(self) -> bool:
-        """Whether every outcome is there: the head's prior takes it that all are drawn equally often."""
+        """Whether every outcome occurs. The head's prior assumes that all are drawn equally often."""
         return bool(self.counts.all())
 
     def loss(self, draw: Draw, size: int, noise: float) -> Tensor:
-        """The head's loss on a batch of them, with a little noise on the latents. Outcomes that no pair has are left out."""
+        """The head's loss on a new batch, with noise of scale `noise` on the latents. Outcomes without pairs are not drawn."""
         chosen = self.order[torch.from_numpy(_evenly(self.counts, draw.numpy, size)[0]).to(self.order.device)]
         pairs = torch.stack([self.pairs.before[chosen], self.pairs.after[chosen]])
         return self.head.loss(*_noisy(pairs, noise, draw), self.pairs.actions[chosen], self.pairs.outcomes[chosen])
@@ -190,9 +191,9 @@ class DreamedExamples:
 
 @torch.no_grad()
 def predictions(head: RewardHead, data: Latents) -> tuple[Tensor, Tensor]:
-    """Reward of each step by the head, from the true latents before and after it, and the probability that it is not 0.
+    """Predicted reward of each step from the true latents before and after it, and the probability that it is not 0.
 
-    Both float32 [E, T - 1], on the CPU; entry t is the step to frame t + 1. What lies after an episode's end means nothing.
+    Both float32 [E, T - 1], on the CPU; entry t is the step to frame t + 1. Entries after the end of an episode are meaningless.
     """
     pairs = (x.flatten(0, 1) for x in (data.latents[:, :-1], data.latents[:, 1:], data.actions[:, 1:]))
     posterior = _posteriors(head, *pairs).cpu().unflatten(0, data.actions[:, 1:].shape)
@@ -201,7 +202,7 @@ def predictions(head: RewardHead, data: Latents) -> tuple[Tensor, Tensor]:
 
 
 def measure(head: RewardHead, data: Latents) -> dict[str, float]:
-    """How the head does on whole true episodes: steps that paid, how many the head says, rightly says and expects, precision and recall."""
+    """Evaluate the head on true episodes: counts of `true`, `said` (predicted), correct and `expected` rewards, precision and recall."""
     assert data.rewards is not None
     said, chances = predictions(head, data)
     there = torch.arange(1, data.latents.shape[1]) < data.lengths[:, None]
@@ -213,7 +214,7 @@ def measure(head: RewardHead, data: Latents) -> dict[str, float]:
 
 
 class HeldOutEvents:
-    """`measure` on held-out episodes, at every save; nothing without a reward head."""
+    """`measure` on held-out episodes; an empty dict without a reward head."""
 
     def __init__(self, model: WorldModel, paths: Sequence[Path]) -> None:
         self.model, self.paths = model, paths[:WATCHED]
@@ -223,12 +224,12 @@ class HeldOutEvents:
         head = self.model.reward_head
         if head is None:
             return {}
-        if self._data is None:  # the autoencoder is done with learning: once is enough
+        if self._data is None:  # once: the autoencoder does not change any more
             self._data = encode_with(self.model, self.paths)
         return measure(head, self._data)
 
 
 @torch.no_grad()
 def encode_with(model: WorldModel, paths: Sequence[Path]) -> Latents:
-    """Episodes as a model's latents, on the CPU."""
+    """Encode episodes with a model's autoencoder; latents on the CPU."""
     return encode(paths, lambda frames: model.encode(frames[None].to(model.device))[0], model.frame_shape[0], progress=False)

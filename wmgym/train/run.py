@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wmgym import rng, settings
 from wmgym.checkpoint import choose_device, choose_dtype, load, read_file, resolve, save, write_tensors
@@ -25,8 +24,11 @@ from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents, encode
 from wmgym.files import as_json, open_run_folder, write_atomically
-from wmgym.kinematics import Displacement
+from wmgym.geometry import compose
+from wmgym.kinematics import Displacement, Kinematics
+from wmgym.metrics.image import BEST_PSNR, psnr
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
+from wmgym.progress import Progress
 from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.world_model import WorldModel
 
@@ -152,7 +154,7 @@ def _episodes(args: RunArgs, progress: bool) -> tuple[list[Path], Displacement |
             raise ValueError(f"{folder}: {dataset} differs from {datasets[0]} of {args.data[0]}: one model has one meaning of an action")
     _open_folder(args)
     files: list[Path] = []
-    with tqdm(total=sum(len(recon.list_trajectories(folder)) for folder in args.data), desc="read", disable=not progress) as bar:
+    with Progress(total=sum(len(recon.list_trajectories(folder)) for folder in args.data), desc="read", disable=not progress) as bar:
         for number, (folder, dataset) in enumerate(zip(args.data, datasets, strict=True)):
             files += recon.convert(folder, args.out / "episodes" / str(number), dataset, args.frame_size, bar)
     return files, datasets[0].displacement
@@ -249,6 +251,19 @@ def make_latents(run: Run, world: WorldModel) -> Latents:
     return data
 
 
+def random_latents(moves: Kinematics, shape: tuple[int, int, int], episodes: int = 32, frames: int = 300, seed: int = 0) -> Latents:
+    """Latents of noise along random walks: what a training draws its batches from where only its speed matters."""
+    generator = torch.Generator().manual_seed(seed)
+    count, size = (episodes, frames), moves.action_size
+    noise = torch.randn((*count, *shape), generator=generator, dtype=torch.float16)
+    chosen = torch.randint(max(1, moves.num_actions), count, generator=generator)
+    actions = 2 * torch.rand((*count, size), generator=generator) - 1 if size else chosen
+    poses = [torch.zeros(episodes, 5)]
+    for motion in moves.motion(actions).unbind(1)[1:]:
+        poses.append(compose(poses[-1], motion))
+    return Latents(noise, torch.stack(poses, 1), actions, torch.full((episodes,), frames))
+
+
 # -- network --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -318,10 +333,10 @@ class HeldOutFilms:
                 state, now = world.step(state, clip.actions[:, t : t + chunk])
                 shown.append(now.pixels)
             films.append(torch.cat(shown, 1))
-            figures[f"{name}_next"] = _psnr(films[-1][:, 0], truth[:, 0])
-            figures[f"{name}_dream"] = _psnr(films[-1], truth)
-        figures["autoencoder"] = _psnr(to_uint8(world.autoencoder.decode(world.encode(truth))), truth)
-        figures["copy"] = _psnr(clip.frames[:, split - 1 : split].expand_as(truth), truth)
+            figures[f"{name}_next"] = _mean_psnr(films[-1][:, 0], truth[:, 0])
+            figures[f"{name}_dream"] = _mean_psnr(films[-1], truth)
+        figures["autoencoder"] = _mean_psnr(to_uint8(world.autoencoder.decode(world.encode(truth))), truth)
+        figures["copy"] = _mean_psnr(clip.frames[:, split - 1 : split].expand_as(truth), truth)
         self._show(step, films)
         for world in self.worlds.values():
             world.train()
@@ -343,18 +358,17 @@ class HeldOutFilms:
         strip = torch.cat([torch.cat(list(film[0, ::3]), 1) for film in films], 0).cpu().numpy()
         cv2.imwrite(str(folder / f"{step:06d}.png"), strip[..., ::-1])
         moving = torch.cat([torch.cat(list(film[:6]), 2) for film in films], 1).cpu().numpy()  # [T, rows * H, lanes * W, 3]
-        video = cv2.VideoWriter(str(folder / f"{step:06d}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (moving.shape[2], moving.shape[1]))
+        film = cv2.VideoWriter(str(folder / f"{step:06d}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (moving.shape[2], moving.shape[1]))
         for frame in moving:
-            video.write(frame[..., ::-1])
-        video.release()
+            film.write(frame[..., ::-1])
+        film.release()
         if self.run.writer is not None:
             self.run.writer.add_image("truth above dreams", strip, step, dataformats="HWC")
 
 
-def _psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over frames of the peak signal-to-noise ratio in dB."""
-    error = (a.float() - b.float()).square().flatten(-3).mean(-1).clamp(min=1e-3)
-    return float((10 * (255**2 / error).log10()).mean())
+def _mean_psnr(frames: Tensor, truth: Tensor) -> float:
+    """Mean over frames uint8 [..., H, W, 3], in dB."""
+    return float(psnr(frames.flatten(0, -4), truth.flatten(0, -4)).clamp(max=BEST_PSNR).mean())
 
 
 def _writer(out: Path) -> Any:

@@ -8,10 +8,12 @@ A motion head is trained beside it, and a reward head where the data hold reward
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from wmgym.data.latents import Latents
 from wmgym.kinematics import Kinematics
@@ -21,7 +23,7 @@ from wmgym.nets.heads import MotionHead
 from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
 from wmgym.systems.video import VideoConfig, build, preset
 from wmgym.train import reward
-from wmgym.train.loop import Draw, LoopConfig, fit
+from wmgym.train.loop import DRAWING, FORWARD, Draw, LoopConfig, Training, fit
 from wmgym.train.run import (
     HeldOutFilms,
     Run,
@@ -32,6 +34,7 @@ from wmgym.train.run import (
     half_precision,
     make_latents,
     make_optimisers,
+    random_latents,
     warm_start,
 )
 from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
@@ -103,9 +106,10 @@ class Objective:
         """Losses by name, and the batch in case it is bad."""
         model, data, net = self.model, self.data, self.model.net
         assert isinstance(net, VideoDiT)
-        windows = draw_windows(data, draw, self.size, self.windows, self.coverage)
-        batch = make_batch(data, windows, model.kinematics, self.windows.chunk, draw.torch, self.loss)
-        with half_precision(data.latents.device):
+        with record_function(DRAWING):
+            windows = draw_windows(data, draw, self.size, self.windows, self.coverage)
+            batch = make_batch(data, windows, model.kinematics, self.windows.chunk, draw.torch, self.loss)
+        with record_function(FORWARD), half_precision(data.latents.device):
             parts = {"flow": flow_loss(net, batch, draw.torch, self.loss)}
             if model.motion_head is not None:
                 parts["motion"] = motion_loss(model.motion_head, model.kinematics, data, windows, draw)
@@ -127,9 +131,17 @@ def motion_loss(head: MotionHead, kinematics: Kinematics, data: Latents, windows
     return head.loss(before.flatten(0, 1), after.flatten(0, 1), actions.flatten(), correction.flatten(0, 1), mask)
 
 
-def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents) -> dict[str, float]:
-    """Fit network, motion head and reward head; the figures of the end."""
-    device, net = run.device, config.net
+def synthetic(size: str, batch: int, device: torch.device, compile: bool) -> Training:
+    """The training of a network of this size, with fresh weights, on random latents in place of episodes: for `wmgym bench train`."""
+    torch.manual_seed(0)
+    args = TrainArgs((), Path(), size=size, batch=batch, compile=compile)
+    changes: dict[str, Any] = {"chunk": args.chunk, "window": args.window}
+    config = preset(size, args.setting, **changes)
+    return _training(args, build(config).to(device), config, random_latents(config.kinematics, config.net.latent_shape), device)
+
+
+def _training(args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents, device: torch.device) -> Training:
+    """How network, motion head and reward head are trained together."""
     data = data.to(device) if device.type == "cuda" else data
     trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
     events = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
@@ -138,7 +150,13 @@ def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, 
     if args.compile:
         model.net.run = torch.compile(model.net.run, dynamic=False)
     model.train()
-    objective = Objective(model, data, args.windows(), coverage_of(net), args.loss, events, args.batch)
+    objective = Objective(model, data, args.windows(), coverage_of(config.net), args.loss, events, args.batch)
+    return Training(trained, make_optimisers(trained, model.net.matrices(), args), objective)
+
+
+def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents) -> dict[str, float]:
+    """Fit network, motion head and reward head; the figures of the end."""
+    training = _training(args, model, config, data, run.device)
     films, head = HeldOutFilms({"none": model}, run), reward.HeldOutEvents(model, run.held_out)
 
     def measure(step: int, module: nn.Module) -> dict[str, float]:
@@ -146,13 +164,12 @@ def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, 
 
     warmup = max(1, min(200, args.steps // 10))
     loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
-    optimisers = make_optimisers(trained, model.net.matrices(), args)
     fit(
-        trained, optimisers, objective, loop, args.out,
-        name="net", device=device, on_save=measure, writer=run.writer, progress=run.progress,
+        training.module, training.optimisers, training.step_losses, loop, args.out,
+        name="net", device=run.device, on_save=measure, writer=run.writer, progress=run.progress,
     )  # fmt: skip
     model.eval()
-    return measure(args.steps, trained)
+    return measure(args.steps, training.module)
 
 
 def coverage_of(net: VideoDiTConfig) -> CoverageConfig:

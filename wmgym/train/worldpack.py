@@ -8,11 +8,13 @@ where the data hold rewards (reward.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from wmgym.data.latents import Latents
 from wmgym.geometry import relative_pose
@@ -21,7 +23,7 @@ from wmgym.memory.retrieval import RetrievalConfig
 from wmgym.nets.autoencoder import Autoencoder
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train import rehearsal, reward
-from wmgym.train.loop import Draw, LoopConfig, fit
+from wmgym.train.loop import DRAWING, FORWARD, Draw, LoopConfig, Training, fit
 from wmgym.train.run import (
     HeldOutFilms,
     Run,
@@ -32,6 +34,7 @@ from wmgym.train.run import (
     half_precision,
     make_latents,
     make_optimisers,
+    random_latents,
     warm_start,
 )
 from wmgym.train.worldpack_loss import Batch, losses
@@ -99,11 +102,11 @@ def draw_batch(
     retrieval: RetrievalConfig | None = None,
     jumps: tuple[Displacement, int] | None = None,
 ) -> Batch:
-    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.moments`.
+    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.draw_starts`.
 
     With `jumps` (what actions mean, and how far at most) half of the examples are further ahead than one step, told the whole displacement.
     """
-    rows, first = rehearsal.moments(data, draw, size, revisits, retrieval=retrieval)
+    rows, first = rehearsal.draw_starts(data, draw, size, revisits, retrieval=retrieval)
     before, target = first - 1, first[:, None]
     actions = data.actions[rows[:, None], target]
     if jumps is not None:
@@ -136,10 +139,24 @@ def next_batch(
     return draw_batch(data, draw, args.batch, args.revisits, retrieval, jumps)
 
 
-def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents) -> dict[str, float]:
-    """Fit network, motion head and reward head; the figures of the end."""
-    device, weights = run.device, args.mode_weights()
-    worlds = {mode: model.with_settings(memories=(memory_of(config, mode),)) for mode in weights}
+def synthetic(size: str, batch: int, device: torch.device, compile: bool) -> Training:
+    """The training of a network of this size, with fresh weights, on random latents in place of episodes: for `wmgym bench train`."""
+    torch.manual_seed(0)
+    args = TrainArgs((), Path(), size=size, batch=batch, compile=compile)
+    config = preset(size, args.setting)
+    model = build(config).to(device)
+    return _training(args, model, config, random_latents(config.kinematics, config.net.latent_shape), device)
+
+
+def _modes(args: TrainArgs, model: WorldModel, config: WorldPackConfig) -> dict[str, WorldModel]:
+    """Views of the model, one for each memory that is trained."""
+    return {mode: model.with_settings(memories=(memory_of(config, mode),)) for mode in args.mode_weights()}
+
+
+def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents, device: torch.device) -> Training:
+    """How network, motion head and reward head are trained together."""
+    weights = args.mode_weights()
+    worlds = _modes(args, model, config)
     odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
     trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
@@ -159,13 +176,14 @@ def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: WorldPackConf
         world = list(worlds.values())[draw.numpy.choice(len(odds), p=odds)]
         nonlocal stretch, dreamed
         if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
-            where = rehearsal.moments(data, draw, rehearsed, args.revisits, length, config.retrieval)
+            where = rehearsal.draw_starts(data, draw, rehearsed, args.revisits, length, config.retrieval)
             with half_precision(device):
                 stretch = rehearsal.dream(world, data, draw, where, length)
             if earned is not None:
                 dreamed = reward.DreamedExamples(earned.head, reward.dreamed_pairs(earned.head, data, [stretch])[0])
-        batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
-        with half_precision(device):
+        with record_function(DRAWING):
+            batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
+        with record_function(FORWARD), half_precision(device):
             parts = losses(world, batch, draw.torch, args.context_noise, args.context_drop)
             if earned is not None:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
@@ -174,17 +192,23 @@ def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: WorldPackConf
         figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
         return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
-    films, head = HeldOutFilms(worlds, run), reward.HeldOutEvents(model, run.held_out)
+    period = args.rehearse_every if args.rehearsal > 0 else 1
+    return Training(trained, make_optimisers(trained, model.net.matrices(), args), step_losses, period)
+
+
+def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents) -> dict[str, float]:
+    """Fit network, motion head and reward head; the figures of the end."""
+    training = _training(args, model, config, data, run.device)
+    films, head = HeldOutFilms(_modes(args, model, config), run), reward.HeldOutEvents(model, run.held_out)
 
     def measure(step: int, module: nn.Module) -> dict[str, float]:
         return {**films(step), **head()}
 
     warmup = max(1, min(200, args.steps // 10))
     loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
-    optimisers = make_optimisers(trained, model.net.matrices(), args)
     fit(
-        trained, optimisers, step_losses, loop, args.out,
-        name="net", device=device, on_save=measure, writer=run.writer, progress=run.progress,
+        training.module, training.optimisers, training.step_losses, loop, args.out,
+        name="net", device=run.device, on_save=measure, writer=run.writer, progress=run.progress,
     )  # fmt: skip
     model.eval()
-    return measure(args.steps, trained)
+    return measure(args.steps, training.module)

@@ -1,7 +1,7 @@
-"""WorldPack's training objective: the next frame's velocity under a memory of what came before, and the motion head's correction.
+"""WorldPack's training objective: the velocity of the next frame given the context of a memory, and the motion head's correction.
 
-Recent frames explain so much of the next one that a network learns late to look at anything else: in a share of the rows they are
-hidden. Context latents carry a little noise, so that a dream bears its own small errors.
+Recent frames explain most of the next one, so a network is slow to learn to use the rest of the context. Therefore the recent frames are
+hidden in a share of the rows. A little noise on the context latents makes dreams robust to their own small errors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from wmgym.world_model import WorldModel
 
 @dataclass(frozen=True)
 class Batch:
-    """Training examples: memories of what came before, and the chunk that did come."""
+    """Training examples: memories of the past, and the true next chunk."""
 
     memories: tuple[Any, ...]
     before: Tensor  # [B, C, h, w]: the newest latent before the chunk
     pose: Tensor  # float32 [B, 5]: its pose
     actions: Tensor  # int64 [B, F] or float32 [B, F, A]
     latents: Tensor  # [B, F, C, h, w]
-    poses: Tensor  # float32 [B, F, 5]: where the chunk really was
+    poses: Tensor  # float32 [B, F, 5]: true poses of the chunk
     times: Tensor  # int64 [B, F]
 
 
@@ -37,9 +37,9 @@ def losses(
 ) -> dict[str, Tensor]:
     """Flow-matching loss of the network, "flow", and regression loss of the motion head, "motion".
 
-    The target is conditioned on where the kinematics expect it, as in a dream; what stood in the way must be seen in the context.
-    In a share `context_drop` of the rows the recent frames are hidden, wholly or in part, and the last group of the context (what is
-    retrieved, or oldest) must do.
+    The target is conditioned on the poses that the kinematics expect, as in a dream, so obstacles must be inferred from the context. In a
+    share `context_drop` of the rows the recent frames are hidden, completely or partly, so only the last group of the context (the
+    retrieved or oldest frames) is certain to remain.
     """
 
     def normal(shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -64,8 +64,8 @@ def losses(
 
 
 def _motion_loss(world: WorldModel, batch: Batch, egomotion: Tensor, pairs: Tensor) -> Tensor:
-    stood = torch.cat([batch.pose[:, None], batch.poses], 1)
-    correction = relative_pose(stood[:, 1:], stood[:, :-1]) - egomotion
+    poses = torch.cat([batch.pose[:, None], batch.poses], 1)
+    correction = relative_pose(poses[:, 1:], poses[:, :-1]) - egomotion
     before, after = pairs[:, :-1].flatten(0, 1), pairs[:, 1:].flatten(0, 1)
     mask = world.kinematics.mask(pairs.device)
     assert world.motion_head is not None
@@ -73,9 +73,9 @@ def _motion_loss(world: WorldModel, batch: Batch, egomotion: Tensor, pairs: Tens
 
 
 def hide_recent(groups: tuple[ContextFrames, ...], generator: torch.Generator, share: float) -> tuple[ContextFrames, ...]:
-    """Context groups with all but the last hidden in about half of `share` of the rows, and each hidden at random in the other half.
+    """Hide all groups but the last in about half of `share` of the rows, and each of them at random in the other half.
 
-    Rows whose last group holds nothing keep all they have.
+    Rows whose last group is empty keep all groups.
     """
     device = groups[0].valid.device
     rows = len(groups[0].valid)

@@ -1,4 +1,4 @@
-"""MineRL as a backend: the original Minecraft, in Java. docs/minerl.md describes the installation.
+"""MineRL as a backend: the original Minecraft, in Java. docs/settings/minerl.md describes the installation.
 
 MineRL needs an old gym, an old NumPy and Java 8, so it runs in a separate Python (worker.py), given by `python=` or
 $WMGYM_MINERL_PYTHON. It exports neither its blocks nor its state: walkers that plan, and saved states, need another backend.
@@ -77,10 +77,10 @@ def find_python(python: str | None = None) -> str:
     """The Python that has MineRL. ImportError, with the remedy, if none is given or it does not exist."""
     given = python or os.environ.get(VARIABLE)
     if not given:
-        raise ImportError(f"backend 'minerl' needs a Python that has MineRL: give python=PATH or set ${VARIABLE} (docs/minerl.md)")
+        raise ImportError(f"backend 'minerl' needs a Python that has MineRL: give python=PATH or set ${VARIABLE} (docs/settings/minerl.md)")
     found = shutil.which(str(Path(given).expanduser()))
     if found is None:
-        raise ImportError(f"backend 'minerl' needs a Python that has MineRL, but {given} is no program (docs/minerl.md)")
+        raise ImportError(f"backend 'minerl' needs a Python that has MineRL, but {given} is no program (docs/settings/minerl.md)")
     return found
 
 

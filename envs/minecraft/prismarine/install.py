@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from wmgym.progress import Progress
 
 HERE = Path(__file__).parent
 PINS = ("package.json", "package-lock.json")
@@ -139,11 +139,10 @@ def _npm(title: str, folder: Path, *arguments: str, environment: dict[str, str] 
             ["npm", *arguments], cwd=folder, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
         )
         try:
-            with tqdm(total=None, desc=title, unit="s", bar_format="{desc}: {elapsed} {postfix}") as bar:
+            with Progress(desc=title, bar_format="{desc}: {elapsed} {postfix}") as bar:
                 while process.poll() is None:
                     time.sleep(0.5)
                     bar.set_postfix_str(_last_line(log))
-                    bar.update()
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -22,7 +22,7 @@ async function connect (config, blocks) {
   })
   const state = { gone: null, columns: null, body: null, moved: 0, arrived: Date.now(), last: 0 }
   const lost = why => { if (state.gone === null) state.gone = why }
-  bot.on('error', error => lost(error.code === 'ECONNREFUSED' ? 'nobody listens there' : error.message))
+  bot.on('error', error => lost(error.code === 'ECONNREFUSED' ? 'no server listens there' : error.message))
   bot.on('kicked', reason => lost('kicked: ' + (typeof reason === 'string' ? reason : JSON.stringify(reason))))
   bot.on('end', reason => lost('the connection ended: ' + reason))
   bot.on('death', () => bot.respawn())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from wmgym.jit import njit
 
 
 @intrinsic

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from wmgym.envs.minecraft.voxel.addresses import cells_at
 from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
+from wmgym.jit import njit
 
 TICKS = 4  # per env step: 0.2 s
 WALK = 4.317 / 20  # blocks per tick

@@ -1,14 +1,14 @@
-"""First-person pictures of the voxel world: one ray per pixel, walked from cell to cell.
+"""Ray caster of the voxel world: first-person frames and depth, with one ray per pixel.
 
-A ray reads one byte per cell. Air tells how far the nearest block is, so open space is crossed in strides. A hit is lit by the
-direction of its face, by the light baked into the cells before it (blended between cells, which also darkens corners), and fades
-into the sky with distance. Textures are read from the mip level whose texels are as large as the pixel, blended with the next
-coarser one, so that far surfaces do not flicker. Axes: x, y horizontal, z up; yaw 0 looks along +x, counter-clockwise positive.
+A ray reads one byte per cell. An air cell holds the distance to the nearest block, so rays skip open space. The light of a hit depends on
+the direction of its face and on the baked light of the cells in front of it (interpolated between cells, which also darkens corners). Hits
+fade into the sky with distance. Texture lookups interpolate between the two mip levels nearest to the pixel's size, so that far surfaces
+do not flicker. Axes: x, y horizontal, z up; yaw 0 looks along +x, counter-clockwise positive.
 
-A ray is the eye plus s times a direction whose part along the view is 1; `norm`, the length of that direction, turns s into blocks.
-`s` is the depth along the optical axis, which `measure` writes down: the same rays, without colour.
-What a row of pixels shares is worked out beforehand, and cells are addressed by one number, because most rays end after about five
-cells: setting up and colouring a pixel costs more than walking does.
+A ray is the eye plus s times a direction whose component along the view is 1; `norm`, the length of the direction, converts s to blocks.
+`s` is the depth along the optical axis, which `measure` stores.
+Pixels of a row share setup, and cells have flat indices, because most rays end after about five cells: setting up and colouring a pixel
+takes longer than the traversal.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from wmgym.envs.minecraft.voxel.addresses import cells_at
 from wmgym.envs.minecraft.voxel.blocks import AIR, NUMBER, WATER
 from wmgym.envs.minecraft.voxel.textures import LEVEL_START
+from wmgym.jit import njit
 
 FIELD_OF_VIEW = math.radians(75)  # vertical
 VIEW_DISTANCE = 60.0  # blocks; everything further is sky
@@ -41,7 +41,7 @@ _FACES = np.array([0, 0, 0, 0, 1, 2]) * _TEXELS  # side, top, bottom
 
 @njit(fastmath=True, inline="always")
 def _sky(up):
-    """Colour of the sky along a unit vector that rises by `up`."""
+    """Colour of the sky along a unit vector with z component `up`."""
     rest = 1.0 - max(0.0, up)
     fade = 1.0 - rest * rest
     return (
@@ -53,7 +53,7 @@ def _sky(up):
 
 @njit(fastmath=True, inline="always")
 def _lit(light, before, first, second, along_first, along_second, size_first, size_second):
-    """Light, 0 to 1, blended between the four cells around a hit, in the plane before its face; `before` is the cell it is in there."""
+    """Light, 0 to 1, interpolated between four cells in the plane in front of a hit face; `before` is the cell in front of the hit."""
     at_first, at_second = int(first), int(second)
     low_first = at_first - 1 if first - at_first < 0.5 else at_first
     low_second = at_second - 1 if second - at_second < 0.5 else at_second
@@ -69,18 +69,18 @@ def _lit(light, before, first, second, along_first, along_second, size_first, si
 
 @njit(fastmath=True, inline="always")
 def _texel(atlas, face, level, across, down):
-    """Where the texel of a mip level at (across, down) in [0, 1) of a face begins in the atlas."""
+    """Index in the atlas of the texel at (across, down) in [0, 1) of a face and mip level."""
     width = 16 >> level
     return 3 * (face + _STARTS[level] + int(down * width) * width + int(across * width))
 
 
 @njit(fastmath=True, inline="always")
 def _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end):
-    """Go from (x0, y0, z0) along (dx, dy, dz), but not further than `end` times that vector, to the first block that hides what is behind.
+    """Follow the ray from (x0, y0, z0) along (dx, dy, dz), up to `end` times that vector, to the first opaque block.
 
-    inv_*: the vector's reciprocals. cells: all cells in one row; along_x, along_y: from one to the next in x and y.
-    Returns the block (0: none was met), how many times the vector was gone, the cell that was reached, the axis along which its face
-    was met (0, 1, 2), how much of the way led through water, and whether it entered water from outside.
+    inv_*: reciprocals of the vector. cells: flat array of all cells; along_x, along_y: its strides in x and y.
+    Returns the block (0: none), s at the hit, the index of its cell, the axis of the face that was hit (0, 1, 2), the part of s that is in
+    water, and whether the ray entered water from outside.
     """
     ahead_x, ahead_y, ahead_z = int(inv_x > 0), int(inv_y > 0), int(inv_z > 0)
     step_x = along_x if inv_x > 0 else -along_x
@@ -97,8 +97,8 @@ def _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, 
     s = 0.0
     axis = 2
     block = 0
-    wet_from = -1.0  # where the ray entered the water it is in
-    wet = 0.0  # length of the way through water
+    wet_from = -1.0  # s where the ray entered the present water
+    wet = 0.0  # part of s in water
     surface = False
     while s < end:
         cell = cells[cell_at]
@@ -146,7 +146,7 @@ def _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, 
 
 @njit(fastmath=True, inline="always")
 def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end, norm, texels_per_block):
-    """Colour (r, g, b) seen from (x0, y0, z0) along (dx, dy, dz), of length `norm`, as far as `end` times that vector.
+    """Colour (r, g, b) along the ray from (x0, y0, z0) with direction (dx, dy, dz) of length `norm`, up to `end` times that vector.
 
     inv_*: their reciprocals. cells, light: all cells in one row, z fastest; atlas: all bytes in one row.
     """
@@ -154,7 +154,7 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
     block, s, cell_at, axis, wet, surface = _walk(cells, along_x, along_y, x0, y0, z0, dx, dy, dz, inv_x, inv_y, inv_z, end)
     t = s * norm
     if block:
-        # where on the face it is: `first` and `second` are the two coordinates along the face, row 0 of a texture is `second` high
+        # position on the face: `first` and `second` are the coordinates along it; row 0 of a texture is at the largest `second`
         px, py, pz = x0 + s * dx, y0 + s * dy, z0 + s * dz
         is_x, is_z = axis == 0, axis == 2
         first, along_first, size_first = (py, along_y, size_y) if is_x else (px, along_x, size_x)
@@ -169,7 +169,7 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
         if block == _LAMP:
             shade = 1.0
 
-        # texels under this pixel -> two neighbouring mip levels and the share of the coarser
+        # texels per pixel -> two neighbouring mip levels and the weight of the coarser one
         under = t * texels_per_block / math.sqrt(max(slope, 0.04))
         level = 0 if under <= 1.0 else 1 if under <= 2.0 else 2 if under <= 4.0 else 3 if under <= 8.0 else 4
         across, down = min(first - int(first), 0.9999), min(1.0 - (second - int(second)), 0.9999)
@@ -187,7 +187,7 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
     else:
         red, green, blue = _sky(dz / norm)
         towards = (dx * _SUN_X + dy * _SUN_Y + dz * _SUN_Z) / norm
-        if towards > 0.98:  # the sun, and a halo round it
+        if towards > 0.98:  # the sun and its halo
             disc = 1.0 if towards > 0.9955 else 0.35 * (towards - 0.98) / 0.0155
             red, green, blue = red + (255.0 - red) * disc, green + (250.0 - green) * disc, blue + (214.0 - blue) * disc
 
@@ -210,7 +210,7 @@ def _ray(cells, light, atlas, size_x, size_y, size_z, x0, y0, z0, dx, dy, dz, in
 
 @njit(fastmath=True, inline="always")
 def _across(height, width):
-    """How far to the right each column looks at distance 1, [width], and the rays of a row for `_aim` to fill."""
+    """Offsets to the right of the columns at distance 1, [width], and an empty array for the rays of a row, which `_aim` fills."""
     half = math.tan(FIELD_OF_VIEW / 2)
     right = np.empty(width)
     for column in range(width):
@@ -220,8 +220,8 @@ def _across(height, width):
 
 @njit(fastmath=True, inline="always")
 def _aim(row, height, right, x, y, z, cos_yaw, sin_yaw, cos_pitch, sin_pitch, size_x, size_y, size_z, rays):
-    """Fill the rays [6, width] of a row of pixels (dx, dy, their reciprocals, end, norm); what they share: dz and its reciprocal."""
-    # directions are ahead + u * right + v * up; the smallest parts are kept off 0
+    """Fill the rays [6, width] of a row of pixels (dx, dy, their reciprocals, end, norm). Returns the shared dz and its reciprocal."""
+    # directions are ahead + u * right + v * up; components are kept away from 0
     v = (1 - (2 * row + 1) / height) * math.tan(FIELD_OF_VIEW / 2)
     dz = sin_pitch + v * cos_pitch
     inv_z = 1.0 / dz if abs(dz) > 1e-9 else math.copysign(1e9, dz)
@@ -233,7 +233,7 @@ def _aim(row, height, right, x, y, z, cos_yaw, sin_yaw, cos_pitch, sin_pitch, si
         inv_x = 1.0 / (dx if abs(dx) > 1e-9 else 1e-9)
         inv_y = 1.0 / (dy if abs(dy) > 1e-9 else 1e-9)
         norm = math.sqrt(1.0 + u * u + v * v)
-        # the ray ends where it leaves the box of the world, or where nothing is seen any more
+        # the ray ends at the border of the world or at the view distance
         end = min(((size_x if inv_x > 0 else 0) - x) * inv_x, ((size_y if inv_y > 0 else 0) - y) * inv_y)
         rays[0, column], rays[1, column], rays[2, column], rays[3, column] = dx, dy, inv_x, inv_y
         rays[4, column] = min(min(end, end_z), VIEW_DISTANCE / norm) - 1e-4
@@ -265,7 +265,7 @@ def draw(grid, above, light, atlas, x, y, z, yaw, pitch, out):
 
 @njit(fastmath=True, cache=True)
 def measure(grid, above, x, y, z, yaw, pitch, out):
-    """Write to `out`, float32 [H, W], the depth of every pixel that shows a block, seen from the eye at (x, y, z).
+    """Write to `out`, float32 [H, W], the depth of every pixel that shows a block, from the eye at (x, y, z).
 
     Depth is in blocks along the optical axis. Water is looked through. Pixels of the sky, and of what is too far to be seen, stay as
     they are.
@@ -289,7 +289,7 @@ def measure(grid, above, x, y, z, yaw, pitch, out):
 
 @njit(cache=True)
 def draw_lanes(worlds, shape, atlas, bodies, eyes, lanes, out):
-    """Fill `out`, uint8 [n, H, W, 3], with what is seen in `lanes`, int64 [n], from `eyes` above the feet of bodies [N, 7].
+    """Fill `out`, uint8 [n, H, W, 3], with the views of `lanes`, int64 [n], from `eyes` above the feet of bodies [N, 7].
 
     worlds: int64 [N, 3], the addresses of each lane's `grid`, `above` and `light`; shape: theirs.
     """

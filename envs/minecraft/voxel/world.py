@@ -5,6 +5,8 @@
 
 Blocks are uint8 [x, y, z], z up (see blocks.py). Steps in the ground are mostly one block high, so that a walker that can jump reaches
 almost every place. The border is a cliff that cannot be climbed. Everything outside the world counts as solid.
+
+Longer than 400 lines: the stages of one pipeline, in their order.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from wmgym.envs.minecraft.voxel import structures
 from wmgym.envs.minecraft.voxel.blocks import AIR, NUMBER, WATER
 from wmgym.envs.minecraft.voxel.render import SUN
+from wmgym.jit import njit
 
 WIDTH, DEPTH = 256, 64
 SEA = 18  # height of the water's surface

@@ -1,10 +1,10 @@
-"""Drawing one maze as upstream draws it, without what does not show.
+"""Renders one maze with upstream's pixels, but faster.
 
-Surfaces outside of the camera's view are not given to OpenGL, which draws nothing of them anyway. The pictures on walls, floor
-and ball are decoded and put on the graphics device once per process, in the `Gallery`, and lent to every maze: this, and
-compiling the model without them, is most of what a reset costs upstream.
+Surfaces outside of the camera's view are not passed to OpenGL. The images on walls, floor and ball are decoded and uploaded to the
+graphics device once per process, in the `TextureCache`, and shared by all mazes. Upstream spends most of a reset on this, and on
+compiling the model with the images.
 
-Depth is drawn without anti-aliasing: of a pixel's four samples OpenGL keeps one, which is not at its centre, and so is off by a
+Depth is rendered without anti-aliasing: of a pixel's four samples OpenGL keeps one that is not at its centre, which is an error of a
 percent on the floor.
 """
 
@@ -26,20 +26,20 @@ from wmgym.envs.memory_maze.upstream import attribute
 Frame = NDArray[np.uint8]
 Depth = NDArray[np.float32]
 Materials = NDArray[np.int64]
-HIDDEN = 5  # a group of geoms that is not drawn
-MARGIN = 0.01  # metres that a surface may lie outside of the view and is still drawn
-SMALL_FONT = mujoco.mjtFontScale.mjFONTSCALE_50  # no text is ever drawn
+HIDDEN = 5  # a group of geoms that is not rendered
+MARGIN = 0.01  # metres; a surface this far outside of the view is still rendered
+SMALL_FONT = mujoco.mjtFontScale.mjFONTSCALE_50  # no text is rendered
 
 
-class Sight:
-    """One camera in one maze. `largest` is the greatest height and width that will be drawn."""
+class MazeRenderer:
+    """One camera in one maze. `largest` is the greatest height and width of its frames."""
 
     def __init__(
         self, model: Any, data: Any, camera: str, textures: tuple[str, ...], pictures: dict[str, bytes], largest: tuple[int, int]
     ) -> None:
         self._model, self._textures, self._pictures = model, textures, pictures
         model.vis.global_.offheight, model.vis.global_.offwidth = largest
-        model.vis.quality.shadowsize = 0  # nothing here casts a shadow, and a shadow map has 4096 x 4096 pixels
+        model.vis.quality.shadowsize = 0  # there are no shadows, and a shadow map would have 4096 x 4096 pixels
         self._camera = mujoco.MjvCamera()
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
         self._slope = math.tan(math.radians(float(model.cam_fovy[self._camera.fixedcamid])) / 2)
@@ -55,10 +55,10 @@ class Sight:
         self._near, self._far = float(model.vis.map.znear * extent), float(model.vis.map.zfar * extent)  # metres
 
     def draw(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> Frame:
-        """What the camera sees: a new array [height, width, 3], the top row first. What is made of `absent` materials is not drawn."""
+        """The camera's view as a new array [height, width, 3], top row first. Geoms of `absent` materials are not rendered."""
         pixels = np.empty((height, width, 3), np.uint8)
         area = mujoco.MjrRect(0, 0, width, height)
-        with gl.current():  # also so that no other thread changes the model meanwhile
+        with gl.current():  # its lock also keeps other threads from changing the model
             self._arrange(data, height, width, present, absent)
             if self._context is None:
                 self._context = self._make_context()
@@ -67,7 +67,7 @@ class Sight:
         return pixels[::-1].copy()
 
     def depth(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> Depth:
-        """Metres along the camera's axis to what `draw` shows, at the pixels' centres: [height, width], infinite in the sky."""
+        """Depth of `draw` in metres along the camera's axis, at the pixels' centres: [height, width], infinite in the sky."""
         values = np.empty((height, width), np.float32)
         area = mujoco.MjrRect(0, 0, width, height)
         flags = self._scene.flags
@@ -83,24 +83,24 @@ class Sight:
         return self._metres(values[::-1])
 
     def _arrange(self, data: Any, height: int, width: int, present: Materials, absent: Materials) -> None:
-        """Put into the scene what can show."""
+        """Update the scene with the geoms that are visible."""
         self._model.mat_rgba[absent, 3], self._model.mat_rgba[present, 3] = 0, 1
-        self._hide_what_is_out_of_view(data, height, width)
+        self._hide_out_of_view(data, height, width)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
 
     def _render(self, area: Any, context: Any) -> None:
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)  # another maze may have been drawn since
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)  # another maze may have been rendered in between
         mujoco.mjr_render(area, self._scene, context)
 
     def _metres(self, values: Depth) -> Depth:
-        """The depth buffer is linear in 1 / z: 1 at the near plane, 0 at the far one and where nothing was drawn."""
+        """Depth buffer -> metres. The buffer is linear in 1 / z: 1 at the near plane, 0 at the far plane and without a surface."""
         near, far = self._near, self._far
         z = near * far / (near + values.astype(np.float64) * (far - near))
         return np.where(values > 0, z, np.inf).astype(np.float32)
 
-    def _hide_what_is_out_of_view(self, data: Any, height: int, width: int) -> None:
-        """A surface all of whose corners lie beyond one side of the view cannot show."""
+    def _hide_out_of_view(self, data: Any, height: int, width: int) -> None:
+        """Hide surfaces whose corners are all beyond the same side of the view."""
         camera = self._camera.fixedcamid
         seen = (self._corners - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)  # right, up, towards the viewer
         depth = -self._slope * seen[..., 2]
@@ -110,12 +110,12 @@ class Sight:
         self._model.geom_group[self._flat] = np.where(beyond, HIDDEN, self._groups[self._flat])
 
     def _make_context(self) -> Any:
-        lent = gallery().lend(self._textures, self._pictures)
+        shared = texture_cache().get(self._textures, self._pictures)
         context = mujoco.MjrContext(self._model, SMALL_FONT)
         own = context.texture.copy()
-        for name, texture in lent.items():
+        for name, texture in shared.items():
             context.texture[self._model.texture(name).id] = texture
-        weakref.finalize(self, _give_back, context, own)
+        weakref.finalize(self, _free, context, own)
         return context
 
     def _make_depth_context(self) -> Any:
@@ -123,8 +123,8 @@ class Sight:
         samples, quality.offsamples = quality.offsamples, 0
         context = mujoco.MjrContext(self._model, SMALL_FONT)
         quality.offsamples = samples
-        context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # as the buffer holds it: the other way would round it
-        weakref.finalize(self, _give_back, context, context.texture.copy())
+        context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # the buffer's own format; another one would add rounding
+        weakref.finalize(self, _free, context, context.texture.copy())
         return context
 
 
@@ -132,27 +132,27 @@ def _corners(model: Any, data: Any, planes: NDArray[np.int64]) -> NDArray[np.flo
     """World coordinates of the corners of finite planes: [n, 4, 3]."""
     centre, axes = data.geom_xpos[planes], data.geom_xmat[planes].reshape(-1, 3, 3)
     half = model.geom_size[planes, :2]
-    assert (half > 0).all(), "a plane without end is always in view"
+    assert (half > 0).all(), "an infinite plane is always in view"
     signs = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
     return centre[:, None] + np.einsum("pij,pcj->pci", axes[..., :2], signs[None] * half[:, None])
 
 
-def _give_back(context: Any, own: NDArray[Any]) -> None:
-    """Free a maze's context, but not the textures that were lent to it."""
+def _free(context: Any, own: NDArray[Any]) -> None:
+    """Free a maze's context, but not the shared textures."""
     with gl.current():
         context.texture[:] = own
         context.free()
 
 
-class Gallery:
-    """Textures on the graphics device, for all mazes of this process; the key is what the texture's XML says but for its name."""
+class TextureCache:
+    """Textures on the graphics device, for all mazes of this process. The key of a texture is its XML without its name."""
 
     def __init__(self) -> None:
         self._textures: dict[str, int] = {}
         self._contexts: list[Any] = []  # keep the textures alive
 
-    def lend(self, textures: tuple[str, ...], pictures: dict[str, bytes]) -> dict[str, int]:
-        """OpenGL's number of each texture that is read from a file, by the texture's name in the model."""
+    def get(self, textures: tuple[str, ...], pictures: dict[str, bytes]) -> dict[str, int]:
+        """OpenGL's id of each texture with an image file, by the texture's name in the model."""
         keys = {attribute(xml, "name") or "": _nameless(xml) for xml in textures if attribute(xml, "file")}
         new = sorted(set(keys.values()) - self._textures.keys())
         if new:
@@ -171,6 +171,6 @@ def _nameless(xml: str) -> str:
 
 
 @cache
-def gallery() -> Gallery:
-    """The one of this process."""
-    return Gallery()
+def texture_cache() -> TextureCache:
+    """The cache of this process."""
+    return TextureCache()
