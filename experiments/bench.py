@@ -1,4 +1,4 @@
-"""`wmgym bench truth` and `wmgym bench model`: frames per second of a ground truth, milliseconds per dreamed step."""
+"""`wmgym bench`: frames per second of a ground truth, milliseconds per dreamed step, examples per second of a training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from tqdm import tqdm
 
 from wmgym import checkpoint as checkpoints
 from wmgym import systems
 from wmgym.benchmarks import speed
+from wmgym.benchmarks.training import training_times
 from wmgym.experiments.support.judged import system_of
 from wmgym.experiments.support.report import check_positive, write_tables
+from wmgym.progress import Progress
 from wmgym.registration import SYSTEMS, default_checkpoint, row_of
 
 SETTING = "minecraft"  # whose weights are timed by default
@@ -128,7 +129,7 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
     with nullcontext() if name else tempfile.TemporaryDirectory() as folder:
         path = name or str(_random_weights(Path(str(folder)), args.system, args.size))
         steps, parts, cache = [], [], []
-        with tqdm(total=len(args.dtypes) * (len(args.lanes) + 2), disable=not progress, unit="table") as bar:
+        with Progress(total=len(args.dtypes) * (len(args.lanes) + 2), disable=not progress, unit="table") as bar:
             for dtype in args.dtypes:
                 load = partial(checkpoints.load_world, path, system=args.system, device=args.device, dtype=dtype)
                 modes = args.modes or tuple(system_of(load()).memories)
@@ -145,7 +146,7 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
                 bar.update()
     report = {
         "weights": name or f"random, size {args.size}",
-        "device": str(world.device) if world.device.type == "cpu" else torch.cuda.get_device_name(world.device),
+        "device": _device_name(world.device),
         "threads": torch.get_num_threads(),
         "denoise_steps": world.settings.sampler.denoise_steps,
         "steps": steps,
@@ -165,6 +166,46 @@ def _random_weights(folder: Path, name: str | None, size: str) -> Path:
     return checkpoints.save(folder / "random.safetensors", system.build(config), config)[0]
 
 
-def _finish(args: TruthArgs | ModelArgs, report: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainArgs:
+    """Time a system's training step: examples per second, and the share of time by phase and by kind of kernel.
+
+    Needs no data: batches are random latents. Also counts the operations of a step, measures a large matrix product, and reports how
+    close training comes to it. Prints the report, and writes it to a folder if --out is given. The time is that of about three times
+    --steps training steps.
+    """
+
+    system: str = next(iter(SYSTEMS))
+    """System whose training is timed."""
+    size: str = "TINY"
+    """Size of the network: TINY, S, B, L or XL."""
+    batch: int = 16
+    """Examples per step: frames with what was remembered for them, or windows of chunks."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, ..."""
+    steps: int = 20
+    """Steps that are timed, after a few to warm up."""
+    compile: bool = False
+    """Compile the network."""
+    out: Path | None = None
+    """Folder for args.json, result.json and table.txt."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch", "steps")
+
+
+def bench_train(args: TrainArgs) -> dict[str, Any]:
+    """The report. Shares within it are of one run."""
+    device = torch.device(checkpoints.choose_device(args.device))
+    about = {"system": args.system, "size": args.size, "batch": args.batch, "compile": args.compile}
+    times = training_times(args.system, args.size, args.batch, device, args.steps, args.compile)
+    return _finish(args, {**about, "device": _device_name(device), "threads": torch.get_num_threads(), **times})
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _finish(args: TruthArgs | ModelArgs | TrainArgs, report: dict[str, Any]) -> dict[str, Any]:
     write_tables(args.out, args, report)
     return report if args.out is None else {**report, "out": str(args.out)}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from wmgym import settings, systems
+from wmgym import settings
 from wmgym.checkpoint import BUNDLED, load, save
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.experiments.support.report import check_positive
@@ -89,19 +89,19 @@ def write_openings(setting: str, clips: list[Opening]) -> Path:
 
 def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> str:
     """The model card: what the weights are, how they were made, and their figures."""
-    system, size = systems.get(config.system), config.autoencoder.frame_size
-    place, parameters = settings.get(config.setting).truth or config.setting, sum(p.numel() for p in model.parameters())
+    place, size = settings.get(config.setting).truth or config.setting, config.autoencoder.frame_size
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
     figures = {k: v for k, v in sorted(notes.items()) if isinstance(v, float)}
     head = {k: v for k, v in figures.items() if k.startswith(("reward_", "dreamed_"))}
     lines = [
         f"# {name}",
         "",
-        f"A {system.title(system.default_memory)} world model of `{place}` at {size} x {size}: "
-        f"{parameters / 1e6:.1f} million parameters, in bfloat16.",
+        f"A world model of `{place}` at {size} x {size} (system `{config.system}`): {millions:.1f} million parameters, in bfloat16.",
         "",
         "- Trained by: " + f"`{notes.get('command', '')}`",
-        f"- Data: {notes.get('frames')} frames; collected as `experiments/README.md` says.",
-        "- Licence: MIT, as the code. The frames were collected by our own walkers; no other data was used.",
+        f"- Data: {notes.get('frames')} frames of our own walkers; docs/systems/{config.system}.md has the commands.",
+        "- No other data was used.",
+        "- Licence: MIT, as the code.",
         "",
         "At the end of training, on episodes of worlds that were not trained on (PSNR in dB):",
         "",

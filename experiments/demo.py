@@ -13,7 +13,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from wmgym.agents.collect import ATTEMPTS, WORLDS_PER_SEED, record
 from wmgym.benchmarks.cells import judge, strip_steps
@@ -21,8 +20,9 @@ from wmgym.benchmarks.loopnav import loop_of
 from wmgym.benchmarks.rollout import Dream, Walk, dream_legs
 from wmgym.experiments.support.film import film_pages, write_film
 from wmgym.experiments.support.judged import DreamArgs, loader, system_of
-from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import write_result
+from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
 
 WALKS = {"loop": "loop-ABA-5", "turn": "turn-loop"}  # file name -> walker
@@ -48,13 +48,14 @@ class DemoArgs(DreamArgs):
 
 def demo(args: DemoArgs, progress: bool = True) -> dict[str, Any]:
     """The report: mean PSNR of the way back, and the files that were written."""
+    check_plots()
     world_of = loader(args.checkpoint, args)
     system = system_of(world_of(None))
     worlds = {"with memory": world_of(system.default_memory), "without": world_of(system.reference)}
     env = gym.make("Minecraft-v0", task="free", disable_env_checker=True)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, files = [], []
-    with tqdm(WALKS.items(), disable=not progress, unit="loop") as bar:
+    with Progress(WALKS.items(), disable=not progress, unit="loop") as bar:
         for name, walker in bar:
             bar.set_description(f"{name}: walking")
             loop = walk(env, walker, args.seed)

@@ -116,7 +116,8 @@ def evaluate(args: LoopMemArgs, progress: bool = True) -> dict[str, Any]:
         for path in args.paths:
             walks_of = cache(partial(_walks, args, path, setting, same, progress))
             made = {}
-            for row in (*CONTROLS, *rows):
+            every: list[Row | str] = [*CONTROLS, *rows]
+            for row in every:
                 name = row if isinstance(row, str) else row.name
                 cell = partial(_cell, args, path, row, walks_of, moves, same, features, show_in(bar))
                 made[name] = kept(args.out / "cells" / f"{path}-{name}.json", cell)["walks"]
@@ -162,8 +163,10 @@ def find_rows(args: LoopMemArgs) -> list[Row]:
 def _load(args: LoopMemArgs, system: str | None, name: str, memory: str | None) -> WorldModel:
     own = [f.name for f in fields(systems.get(system).options)] if system else []
     options = {key: value for key, value in parse_kwargs(args.options).items() if key in own}
-    keywords = {"denoise_steps": args.denoise_steps, "memory_budget": args.memory_budget, "device": args.device, "dtype": args.dtype}
-    return checkpoint.load_world(name, system=system, memory=memory, options=options, **keywords)
+    return checkpoint.load_world(
+        name, system=system, memory=memory, options=options,
+        denoise_steps=args.denoise_steps, memory_budget=args.memory_budget, device=args.device, dtype=args.dtype,
+    )  # fmt: skip
 
 
 def untrained(args: LoopMemArgs, row: Row) -> WorldModel:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
 from wmgym.benchmarks import cells as cell_files
@@ -25,10 +24,11 @@ from wmgym.benchmarks.loopnav import Course
 from wmgym.benchmarks.rollout import Walk
 from wmgym.data.loopnav import find_trajectories, read_episode, read_rows
 from wmgym.experiments.support.judged import DreamArgs, context_lengths, loader, made_with, modes_of, reconstruct
-from wmgym.experiments.support.pictures import pair_of, plot_strips, pyplot, save_figure, style_of
+from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
+from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
 
 STEPS_GUESS = {None: 40, 5: 60, 15: 110, 30: 200, 50: 320}  # range -> steps of a loop: how many steps to collect at first
@@ -77,6 +77,7 @@ class LoopNavArgs(DreamArgs):
 
 def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     """Make the cells that are missing, then the report (also in `result.json`)."""
+    check_plots()
     out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
@@ -87,7 +88,7 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
         read = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
     settings = cell_files.Settings(args.seed, args.lanes, lpips_available())
     loops_of = {course.name: partial(read, course) for course in wanted}
-    with tqdm(disable=not progress, unit="frame") as bar:
+    with Progress(disable=not progress, unit="frame") as bar:
         through = partial(reconstruct, world_of(modes[0]))
         cells = cell_files.evaluate(loops_of, modes, world_of, through, out, settings, show_in(bar))
     summary = tables.summarise(cells, [course.group for course in wanted], modes, system)

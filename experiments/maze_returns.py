@@ -12,12 +12,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.scripted import find_program, make_walker
 from wmgym.experiments.support.report import check_positive, write_tables
 from wmgym.metrics.statistics import bootstrap_interval
+from wmgym.progress import Progress
 
 PEOPLE = {9: (26.4, 34.8), 11: (44.3, 58.0), 13: (55.5, 74.5), 15: (67.7, 87.7)}  # mean and best
 
@@ -54,7 +54,7 @@ class ReturnsArgs:
 def evaluate(args: ReturnsArgs, progress: bool = True) -> dict[str, Any]:
     """One row per size and walker: the mean return and its 95 % interval over mazes."""
     rows = []
-    with tqdm(total=len(args.sizes) * len(args.walkers) * args.episodes, unit="episode", disable=not progress) as bar:
+    with Progress(total=len(args.sizes) * len(args.walkers) * args.episodes, unit="episode", disable=not progress) as bar:
         for size in args.sizes:
             env = gym.make(f"MemoryMaze-{size}x{size}-v0", disable_env_checker=True)
             for walker in args.walkers:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from wmgym import settings
 from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
@@ -28,10 +27,11 @@ from wmgym.benchmarks import replay, tables
 from wmgym.benchmarks.cells import BASELINES
 from wmgym.data.episode import Header, read_header
 from wmgym.experiments.support.judged import DreamArgs, context_lengths, loader, made_with, modes_of, reconstruct
-from wmgym.experiments.support.pictures import pair_of, plot_strips, pyplot, save_figure, style_of
+from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
+from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
 from wmgym.train.reward import encode_with, measure
 from wmgym.world_model import WorldModel
@@ -92,6 +92,7 @@ class ReplayArgs(DreamArgs):
 
 def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     """Make the cells that are missing, then the report (also in `result.json`)."""
+    check_plots()
     out, group = args.out, replay.group(args.context, args.steps)
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
@@ -101,7 +102,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     more = {"more": replay.tile_scores} if model.provenance.setting == "memory_cards" else {}
     how = cell_files.Settings(args.seed, args.lanes, lpips_available(), **more)
     windows = {group.name: partial(replay.read_windows, paths, args.context, args.steps)}
-    with tqdm(disable=not progress, unit="frame") as bar:
+    with Progress(disable=not progress, unit="frame") as bar:
         cells = cell_files.evaluate(windows, modes, world_of, partial(reconstruct, model), out, how, show_in(bar))
     found = replay.tables(cells, group, modes, system)
     rewards = kept(out / "cells" / "rewards.json", partial(_rewards, model, paths)) if model.reward_head is not None else None

@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium.utils import seeding
-from tqdm import tqdm
 
 import wmgym
 from wmgym.agents.collect import ATTEMPTS, WORLDS_PER_SEED
@@ -27,11 +26,12 @@ from wmgym.benchmarks.rollout import Walk, dream_legs
 from wmgym.benchmarks.tables import columns, curve, markdown_rows
 from wmgym.checkpoint import load_world
 from wmgym.experiments.support.film import film_pages, write_film
-from wmgym.experiments.support.pictures import pyplot, save_figure
+from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import check_positive, check_seed, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 from wmgym.openings import frame_of, plan_opening
+from wmgym.progress import Progress
 from wmgym.registration import row_of
 from wmgym.systems import REFERENCE
 from wmgym.world_model import WorldModel
@@ -89,11 +89,12 @@ class TwinArgs:
 
 def evaluate(args: TwinArgs, progress: bool = True) -> dict[str, Any]:
     """Make the cells that are missing, then the report (also in `result.json`)."""
+    check_plots()
     stage = Stage(args)
     weights = stage.world(stage.memories[0]).provenance.weights
     open_run_folder(args.out, {**asdict(args), "weights": weights}, {"walkers", "memories", "device", "lanes", "film", "out"})
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    with tqdm(total=len(stage.walkers) * len(stage.memories), disable=not progress, unit="cell") as bar:
+    with Progress(total=len(stage.walkers) * len(stage.memories), disable=not progress, unit="cell") as bar:
         for walker in stage.walkers:
             for memory in stage.memories:
                 bar.set_description(f"{walker} {memory}")

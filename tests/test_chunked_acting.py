@@ -15,6 +15,7 @@ import wmgym
 from wmgym.agents.mpc import PlannerConfig
 from wmgym.cli import main
 from wmgym.experiments import plan, ppo
+from wmgym.experiments.support.players import in_steps
 from wmgym.integrations import sb3
 from wmgym.twins import Chunked, ChunkedLanes
 
@@ -126,14 +127,14 @@ def test_a_chunked_dream_plans_as_well_as_the_truth_where_nothing_is_in_the_way(
 @pytest.mark.parametrize(("horizon", "hold"), [(6, 1), (12, 6), (8, 2)])
 def test_plans_that_end_inside_a_chunk_are_refused(horizon: int, hold: int) -> None:
     with pytest.raises(ValueError, match=rf"horizon must be a multiple of 4, and hold 1 or a multiple of 4, got horizon={horizon}"):
-        plan.in_steps(PlannerConfig(horizon=horizon, hold=hold), CHUNK)
+        in_steps(PlannerConfig(horizon=horizon, hold=hold), CHUNK)
 
 
 def test_plans_in_steps_of_a_dream() -> None:
     config = PlannerConfig(horizon=16, hold=8)
-    assert plan.in_steps(config, 1) == (config, False)
-    assert plan.in_steps(config, CHUNK) == (PlannerConfig(horizon=4, hold=2), True)
-    assert plan.in_steps(PlannerConfig(horizon=16, hold=1), CHUNK) == (PlannerConfig(horizon=4, hold=1), False)
+    assert in_steps(config, 1) == (config, False)
+    assert in_steps(config, CHUNK) == (PlannerConfig(horizon=4, hold=2), True)
+    assert in_steps(PlannerConfig(horizon=16, hold=1), CHUNK) == (PlannerConfig(horizon=4, hold=1), False)
 
 
 def test_twin_evaluates_chunked_dreams(tmp_path: Path) -> None:

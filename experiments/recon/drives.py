@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from tqdm import tqdm
-
 from wmgym.data import recon
 from wmgym.data.recon import Dataset, Task, Trajectory
 from wmgym.experiments.recon.args import PLANNING, ReconArgs
+from wmgym.progress import Progress
 
 SPLITS = {PLANNING: "navigation_eval.pkl", "time": "time.pkl", "rollout_1fps": "rollout.pkl", "rollout_4fps": "rollout.pkl"}
 
@@ -50,7 +49,7 @@ class Drives:
 
     @cached_property
     def _all(self) -> list[Trajectory]:
-        return [self.trajectory(name) for name in tqdm(self.paths, desc="odometry", disable=not self._progress)]
+        return [self.trajectory(name) for name in Progress(self.paths, desc="odometry", disable=not self._progress)]
 
     def _trajectory(self, name: str) -> Trajectory:
         if name not in self.paths:

@@ -6,8 +6,6 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from tqdm import tqdm
-
 from wmgym import systems
 from wmgym.benchmarks import recon as protocol
 from wmgym.diffusion.samplers import evaluations as network_evaluations
@@ -17,15 +15,18 @@ from wmgym.experiments.recon.cells import Cells
 from wmgym.experiments.recon.drives import Drives
 from wmgym.experiments.recon.methods import COPY, LINE, TOLD, Method, Methods
 from wmgym.experiments.recon.rows import Made, Maker, far_names
+from wmgym.experiments.support.pictures import check_plots
 from wmgym.experiments.support.report import write_result
 from wmgym.files import open_run_folder, write_atomically
 from wmgym.metrics.image import available, lpips_available
+from wmgym.progress import Progress
 
 FREE = frozenset("checkpoint modes evaluations rank objective device dtype lanes at_once out".split())  # decide no row, or its cell tells
 
 
 def evaluate(args: ReconArgs, progress: bool = True) -> dict[str, Any]:
     """Make the rows that are missing, then the report (also in `result.json`)."""
+    check_plots()
     drives, cells = Drives(args, progress), Cells(args.out / "cells")
     dtype = (cells.told("dtype") or "auto") if args.dtype == "auto" else args.dtype
     methods = Methods(args, drives.dataset.displacement, dtype)
@@ -80,7 +81,7 @@ def _rows(maker: Maker, cells: Cells, evaluation: str, method: Method) -> list[d
     rows = cells.rows(name, tasks)
     each = maker.frames(evaluation, method)
     unit, each = ("frame", each) if each else ("task", 1)
-    with tqdm(total=each * len(tasks), initial=each * len(rows), desc=name, unit=unit, disable=not maker.progress) as bar:
+    with Progress(total=each * len(tasks), initial=each * len(rows), desc=name, unit=unit, disable=not maker.progress) as bar:
         while len(rows) < len(tasks):
             rows += maker.rows(evaluation, method, tasks[len(rows) : len(rows) + maker.args.lanes], bar.update)
             cells.write(name, made_with, rows)

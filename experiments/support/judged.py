@@ -62,8 +62,10 @@ def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [N, H, W, 3] through the autoencoder and back: the best that its latents can show."""
     with torch.inference_mode():
         latents = world.encode(torch.from_numpy(frames)[None].to(world.device))
-        parts = [to_uint8(world.autoencoder.decode(part)) for part in latents[0].split(256)]
-    return torch.cat(parts).cpu().numpy()
+        images = [world.autoencoder.decode(part) for part in latents[0].split(256)]
+    if not all(bool(part.isfinite().all()) for part in images):
+        raise FloatingPointError("the autoencoder made frames that are not finite; its weights may be damaged")
+    return torch.cat([to_uint8(part) for part in images]).cpu().numpy()
 
 
 def context_lengths(world_of: WorldOf, modes: Sequence[str]) -> list[dict[str, Any]]:
@@ -71,4 +73,4 @@ def context_lengths(world_of: WorldOf, modes: Sequence[str]) -> list[dict[str, A
     system = system_of(world_of(None))
     if system.context_cost is None:
         return []
-    return [{"mode": mode, **system.context_cost(world_of(mode))} for mode in modes]
+    return [{"mode": system.title(mode), **system.context_cost(world_of(mode))} for mode in modes]

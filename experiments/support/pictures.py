@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wmgym.benchmarks.cells import COLUMNS, strip_file
+from wmgym.extras import need
 from wmgym.systems import System
 
 GREYS = {"copy": "0.6", "ceiling": "0.2"}  # of the baselines
@@ -14,14 +15,18 @@ GREYS = {"copy": "0.6", "ceiling": "0.2"}  # of the baselines
 
 def pyplot() -> Any:
     """`matplotlib.pyplot`, without a window."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'wmgym[eval]'") from error
+    check_plots()
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def check_plots() -> None:
+    """ImportError if plots cannot be drawn: for the beginning of a program that draws at its end."""
+    need("eval", "plots need")
 
 
 def save_figure(figure: Any, file: Path, dpi: int = 110) -> Path:

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from wmgym.cli import as_text, plain
 from wmgym.files import as_json, write_atomically
+from wmgym.progress import Progress
 
 
 def write_result(out: Path, report: dict[str, Any]) -> None:
@@ -28,15 +27,15 @@ def write_tables(out: Path | None, args: Any, report: dict[str, Any]) -> dict[st
     return report
 
 
-def show_in(bar: tqdm) -> Callable[[str, int, int], None]:
+def show_in(bar: Progress) -> Callable[[str, int, int], None]:
     """A function (what is being made, frames done, frames in all) that shows them in a progress bar."""
 
     def show(what: str, done: int, total: int) -> None:
         if bar.disable:
             return
         if bar.desc != f"{what}: ":
-            bar.reset(total)
             bar.set_description(what)
+            bar.reset(total)
         bar.update(done - bar.n)
 
     return show

@@ -161,7 +161,8 @@ def summarise(paths: Mapping[str, Rows], comparisons: Sequence[tuple[str, str]])
                 line = {"path": path, "difference": f"{a} - {b}"}
                 for metric in COMPARED:
                     if all(metric in walk for name in (a, b) for walk in rows[name]):
-                        line |= columns(metric, paired_difference(*([walk[metric] for walk in rows[name]] for name in (a, b))))
+                        here, there = ([walk[metric] for walk in rows[name]] for name in (a, b))
+                        line |= columns(metric, paired_difference(here, there))
                 differences.append(line)
     return {"scores": table, "differences": differences, "coherence": coherence}
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -260,8 +261,8 @@ class VideoDiT(nn.Module):
         h = linear(self.embed, _patchify(x.to(dtype), self.config.patch), adapters, "embed") + inputs.position
         c = F.silu(inputs.embedded + self.noise_embed(sinusoid(1000 * level, 256).to(dtype)))  # [B, T, D]
         shared = linear(self.modulation, c, adapters, "modulation") if self.config.shared_modulation else None
-        rotations, seen = inputs.rotations, []
-        for i, block in enumerate(self.blocks):
+        rotations, seen = inputs.rotations, list[KeysValues]()
+        for i, block in enumerate(cast(Iterable[Block], self.blocks)):
             if shared is None:
                 m = linear(block.modulation, c, adapters, f"blocks.{i}.modulation").unflatten(-1, (6, -1))
             else:
