@@ -23,7 +23,7 @@ from typing import Any, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmgym import hub, systems
 from wmgym.files import replacing
@@ -86,6 +86,11 @@ def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def combined(digests: Mapping[str, str]) -> str:
     """SHA-256 of named tensors. It does not depend on their order or on how they are divided into files."""
     return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in sorted(digests.items())).encode()).hexdigest()
+
+
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 of a module's weights."""
+    return combined(digests_of(module.state_dict()))
 
 
 def checksum(digests: Mapping[str, str], header: Mapping[str, str]) -> str:
@@ -220,7 +225,7 @@ def load(path: Path | str, *, system: str | None = None, deltas: tuple[str, ...]
     _check_same(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     sha256 = stored.sha256 if len(parts) == 1 else hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
-    model.provenance = Provenance(chosen.name, config.setting, config.memory, sha256)
+    model.provenance = Provenance(chosen.name, config.setting, config.memory, sha256, digest_of(model.autoencoder))
     return Loaded(model.eval().requires_grad_(False), config, notes)
 
 
@@ -480,5 +485,5 @@ def _published(checkpoint: str, stamp: Any, device: str, dtype: str) -> tuple[Wo
     assert published is not None
     system, loader = published
     model, config, sha256 = loader.load(checkpoint)
-    model.provenance = Provenance(system.name, config.setting, config.memory, sha256)
+    model.provenance = Provenance(system.name, config.setting, config.memory, sha256, digest_of(model.autoencoder))
     return model.to(device, getattr(torch, dtype)), config

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wmgym import systems
+from wmgym.agents.collect import parse_kwargs
 from wmgym.checkpoint import load_world
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.systems import System
@@ -31,6 +32,8 @@ class DreamArgs:
     """Where dreamed poses come from: learned or actions; by default the checkpoint's."""
     memory_budget: int | None = None
     """Frames that a memory may keep; by default the checkpoint's."""
+    options: str = "{}"
+    """The system's own keywords as JSON, such as {"retrieval": "coverage"} for worldpack."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, ..."""
     dtype: str = "auto"
@@ -40,6 +43,7 @@ class DreamArgs:
 def loader(checkpoint: str, args: DreamArgs) -> WorldOf:
     """A function from a memory to the checkpoint's world with it, under the given options. Each world is loaded once."""
     keywords = {field.name: getattr(args, field.name) for field in fields(DreamArgs)}
+    keywords["options"] = parse_kwargs(args.options, "options")
     return cache(lambda memory: load_world(checkpoint, memory=memory, **keywords))
 
 

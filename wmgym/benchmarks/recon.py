@@ -124,6 +124,7 @@ def far_frames(
             state, seen = world.step(state, actions[:, step, None], stride=at - before)
             before = at
             if at in wanted:
+                seen.check()
                 shown[at] = seen.pixels[:, -1].cpu().numpy()
             tick(len(problems))
     return np.stack([shown[at] for at in wanted], 1)

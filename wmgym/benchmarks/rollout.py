@@ -56,6 +56,7 @@ def dream_legs(world: World, walks: Sequence[Walk], seeds: Sequence[int], lanes:
         for first in range(0, walks[rows[0]].leg, world.chunk):
             state, alive = _keep(state, alive, sum(walks[row].leg > first for row in rows))
             state, shown = world.step(state, _actions(world, walks, rows[:alive], first))
+            shown.check()
             pixels, poses = shown.pixels.cpu().numpy(), shown.poses.cpu().numpy()
             retrieved = state.retrieval.indices.cpu().numpy()
             for lane, row in enumerate(rows[:alive]):
@@ -85,7 +86,9 @@ def next_frames(
         for first in range(0, walks[rows[0]].leg, every):
             state, alive = _keep(state, alive, sum(walks[row].leg > first for row in rows))
             fresh = replace(state, keys=rng.fold(state.keys, first))
-            pixels = world.step(fresh, _actions(world, walks, rows[:alive], first))[1].pixels[:, 0].cpu().numpy()
+            shown = world.step(fresh, _actions(world, walks, rows[:alive], first))[1]
+            shown.check()
+            pixels = shown.pixels[:, 0].cpu().numpy()
             for lane, row in enumerate(rows[:alive]):
                 made[row].append(pixels[lane])
             tick(alive)

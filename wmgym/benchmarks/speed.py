@@ -21,6 +21,7 @@ from wmgym import rng
 from wmgym.core import Clip, Condition, Context, Query, Seen, WorldState
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS
+from wmgym.geometry import wrap_angle
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.world_model import WorldModel
 
@@ -54,7 +55,7 @@ def opened(world: WorldModel, lanes: int, frames: int = OPENING) -> WorldState:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (lanes, frames, *world.frame_shape), generator=generator, dtype=torch.uint8)
     angle = torch.arange(frames) * 0.2617994 - torch.pi
-    poses = torch.stack([3 * angle.cos(), 3 * angle.sin(), 0 * angle, torch.remainder(angle, 6.2831853) - torch.pi, 0 * angle], -1)
+    poses = torch.stack([3 * angle.cos(), 3 * angle.sin(), 0 * angle, wrap_angle(angle - torch.pi), 0 * angle], -1)
     clip = Clip(
         pixels.to(world.device),
         torch.full((lanes, frames), TURN_LEFT, device=world.device),
@@ -71,6 +72,8 @@ def forward(world: WorldModel, lanes: int) -> torch.Tensor:
 def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> list[dict[str, Any]]:
     """One row per world: the time of a whole env step of `lanes` lanes, decoding included."""
     states = {name: opened(world, lanes) for name, world in worlds.items()}
+    for name, world in worlds.items():
+        world.step(states[name], forward(world, lanes))[1].check()
     calls = {name: (lambda w=world, s=states[name]: w.step(s, forward(w, lanes))) for name, world in worlds.items()}
     device = next(iter(worlds.values())).device
     found = take_turns(calls, seconds, device)
@@ -94,6 +97,7 @@ def bound_parts(world: WorldModel, state: WorldState) -> tuple[Condition, tuple[
 def shares(world: WorldModel, lanes: int, seconds: float) -> dict[str, float]:
     """Each part's share of the time of a whole step. "rest" is the motion head, the noise and bookkeeping."""
     state, actions = opened(world, lanes), forward(world, lanes)
+    world.step(state, actions)[1].check()
     condition, contexts = bound_parts(world, state)
     bound, sampler, memories = world.net.bind(condition, contexts), world.settings.sampler, world.settings.memories
     noise = rng.noise(state.keys, tuple(state.latents.shape[1:]))
