@@ -232,7 +232,7 @@ def test_parts_must_all_be_there_and_of_one_save(tmp_path: Path) -> None:
     files[1].write_bytes(others[1].read_bytes())
     fails(path, files[1].name, "another save")
     files[1].write_bytes(good[:-5])
-    fails(path, files[1].name, "not a whole")
+    fails(path, files[1].name, "not a complete")
     files[1].write_bytes(good)
     load(path)
     fails(files[0], "lacks")  # one part alone is not a checkpoint

@@ -87,6 +87,7 @@ class Provenance:
     setting: str = ""
     memory: str = ""
     weights: str = ""  # SHA-256
+    autoencoder: str = ""  # SHA-256 of its part of them, before a change of precision
 
 
 Arrival = tuple[Tensor, Tensor | None, Tensor | None]  # poses float32 [B, F, 5]; rewards float32 [B, F] and ends bool [B, F]

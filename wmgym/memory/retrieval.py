@@ -1,5 +1,7 @@
 """Retrieval of past frames: WorldPack's pose score (section 4.2), in log space, and the choice of frames by score.
 
+`RetrievalConfig.method` "coverage" replaces score and choice by greedy coverage of the target view (`coverage.py`).
+
     score_i = w_c max(cos, 0) exp(-s^2 / 2 sigma_s^2) exp(-l^2 / 2 sigma_l^2)
             + w_a max(-cos, 0) exp(-(s - mu_s)^2 / 2 sigma_s^2) exp(-l^2 / 2 sigma_l^2)
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from wmgym.geometry import view_direction
 
+METHODS = ("score", "coverage")
 _GRID = 1024  # scores are rounded to 1/1024, so that rounding errors in a batch cannot change a choice between equal frames
 
 
@@ -30,15 +33,18 @@ class RetrievalConfig:
     excluded.
     """
 
+    method: str = "score"  # "score": the highest, apart in time; "coverage": each frame for what it adds to those chosen before
     sigma_s: float = 8.0  # blocks, forward
     sigma_l: float = 4.0  # blocks, lateral
     mu_s: float = 1.0  # blocks
     w_c: float = 1.0
     w_a: float = 0.0
     exclusion: int = 5  # steps: frames of the last second are never retrieved
-    suppression: int = 5  # steps: a chosen frame excludes its neighbours within a second
+    suppression: int = 5  # steps, for method "score": a chosen frame excludes its neighbours within a second
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"retrieval method must be one of {', '.join(METHODS)}, got {self.method!r}")
         for name in ("sigma_s", "sigma_l"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

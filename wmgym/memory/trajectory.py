@@ -1,7 +1,7 @@
 """Memory of frames: recent ones at several resolutions, and older ones retrieved by pose.
 
     bank --newest--> recent frames, packed by level  \\
-         --score---> retrieved frames                 > Context.frames
+         --poses---> retrieved frames                 > Context.frames
 
 All four memories of WorldPack's ablation are layouts of this class (`systems.worldpack.LAYOUTS`).
 """
@@ -17,6 +17,7 @@ from wmgym.core import Context, ContextFrames, Footprint, FramePayload, Query, R
 from wmgym.geometry import relative_pose
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
+from wmgym.memory.coverage import CoverageConfig, choose_views
 from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import RetrievalConfig, choose, log_score
 
@@ -33,6 +34,7 @@ class TrajectoryMemory:
     budget: int = 512  # frames in memory
     action_size: int = 0  # length of a continuous action; 0: discrete actions
     dtype: torch.dtype = torch.float32
+    coverage: CoverageConfig = field(default_factory=CoverageConfig)  # the camera, for retrieval by coverage
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -73,17 +75,18 @@ class TrajectoryMemory:
         n, level = self.layout.retrieved
         if n == 0:
             return Context(tuple(groups))
-        chosen, scores, exists = self._retrieve(memory, reference, now, n)
+        chosen, scores, exists = self._retrieve(memory, query, n)
         groups.append(context_frames(memory, chosen, exists, reference, now, level))
         return Context(tuple(groups), retrieval=Retrieval(torch.where(exists, groups[-1].times, -1), scores))
 
-    def _retrieve(self, memory: Bank, reference: Tensor, now: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _retrieve(self, memory: Bank, query: Query, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best frames, without the recent ones of the layout and those of the last second."""
-        times = memory.times.values
-        scores = log_score(reference, memory.poses.values, self.retrieval)
+        past, times = memory.poses.values, memory.times.values
         hidden = max(self.retrieval.exclusion, self.layout.num_recent)
-        allowed = (times >= 0) & (now[:, None] - times > hidden)
-        return choose(scores, times, allowed, n, self.retrieval.suppression)
+        allowed = (times >= 0) & (query.times[:, :1] - times > hidden)
+        if self.retrieval.method == "coverage":
+            return choose_views(query.poses, past, times, allowed, n, self.coverage)
+        return choose(log_score(query.poses[:, 0], past, self.retrieval), times, allowed, n, self.retrieval.suppression)
 
 
 def context_frames(memory: Bank, slots: Tensor, valid: Tensor, reference: Tensor, now: Tensor, level: int) -> ContextFrames:

@@ -9,7 +9,7 @@ Its only memory, "none", is the recent window: the newest L_train - 1 chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from wmgym import settings
@@ -18,6 +18,7 @@ from wmgym.memory.slots import SlotMemory
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
 from wmgym.nets.video_dit import SIZES, VideoDiT, VideoDiTConfig
+from wmgym.systems.fitting import check_fits, pose_source, sizes
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.world_model import SamplerConfig, WorldModel
 
@@ -37,12 +38,7 @@ class VideoConfig:
     displacement: Displacement = field(default_factory=Displacement)  # for settings whose data define the actions
 
     def __post_init__(self) -> None:
-        if self.net.latent_shape != self.autoencoder.latent_shape:
-            raise ValueError(f"net.latent_shape {self.net.latent_shape} differs from the autoencoder's {self.autoencoder.latent_shape}")
-        for name in ("num_actions", "action_size"):
-            own, known = getattr(self.net, name), getattr(self.kinematics, name)
-            if own != known:
-                raise ValueError(f"net.{name} {own} differs from the {known} of setting {self.setting!r}")
+        check_fits(self.net, self.autoencoder, self.kinematics, self.setting)
 
     @property
     def kinematics(self) -> Kinematics:
@@ -62,18 +58,9 @@ def preset(
         raise ValueError(f"size must be one of {sorted(SIZES)}, got {size!r}")
     autoencoder, displacement = autoencoder or AutoencoderConfig(), displacement or Displacement()
     place, moves = settings.get(setting), settings.kinematics(setting, displacement)
-    config = VideoDiTConfig(
-        latent_shape=autoencoder.latent_shape,
-        num_actions=moves.num_actions,
-        action_size=moves.action_size,
-        field_of_view=moves.field_of_view,
-        aspect=moves.aspect,
-        pose_rotary=place.has_camera,
-        extent=place.extent,
-    )
-    config = replace(config, **{**SIZES[size], **net})  # type: ignore[arg-type]
-    source = "learned" if any(moves.uncertain) else "actions"
-    return VideoConfig(setting=setting, pose_source=source, autoencoder=autoencoder, net=config, displacement=displacement)
+    camera = {"pose_rotary": place.has_camera, "extent": place.extent}
+    config = VideoDiTConfig(**{**sizes(autoencoder, moves), **camera, **SIZES[size], **net})
+    return VideoConfig(setting=setting, pose_source=pose_source(moves), autoencoder=autoencoder, net=config, displacement=displacement)
 
 
 def build(config: VideoConfig, system: System | None = None) -> WorldModel:
@@ -94,8 +81,8 @@ def chunk_sizes(host: MemoryHost) -> dict[str, Any]:
     """Sizes of a network's keys and values, as keywords of its memories."""
     net: VideoDiTConfig = host.config.net
     dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
-    sizes = {"layers": net.depth, "chunk": net.chunk, "tokens": net.tokens, "heads": net.heads, "head_width": net.width // net.heads}
-    return {**sizes, "dtype": dtype}
+    counts = {"layers": net.depth, "chunk": net.chunk, "tokens": net.tokens, "heads": net.heads, "head_width": net.width // net.heads}
+    return {**counts, "dtype": dtype}
 
 
 def recent_window(host: MemoryHost) -> tuple[SlotMemory, ...]:

@@ -17,12 +17,14 @@ from typing import Any
 from wmgym import settings
 from wmgym.kinematics import Displacement, Kinematics
 from wmgym.memory.bank import check_budget
+from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.packing import Layout
-from wmgym.memory.retrieval import RetrievalConfig
+from wmgym.memory.retrieval import METHODS, RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.nets.cdit import SIZES, CDiT, CDiTConfig
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.systems.fitting import check_fits, pose_source, sizes
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.world_model import SamplerConfig, WorldModel
 
@@ -43,6 +45,29 @@ def layout(memory: str) -> Layout:
 
 
 @dataclass(frozen=True)
+class WorldPackOptions:
+    """Keywords of `WorldPack-*` envs. None: as the checkpoint's config says."""
+
+    retrieval: str | None = None  # how frames are chosen: "score" or "coverage" (`memory/retrieval.py`)
+    suppression: int | None = None  # steps, for "score": a chosen frame excludes its neighbours
+
+    def __post_init__(self) -> None:
+        if self.retrieval is not None and self.retrieval not in METHODS:
+            raise ValueError(f"retrieval must be one of {', '.join(METHODS)}, got {self.retrieval!r}")
+        if self.suppression is not None and (type(self.suppression) is not int or self.suppression < 0):
+            raise ValueError(f"suppression must be a whole number of steps, 0 or more, got {self.suppression!r}")
+
+    def applied_to(self, config: RetrievalConfig) -> RetrievalConfig:
+        """The config with these values. ValueError for a suppression that would have no effect."""
+        method = config.method if self.retrieval is None else self.retrieval
+        if self.suppression is None:
+            return replace(config, method=method)
+        if method != "score":
+            raise ValueError(f"suppression belongs to retrieval='score', got suppression={self.suppression} with retrieval={method!r}")
+        return replace(config, method=method, suppression=self.suppression)
+
+
+@dataclass(frozen=True)
 class WorldPackConfig:
     system: str = "worldpack"
     setting: str = "minecraft"  # sets actions, kinematics and field of view
@@ -59,12 +84,7 @@ class WorldPackConfig:
 
     def __post_init__(self) -> None:
         layout(self.memory)
-        if self.net.latent_shape != self.autoencoder.latent_shape:
-            raise ValueError(f"net.latent_shape {self.net.latent_shape} differs from the autoencoder's {self.autoencoder.latent_shape}")
-        for name in ("num_actions", "action_size"):
-            own, known = getattr(self.net, name), getattr(self.kinematics, name)
-            if own != known:
-                raise ValueError(f"net.{name} {own} differs from the {known} of setting {self.setting!r}")
+        check_fits(self.net, self.autoencoder, self.kinematics, self.setting)
 
     @property
     def kinematics(self) -> Kinematics:
@@ -84,18 +104,11 @@ def preset(
     autoencoder = autoencoder or AutoencoderConfig()
     displacement = displacement or Displacement()
     moves = settings.kinematics(setting, displacement)
-    net = CDiTConfig(
-        latent_shape=autoencoder.latent_shape,
-        num_actions=moves.num_actions,
-        action_size=moves.action_size,
-        field_of_view=moves.field_of_view,
-        aspect=moves.aspect,
-    )
-    net = replace(net, **SIZES[size])  # type: ignore[arg-type]
+    net = CDiTConfig(**{**sizes(autoencoder, moves), **SIZES[size]})
     ahead, aside = settings.get(setting).reach
     return WorldPackConfig(
         setting=setting,
-        pose_source="learned" if any(moves.uncertain) else "actions",
+        pose_source=pose_source(moves),
         autoencoder=autoencoder,
         net=net,
         retrieval=RetrievalConfig(sigma_s=ahead, sigma_l=aside),
@@ -103,14 +116,15 @@ def preset(
     )
 
 
-def memory_of(config: WorldPackConfig, mode: str) -> TrajectoryMemory:
+def memory_of(config: WorldPackConfig, mode: str, options: WorldPackOptions | None = None) -> TrajectoryMemory:
     """The memory of a mode (`LAYOUTS`)."""
-    net = config.net
-    return TrajectoryMemory(layout(mode), config.retrieval, net.latent_shape, config.memory_budget, net.action_size)
+    net, retrieval = config.net, (options or WorldPackOptions()).applied_to(config.retrieval)
+    coverage = CoverageConfig(net.field_of_view, net.aspect)
+    return TrajectoryMemory(layout(mode), retrieval, net.latent_shape, config.memory_budget, net.action_size, coverage=coverage)
 
 
 def _memories(mode: str, host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
-    memory = memory_of(host.config, mode)
+    memory = memory_of(host.config, mode, host.options)
     check_budget(memory.budget, 1, memory.blank(host.device))
     return (memory,)
 
@@ -151,6 +165,7 @@ SYSTEM = System(
     build=build,
     memories={mode: MemoryChoice(partial(_memories, mode)) for mode in LAYOUTS},
     default_memory="worldpack",
+    options=WorldPackOptions,
     comparisons=(("worldpack", "none"), ("worldpack", "retrieval"), ("worldpack", "packing"), ("retrieval", "packing")),
     context_cost=context_cost,
     preset=preset,
