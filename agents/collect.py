@@ -189,13 +189,14 @@ def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(names), np.array(weights) / sum(weights)
 
 
-def parse_kwargs(text: str) -> dict[str, Any]:
+def parse_kwargs(text: str, name: str = "env_kwargs") -> dict[str, Any]:
+    """Keywords from JSON. `name` is the option that held them, for messages."""
     try:
         kwargs = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}: {error}") from error
+        raise ValueError(f"{name} must be a JSON object, got {text!r}: {error}") from error
     if not isinstance(kwargs, dict):
-        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}")
+        raise ValueError(f"{name} must be a JSON object, got {text!r}")
     return kwargs
 
 

@@ -15,13 +15,14 @@ import gymnasium as gym
 import numpy as np
 
 from wmgym.agents.collect import ATTEMPTS, WORLDS_PER_SEED, record
-from wmgym.benchmarks.cells import judge, strip_steps
+from wmgym.benchmarks.cells import strip_steps
 from wmgym.benchmarks.loopnav import loop_of
 from wmgym.benchmarks.rollout import Dream, Walk, dream_legs
 from wmgym.experiments.support.film import film_pages, write_film
 from wmgym.experiments.support.judged import DreamArgs, loader, system_of
 from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import write_result
+from wmgym.metrics.image import judge
 from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
 

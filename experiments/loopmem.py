@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from wmgym import checkpoint, settings, systems
 from wmgym.agents import paths as camera
@@ -24,6 +23,7 @@ from wmgym.benchmarks.cells import strip_file, write_strip
 from wmgym.benchmarks.loopmem import CONTROLS, Features, Tolerance
 from wmgym.benchmarks.rollout import Walk, dream_legs
 from wmgym.data.episode import list_episodes, load_episode
+from wmgym.experiments.support.judged import encoded, untrained
 from wmgym.experiments.support.pictures import check_plots, plot_strips
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
@@ -79,7 +79,7 @@ class LoopMemArgs:
         check_positive(self, "walks", "lanes")
         check_seed(self.seed)
         parse_kwargs(self.env_kwargs)
-        parse_kwargs(self.options)
+        parse_kwargs(self.options, "options")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def evaluate(args: LoopMemArgs, progress: bool = True) -> dict[str, Any]:
     motions = motions_of(setting)
     same = Tolerance(*motions.tolerances)
     if args.untrained:
-        rows = [*rows, Row(UNTRAINED, rows[0].system, rows[0].memory, cache(partial(untrained, args, rows[0])))]
+        rows = [*rows, Row(UNTRAINED, rows[0].system, rows[0].memory, cache(partial(_untrained, args, rows[0])))]
     found: dict[str, dict[str, Any]] = {}
     with Progress(disable=not progress, unit="frame") as bar:
         for path in args.paths:
@@ -169,19 +169,10 @@ def _load(args: LoopMemArgs, system: str | None, name: str, memory: str | None) 
     )  # fmt: skip
 
 
-def untrained(args: LoopMemArgs, row: Row) -> WorldModel:
-    """A row's network with fresh weights, behind the trained autoencoder."""
-    world = row.world()
+def _untrained(args: LoopMemArgs, row: Row) -> WorldModel:
+    """A row's network with fresh weights."""
     system, name, _ = parse_world(args.worlds[0])
-    loaded = checkpoint.load(checkpoint.resolve(name), system=system)
-    build = systems.get(row.system).build
-    assert build is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        fresh = build(loaded.config)
-    fresh.autoencoder.load_state_dict(loaded.model.autoencoder.state_dict())
-    fresh.to(world.device, next(world.net.parameters()).dtype).eval()
-    return fresh.with_settings(memories=world.settings.memories, sampler=world.settings.sampler)
+    return untrained(row.world(), name, args.seed, system=system)
 
 
 def setting_of_all(rows: Sequence[Row]) -> str:
@@ -239,13 +230,6 @@ def _cell(
 
 def _frozen(walk: Walk) -> np.ndarray:
     return np.repeat(walk.frames[walk.split - 1 : walk.split], walk.leg, 0)
-
-
-def encoded(world: WorldModel, frames: np.ndarray) -> np.ndarray:
-    """Latents of frames as vectors [N, d]."""
-    with torch.no_grad():
-        latents = torch.cat([world.encode(part[None].to(world.device))[0] for part in torch.from_numpy(frames).split(256)])
-    return latents.float().flatten(1).cpu().numpy()
 
 
 def _walks(args: LoopMemArgs, path: str, setting: str, same: Tolerance, progress: bool) -> list[Walk]:

@@ -23,7 +23,7 @@ from wmgym.benchmarks.cells import BASELINES
 from wmgym.benchmarks.loopnav import Course
 from wmgym.benchmarks.rollout import Walk
 from wmgym.data.loopnav import find_trajectories, read_episode, read_rows
-from wmgym.experiments.support.judged import DreamArgs, context_lengths, loader, made_with, modes_of, reconstruct
+from wmgym.experiments.support.judged import OLDER, DreamArgs, context_lengths, encoded, loader, made_with, modes_of, reconstruct
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import open_run_folder, write_atomically
@@ -52,6 +52,8 @@ class LoopNavArgs(DreamArgs):
     """Memories to compare, with the same weights, loops and noise; by default all memories of the checkpoint's system."""
     loops: int = 30
     """Loops of each task and range."""
+    dreams: int = 1
+    """If more than 1: also a row for the mean of that many dreams of each memory, averaged frame by frame before they are judged."""
     data: Path | None = None
     """Folder of collected loops (and its subfolders), or of LoopNav's released films and rows. By default loops are walked, and kept in
     OUT/loops."""
@@ -70,7 +72,7 @@ class LoopNavArgs(DreamArgs):
         loopnav.courses(self.tasks, self.ranges)
         if not (self.tasks and self.ranges) or self.modes == ():
             raise ValueError("tasks, ranges and modes must each name at least one")
-        check_positive(self, "loops", "lanes")
+        check_positive(self, "loops", "dreams", "lanes")
         check_seed(self.seed)
         parse_kwargs(self.env_kwargs)
 
@@ -81,17 +83,18 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     out, wanted = args.out, loopnav.courses(args.tasks, args.ranges)
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
-    free = {"tasks", "ranges", "modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
-    open_run_folder(out, {**asdict(args), **made_with(world_of(modes[0]))}, free)
+    first = world_of(modes[0])
+    free = {"tasks", "ranges", "modes", "dreams", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+    open_run_folder(out, {**asdict(args), **made_with(first), "measures": cell_files.MEASURES}, free, OLDER)
     read: Callable[[Course], list[Walk]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
     if args.data is not None:
-        read = _from_data(args.data, args.loops, wanted, world_of(modes[0]).frame_shape[0])
-    settings = cell_files.Settings(args.seed, args.lanes, lpips_available())
+        read = _from_data(args.data, args.loops, wanted, first.frame_shape[0])
+    settings = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, first))
     loops_of = {course.name: partial(read, course) for course in wanted}
     with Progress(disable=not progress, unit="frame") as bar:
-        through = partial(reconstruct, world_of(modes[0]))
-        cells = cell_files.evaluate(loops_of, modes, world_of, through, out, settings, show_in(bar))
-    summary = tables.summarise(cells, [course.group for course in wanted], modes, system)
+        through = partial(reconstruct, first)
+        cells = cell_files.evaluate(loops_of, modes, world_of, through, out, settings, show_in(bar), args.dreams)
+    summary = tables.summarise(cells, [course.group for course in wanted], modes, system, args.dreams)
     plot_curves(cells, wanted, modes, out / "curves.png")
     plot_strips(out, [course.name for course in wanted], pair_of(system, modes))
     report = {

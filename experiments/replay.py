@@ -26,7 +26,7 @@ from wmgym.benchmarks import cells as cell_files
 from wmgym.benchmarks import replay, tables
 from wmgym.benchmarks.cells import BASELINES
 from wmgym.data.episode import Header, read_header
-from wmgym.experiments.support.judged import DreamArgs, context_lengths, loader, made_with, modes_of, reconstruct
+from wmgym.experiments.support.judged import OLDER, DreamArgs, context_lengths, encoded, loader, made_with, modes_of, reconstruct
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
@@ -37,7 +37,14 @@ from wmgym.train.reward import encode_with, measure
 from wmgym.world_model import WorldModel
 
 WALKERS = {"memory_cards": "zig-zag"}  # setting -> walker; elsewhere the setting's own
-UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "recall": "tile recall", "drift": "pose drift, metres"}
+UNITS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "feature_distance": "feature distance",
+    "recall": "tile recall",
+    "drift": "pose drift, metres",
+}
 RECALL = """\
 After the last step. `recall`: share of the 16 tiles whose mean squared error is below 2e-5 (pixels in [0, 1]). `recall_turned`: the same
 share of the tiles that differ from the last observed frame, which no copy can get right.
@@ -97,10 +104,11 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
     model = world_of(modes[0])
-    open_run_folder(out, {**asdict(args), **made_with(model)}, {"modes", "device", "lanes", "out", "checkpoint"})
+    free = {"modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+    open_run_folder(out, {**asdict(args), **made_with(model), "measures": cell_files.MEASURES}, free, OLDER)
     paths = _episodes(args, model, progress)
     more = {"more": replay.tile_scores} if model.provenance.setting == "memory_cards" else {}
-    how = cell_files.Settings(args.seed, args.lanes, lpips_available(), **more)
+    how = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, model), **more)
     windows = {group.name: partial(replay.read_windows, paths, args.context, args.steps)}
     with Progress(disable=not progress, unit="frame") as bar:
         cells = cell_files.evaluate(windows, modes, world_of, partial(reconstruct, model), out, how, show_in(bar))

@@ -235,7 +235,7 @@ def test_parts_must_all_be_there_and_of_one_save(tmp_path: Path) -> None:
     fails(path, files[1].name, "not a complete")
     files[1].write_bytes(good)
     load(path)
-    fails(files[0], "lacks")  # one part alone is not a checkpoint
+    fails(files[0], "missing")  # one part alone is not a checkpoint
 
 
 # -- checksums ------------------------------------------------------------------------------------------------------------------------

@@ -93,8 +93,10 @@ def test_its_own_keywords_reach_it_and_others_are_refused(env_id: str) -> None:
         gym.make(env_id, rank=3, opening=OPENING)
     with pytest.raises(ValueError, match="strength must not be negative, got -1"):
         gym.make(env_id, strength=-1, opening=OPENING)
-    with pytest.raises(TypeError, match=r"'strength': system 'worldpack' has no keywords of its own"):
+    with pytest.raises(TypeError, match=r"'strength': system 'worldpack' knows retrieval, suppression"):
         gym.make("WorldPack-Minecraft-v0", strength=2.0)
+    with pytest.raises(TypeError, match=r"'strength': system 'nwm' has no keywords of its own"):
+        systems.get("nwm").read_options({"strength": 2.0})
 
 
 def test_its_states_go_through_a_file(env_id: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from standins import StandInWorld, draw, to_pixels
+from tiny import tiny_checkpoint
 from torch import Tensor
 
 from wmgym import systems
@@ -22,6 +23,7 @@ from wmgym.benchmarks.rollout import Dream, Walk, dream_legs, next_frames
 from wmgym.cli import plain
 from wmgym.core import Frames, WorldState
 from wmgym.data.episode import Episode, Metadata, Segment, save_episode
+from wmgym.experiments.loopnav import LoopNavArgs, evaluate
 from wmgym.files import as_json
 from wmgym.geometry import compose
 from wmgym.metrics.image import BEST_PSNR
@@ -210,6 +212,91 @@ def test_means_are_over_the_leg_and_then_over_loops() -> None:
     assert tables.leg_means(rows, "psnr", 1) == [20, 50]
     assert tables.curve(rows, "psnr", share=1).tolist() == [20, 25]
     assert tables.curve(rows, "psnr").tolist() == [20, 25, 30, 50]
+
+
+# -- sharpness and features --
+
+
+def bright(frames: np.ndarray) -> np.ndarray:
+    """Features of frames: their mean colour, and a constant."""
+    return np.concatenate([frames.mean((1, 2)), np.full((len(frames), 1), 100.0)], 1)
+
+
+def test_sharpness_is_the_ratio_of_mean_gradient_energies() -> None:
+    walks, settings = loops(), Settings(encode=bright)
+
+    def faded(frames: np.ndarray) -> np.ndarray:
+        return ((frames.astype(int) + 127) // 2).astype(np.uint8)
+
+    cells = {f"ABA-5 {mode}": cell_files.baseline_cell("ABA-5", mode, walks, settings, faded) for mode in BASELINES}
+    found = {row["mode"]: row for row in tables.summarise(cells, [COURSE.group], [], WORLDPACK)["cells"]}
+    assert found["ceiling"]["sharpness"] == pytest.approx(0.25, rel=0.05), "half the contrast"
+    assert 0 < found["ceiling"]["feature_distance"] < found["copy"]["feature_distance"]
+    for row, walk in zip(cells["ABA-5 copy"]["loops"], walks, strict=True):
+        held, truth = walk.frames[walk.split - 1].astype(float), walk.frames[walk.split :].astype(float)
+        energy, true = (sum(np.square(np.diff(x, axis=a)).mean() for a in (-3, -2)) for x in (held, truth))
+        assert tables.leg_means([row], "sharpness") == pytest.approx([energy / true], rel=1e-3)
+        a, b = bright(walk.frames[walk.split - 1 : walk.split]), bright(walk.frames[walk.split :])
+        distance = 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert row["steps"]["feature_distance"] == pytest.approx(distance, abs=1e-4)
+
+
+def test_equal_frames_are_as_sharp_and_have_the_same_features() -> None:
+    cell = cell_files.baseline_cell("ABA-5", "ceiling", loops(), Settings(encode=bright), lambda frames: frames)
+    assert tables.leg_means(cell["loops"], "sharpness") == [1] * 4
+    assert tables.leg_means(cell["loops"], "feature_distance") == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_a_flat_truth_has_no_sharpness_and_older_cells_have_no_column() -> None:
+    rows = [{"steps": {"gradient": [3.0], "true_gradient": [0.0]}}]
+    assert np.isnan(tables.leg_means(rows, "sharpness")).all()
+    cells = cells_of(Oracle(SIZE))
+    del cells["ABA-5 copy"]["loops"][0]["steps"]["gradient"]
+    table = tables.summarise(cells, [COURSE.group], ["worldpack"], WORLDPACK)
+    assert "psnr" in table["cells"][0] and not {"sharpness", "feature_distance"} & table["cells"][0].keys()
+
+
+# -- the mean of several dreams --
+
+
+def test_the_mean_of_dreams_is_judged_beside_one(tmp_path: Path) -> None:
+    world, walks = StandInWorld(SIZE), loops()
+    cells = cell_files.evaluate({"ABA-5": loops}, ["none"], lambda mode: world, lambda frames: frames, tmp_path, Settings(), dreams=3)
+    assert cells["ABA-5 none"] == run(tmp_path / "one", {"none": StandInWorld(SIZE)})["ABA-5 none"]
+    many = cells["ABA-5 none (mean of 3)"]
+    assert (tmp_path / "cells" / "ABA-5-none-mean-of-3.json").is_file() and (tmp_path / "cells" / "ABA-5-none-mean-of-3.png").is_file()
+    seeds = [[100_000_000 + k * 100_000 + i for i in range(4)] for k in range(3)]
+    dreams = [dream_legs(world, walks, each) for each in seeds]
+    for i, (walk, row) in enumerate(zip(walks, many["loops"], strict=True)):
+        mean = np.mean([each[i].frames for each in dreams], 0).round().astype(np.uint8)
+        error = np.square(mean.astype(float) - walk.frames[walk.split :]).mean((1, 2, 3))
+        assert row["steps"]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    summary = tables.summarise(cells, [COURSE.group], ["none"], WORLDPACK, dreams=3)
+    found = {row["mode"]: row for row in summary["cells"]}
+    assert list(found) == ["none", "none (mean of 3)", "copy", "ceiling"]
+    assert found["none (mean of 3)"]["psnr"] > found["none"]["psnr"] and "drift" in found["none (mean of 3)"]
+    assert [row["mode"] for row in summary["next_frame"]] == list(found)
+
+
+def test_the_command_judges_the_mean_and_refuses_older_folders(tmp_path: Path) -> None:
+    for i in range(2):
+        save_episode(tmp_path / "data" / f"{i}.safetensors", episode(4, 3, seed=i))
+    args = LoopNavArgs(
+        tiny_checkpoint(tmp_path), ("ABA",), (5,), ("none",), loops=2, data=tmp_path / "data", out=tmp_path / "out", device="cpu"
+    )
+    one = evaluate(args, progress=False)
+    assert [row["mode"] for row in one["cells"]] == ["none", "copy", "ceiling"]
+    two = evaluate(replace(args, dreams=2), progress=False)
+    assert [row["mode"] for row in two["cells"]] == ["none", "none (mean of 2)", "copy", "ceiling"]
+    assert two["cells"][0] == one["cells"][0] and {"sharpness", "feature_distance"} <= two["cells"][0].keys()
+    assert "none (mean of 2)" in (tmp_path / "out" / "table.md").read_text()
+    file = tmp_path / "out" / "args.json"
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("measures", "options", "dreams")}
+    file.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"was begun with measures=\['psnr', 'ssim'\], not \[.*'feature_distance'\]; use another folder"):
+        evaluate(args, progress=False)
+    with pytest.raises(ValueError, match="dreams must be positive, got 0"):
+        replace(args, dreams=0)
 
 
 # -- the folder --

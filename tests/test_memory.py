@@ -661,7 +661,13 @@ def test_choosing_is_greedy(entries: list[tuple[int, bool]], n: int, suppression
     assert pick(scores, n, suppression, times, allowed) == greedy(scores, times, allowed, n, suppression)
 
 
-CONFIGS = [RetrievalConfig(), PAPER, RetrievalConfig(w_a=1.0, exclusion=0, suppression=0), RetrievalConfig(exclusion=20, suppression=2)]
+CONFIGS = [
+    RetrievalConfig(),
+    PAPER,
+    RetrievalConfig(w_a=1.0, exclusion=0, suppression=0),
+    RetrievalConfig(exclusion=20, suppression=2),
+    RetrievalConfig(method="coverage", suppression=0),
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -704,7 +710,7 @@ def test_the_way_back_is_found() -> None:
     assert retrieval.scores[0, 0] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("config", [RetrievalConfig(), PAPER])
+@pytest.mark.parametrize("config", [RetrievalConfig(), PAPER, RetrievalConfig(method="coverage")])
 def test_choices_do_not_depend_on_the_batch(config: RetrievalConfig) -> None:
     """Walks over a small square of turns and steps: many frames that score the same but for rounding."""
     generator = torch.Generator().manual_seed(3)

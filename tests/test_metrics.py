@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wmgym.metrics import image
-from wmgym.metrics.statistics import bootstrap_interval, paired_difference
+from wmgym.metrics.statistics import bootstrap_interval, paired_difference, wilson_interval
 
 
 def grey(*levels: int) -> torch.Tensor:
@@ -47,6 +47,28 @@ def test_what_is_asked_for_is_judged_and_equal_frames_have_a_bounded_psnr() -> N
     assert list(image.judge(frames, frames, ["ssim"])) == ["ssim"]
     with pytest.raises(ValueError, match="metric must be one of"):
         image.judge(frames, frames, ["fid"])
+
+
+def test_gradient_energy_is_the_squared_slope() -> None:
+    across = np.arange(20, dtype=np.uint8)[None, None, :, None] * np.uint8(3) + np.zeros((1, 16, 20, 3), np.uint8)
+    both = across + np.arange(16, dtype=np.uint8)[None, :, None, None] * np.uint8(4)
+    assert image.gradient_energy(np.concatenate([across, both, 0 * both])) == pytest.approx([9, 9 + 16, 0])
+    assert image.gradient_energy(across[:, ::-1, ::-1]) == pytest.approx([9]), "of either sign"
+
+
+def test_blur_costs_gradient_energy() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    energy = image.gradient_energy(noise)
+    assert energy == pytest.approx(2 * 2 * (256**2 - 1) / 12, rel=0.05), "twice the variance, in each direction"
+    of_two = (noise.astype(int) + np.roll(noise, 1, 2)) // 2  # down: half the variance; across: pixels two apart, halved, a quarter
+    assert image.gradient_energy(of_two) / energy == pytest.approx((1 / 2 + 1 / 4) / 2, rel=0.03)
+    assert image.gradient_energy(noise // 2) / energy == pytest.approx(0.25, rel=0.01)
+
+
+def test_cosine_is_that_of_the_angle() -> None:
+    a = np.array([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    b = np.array([[5.0, 0.0], [0.0, 3.0], [-1.0, 1.0], [1.0, 0.0]])
+    assert image.cosine(a, b) == pytest.approx([1, 0, -math.sqrt(0.5), 0])
 
 
 @pytest.mark.parametrize("measure", [image.psnr, image.ssim])
@@ -148,3 +170,20 @@ def test_pairs_cancel_what_both_share() -> None:
 def test_what_has_no_mean_is_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         bootstrap_interval(values)
+
+
+def test_wilsons_interval_has_its_closed_form_and_a_width_at_the_ends() -> None:
+    found = wilson_interval([True] * 8 + [False] * 2)
+    assert (found.mean, found.count) == (0.8, 10)
+    z = 1.959964
+    for bound in (found.low, found.high):  # where the share lies z standard errors of that bound away
+        assert abs(0.8 - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / 10), rel=1e-5)
+    none, every = wilson_interval([0] * 20), wilson_interval([1] * 20)
+    assert none.low == 0 and none.high == pytest.approx(z * z / (20 + z * z), rel=1e-5)
+    assert every.high == 1 and every.low == pytest.approx(1 - none.high)
+    assert 0 < wilson_interval([1]).low < wilson_interval([1], confidence=0.5).low < 1
+    for bad in ([], [0.5], [2], [[1, 0]]):
+        with pytest.raises(ValueError, match="outcomes"):
+            wilson_interval(bad)
+    with pytest.raises(ValueError, match="confidence"):
+        wilson_interval([1], confidence=95)

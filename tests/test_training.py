@@ -294,7 +294,7 @@ def test_a_state_of_another_model_or_no_state_at_all_is_named(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"line-state\.safetensors belongs to another model"):
         fit_line(tmp_path, LoopConfig(3))
     path.write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match=r"line-state\.safetensors: not a whole"):
+    with pytest.raises(ValueError, match=r"line-state\.safetensors: not a complete"):
         fit_line(tmp_path, LoopConfig(3))
 
 

@@ -12,11 +12,13 @@ import torch
 
 from wmgym import systems
 from wmgym.agents.collect import parse_kwargs
-from wmgym.checkpoint import load_world
+from wmgym.benchmarks.cells import MEASURES_0_1
+from wmgym.checkpoint import load, load_world, resolve
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.systems import System
 from wmgym.world_model import WorldModel
 
+OLDER = {"options": "{}", "measures": MEASURES_0_1}  # what args.json of older folders leaves out
 WorldOf = Callable[[str | None], WorldModel]  # memory (None: the checkpoint's own) -> world
 
 
@@ -62,6 +64,23 @@ def made_with(world: WorldModel) -> dict[str, str]:
     return {"weights": world.provenance.weights, "dtype": world.dtype_name}
 
 
+def untrained(world: WorldModel, name: str, seed: int, *, system: str | None = None, pose_source: str | None = None) -> WorldModel:
+    """The world of checkpoint `name` with fresh network weights, behind the trained autoencoder, with the memories and sampler of `world`.
+
+    system: what the checkpoint was loaded as; by default its own. pose_source: "actions" for the poses of the kinematics alone.
+    """
+    loaded = load(resolve(name), system=system)
+    build = system_of(world).build
+    assert build is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build(loaded.config)
+    fresh.autoencoder.load_state_dict(loaded.model.autoencoder.state_dict())
+    fresh.to(world.device, next(world.net.parameters()).dtype).eval()
+    chosen = {"memories": world.settings.memories, "sampler": world.settings.sampler}
+    return fresh.with_settings(**chosen, **({} if pose_source is None else {"pose_source": pose_source}))
+
+
 def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [N, H, W, 3] through the autoencoder and back: the best that its latents can show."""
     with torch.inference_mode():
@@ -70,6 +89,13 @@ def reconstruct(world: WorldModel, frames: np.ndarray) -> np.ndarray:
     if not all(bool(part.isfinite().all()) for part in images):
         raise FloatingPointError("the autoencoder made frames that are not finite; its weights may be damaged")
     return torch.cat([to_uint8(part) for part in images]).cpu().numpy()
+
+
+def encoded(world: WorldModel, frames: np.ndarray) -> np.ndarray:
+    """Latents of frames uint8 [N, H, W, 3] as vectors [N, d]."""
+    with torch.no_grad():
+        latents = torch.cat([world.encode(part[None].to(world.device))[0] for part in torch.from_numpy(frames).split(256)])
+    return latents.float().flatten(1).cpu().numpy()
 
 
 def context_lengths(world_of: WorldOf, modes: Sequence[str]) -> list[dict[str, Any]]:

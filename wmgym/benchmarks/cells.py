@@ -1,12 +1,18 @@
 """Cells: one memory on one group of walks, dreamed, judged frame by frame, and stored in one file.
 
-    cells/NAME-MODE.json     a cell: NAME is the group's, MODE a memory or a baseline
+    cells/NAME-MODE.json     a cell: NAME is the group's, MODE a memory, the mean of its dreams, or a baseline
     cells/NAME-views.json    how near each view of a leg had been observed
     cells/NAME-ROW.png       a strip of the group's first leg: the truth, and each memory's dream
 
 All memories dream the same walks with the same noise, so differences between them are paired. There are two baselines: "copy" repeats
 the last observed frame, and "ceiling" is the autoencoder's reconstruction of the truth, the best that its latents can show. Besides the
 dreamed leg, a cell scores single next frames that are made from true history.
+
+Scores of a frame: PSNR and SSIM, LPIPS where its weights are installed, the gradient energy of the frame and of the truth (their ratio is
+the sharpness in tables), and `feature_distance`: 1 - cosine between the autoencoder's latents of the frame and of the truth.
+
+The mean of several dreams with different noise averages their frames before they are judged. It shows how much of the error is sampling
+variance: PSNR rises, sharpness falls.
 
 A cell's file appears whole or not at all, so a killed run resumes with the cell that it was making.
 """
@@ -15,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,8 @@ from wmgym.geometry import wrap_angle
 from wmgym.metrics import image
 
 BASELINES = ("copy", "ceiling")
+MEASURES = ("psnr", "ssim", "gradient", "true_gradient", "feature_distance")  # in args.json: cells that lack one are refused
+MEASURES_0_1 = ("psnr", "ssim")  # of folders whose args.json names none
 VIEWS = "views"  # the mode of the cell that says how near each view of a leg had been observed
 COLUMNS = 10  # frames of a strip
 _MOVED = 0.02  # blocks or radians: below this the view counts as standing still
@@ -36,14 +44,10 @@ _ALIKE = math.radians(30)  # two views that differ by less look the same way
 
 Progress = Callable[[str, int, int], None]  # what is being made, frames done, frames in all
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 frames [N, H, W, 3] through the autoencoder and back
+Encode = Callable[[np.ndarray], np.ndarray]  # uint8 frames [N, H, W, 3] -> features [N, d]
 
 
 # -- scores of one walk -----------------------------------------------------------------------------------------------------------------
-
-
-def judge(frames: np.ndarray, truth: np.ndarray, with_lpips: bool = False) -> dict[str, np.ndarray]:
-    """PSNR (equal frames count as `metrics.image.BEST_PSNR`), SSIM and optionally LPIPS of each frame: metric -> [N]."""
-    return image.judge(frames, truth, ("psnr", "ssim", *(["lpips"] if with_lpips else [])))
 
 
 def drift(dream: Dream, walk: Walk) -> np.ndarray:
@@ -79,15 +83,36 @@ class Settings:
     seed: int = 100  # of the noise
     lanes: int = 32
     with_lpips: bool = False
+    encode: Encode | None = None  # for feature_distance, which is left out without it
     more: Callable[[np.ndarray, Walk], dict[str, np.ndarray]] = lambda shown, walk: {}  # further scores of a leg's frames, [L] each
 
 
+def judge(frames: np.ndarray, truth: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
+    """The scores of each frame: metric -> [N]. PSNR of equal frames counts as `metrics.image.BEST_PSNR`."""
+    scores = image.judge(frames, truth, ("psnr", "ssim", *(["lpips"] if settings.with_lpips else [])))
+    scores |= {"gradient": image.gradient_energy(frames), "true_gradient": image.gradient_energy(truth)}
+    if settings.encode is not None:
+        scores["feature_distance"] = 1 - image.cosine(settings.encode(frames), settings.encode(truth))
+    return scores
+
+
+def mean_of(mode: str, dreams: int) -> str:
+    """The mode of the cell that judges the mean of several dreams; the mode itself for one dream."""
+    return mode if dreams == 1 else f"{mode} (mean of {dreams})"
+
+
 def world_cell(
-    world: World, name: str, mode: str, walks: Sequence[Walk], settings: Settings, progress: Progress = lambda *_: None
+    world: World,
+    name: str,
+    mode: str,
+    walks: Sequence[Walk],
+    settings: Settings,
+    progress: Progress = lambda *_: None,
+    dreams: int = 1,
 ) -> tuple[dict[str, Any], list[Dream]]:
-    """Dream and judge all walks of a group with one world."""
-    seeds = [settings.seed * 1_000_000 + i for i in range(len(walks))]
-    total = sum(walk.leg for walk in walks) + sum(len(steps_made(walk)) for walk in walks)
+    """Dream and judge all walks of a group with one world. Of several dreams of a walk the frames are averaged; `drift` is their mean."""
+    mode = mean_of(mode, dreams)
+    total = dreams * (sum(walk.leg for walk in walks) + sum(len(steps_made(walk)) for walk in walks))
     done = 0
 
     def tick(frames: int) -> None:
@@ -95,15 +120,25 @@ def world_cell(
         done += frames
         progress(f"{name} {mode}", min(done, total), total)
 
-    dreams = dream_legs(world, walks, seeds, settings.lanes, tick)
-    singles = next_frames(world, walks, seeds, settings.lanes, tick=tick)
+    legs, singles = [], []
+    for k in range(dreams):
+        seeds = [settings.seed * 1_000_000 + k * 100_000 + i for i in range(len(walks))]
+        legs.append(dream_legs(world, walks, seeds, settings.lanes, tick))
+        singles.append(next_frames(world, walks, seeds, settings.lanes, tick=tick))
+    shown = [replace(each[0], frames=_mean_frames([dream.frames for dream in each])) for each in zip(*legs, strict=True)]
     rows = []
-    for walk, dream, single in zip(walks, dreams, singles, strict=True):
-        truth = walk.frames[walk.split :]
-        scores = judge(dream.frames, truth, settings.with_lpips) | settings.more(dream.frames, walk) | {"drift": drift(dream, walk)}
-        one = judge(single.frames, truth[single.steps], settings.with_lpips)
-        rows.append(_row(walk, scores, {**one, "moved": moved(walk)[single.steps]}))
-    return _cell(name, mode, rows), dreams
+    for i, (walk, dream) in enumerate(zip(walks, shown, strict=True)):
+        truth, steps = walk.frames[walk.split :], singles[0][i].steps
+        drifts = np.mean([drift(each[i], walk) for each in legs], 0)
+        scores = judge(dream.frames, truth, settings) | settings.more(dream.frames, walk) | {"drift": drifts}
+        one = judge(_mean_frames([each[i].frames for each in singles]), truth[steps], settings)
+        rows.append(_row(walk, scores, {**one, "moved": moved(walk)[steps]}))
+    return _cell(name, mode, rows), shown
+
+
+def _mean_frames(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Films uint8 [N, H, W, 3] as their mean, rounded."""
+    return frames[0] if len(frames) == 1 else np.mean(frames, 0).round().astype(np.uint8)
 
 
 def baseline_cell(name: str, mode: str, walks: Sequence[Walk], settings: Settings, reconstruct: Reconstruct) -> dict[str, Any]:
@@ -113,11 +148,11 @@ def baseline_cell(name: str, mode: str, walks: Sequence[Walk], settings: Setting
         truth, steps = walk.frames[walk.split :], steps_made(walk)
         if mode == "copy":
             shown = np.repeat(walk.frames[walk.split - 1 : walk.split], walk.leg, 0)
-            one = judge(walk.frames[walk.split - 1 + steps], truth[steps], settings.with_lpips)
-            scores = judge(shown, truth, settings.with_lpips)
+            one = judge(walk.frames[walk.split - 1 + steps], truth[steps], settings)
+            scores = judge(shown, truth, settings)
         else:
             shown = reconstruct(truth)
-            scores = judge(shown, truth, settings.with_lpips)
+            scores = judge(shown, truth, settings)
             one = {metric: value[steps] for metric, value in scores.items()}
         scores |= settings.more(shown, walk)
         rows.append(_row(walk, scores, {**one, "moved": moved(walk)[steps]}))
@@ -146,37 +181,46 @@ def evaluate(
     out: Path,
     settings: Settings,
     progress: Progress = lambda *_: None,
+    dreams: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """The cells by "NAME MODE", for each group of walks, with each memory, both baselines and `VIEWS`.
 
     groups: name -> a function that returns the walks. It is called only if a cell of the group is missing; finished cells are read.
+    dreams: if more than 1, each memory also has a cell for the mean of that many dreams (`mean_of`).
     """
 
-    def make(name: str, mode: str, walks_of: Callable[[], Sequence[Walk]]) -> dict[str, Any]:
+    def make(name: str, mode: str, count: int, walks_of: Callable[[], Sequence[Walk]]) -> dict[str, Any]:
         walks = walks_of()
         if mode == VIEWS:
             return _cell(name, mode, [{"nearest": nearest_views(walk).round(3).tolist()} for walk in walks])
         if mode in BASELINES:
             write_strip(strip_file(out, name, "truth"), walks[0].frames[walks[0].split :])
             return baseline_cell(name, mode, walks, settings, reconstruct)
-        cell, dreams = world_cell(world_of(mode), name, mode, walks, settings, progress)
-        write_strip(strip_file(out, name, mode), dreams[0].frames)
+        cell, shown = world_cell(world_of(mode), name, mode, walks, settings, progress, count)
+        write_strip(strip_file(out, name, mean_of(mode, count)), shown[0].frames)
         return cell
 
     cells: dict[str, dict[str, Any]] = {}
     for name, read in groups.items():
         walks_of = cache(read)
         for mode in (*BASELINES, *modes, VIEWS):
-            cells[f"{name} {mode}"] = kept(cell_file(out, name, mode), partial(make, name, mode, walks_of))
+            for count in sorted({1, dreams}) if mode in modes else (1,):
+                row = mean_of(mode, count)
+                cells[f"{name} {row}"] = kept(cell_file(out, name, row), partial(make, name, mode, count, walks_of))
     return cells
 
 
 def cell_file(out: Path, name: str, mode: str) -> Path:
-    return out / "cells" / f"{name}-{mode}.json"
+    return out / "cells" / f"{name}-{_in_files(mode)}.json"
 
 
 def strip_file(out: Path, name: str, row: str) -> Path:
-    return out / "cells" / f"{name}-{row}.png"
+    return out / "cells" / f"{name}-{_in_files(row)}.png"
+
+
+def _in_files(row: str) -> str:
+    """ "worldpack (mean of 4)" -> "worldpack-mean-of-4"."""
+    return row.replace(" (", "-").replace(" ", "-").rstrip(")")
 
 
 def write_strip(file: Path, frames: np.ndarray, columns: int = COLUMNS) -> None:

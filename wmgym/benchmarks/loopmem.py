@@ -33,7 +33,7 @@ from wmgym.data.episode import Episode
 from wmgym.geometry import walk as walk_along
 from wmgym.geometry import wrap_angle
 from wmgym.kinematics import Kinematics
-from wmgym.metrics.image import judge
+from wmgym.metrics.image import cosine, judge
 from wmgym.metrics.statistics import bootstrap_interval, paired_difference
 
 OPENING = 16  # frames observed
@@ -98,12 +98,6 @@ def is_walked(walk: Walk, kinematics: Kinematics, same: Tolerance) -> bool:
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------------------------
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of rows [n, d]: [n]."""
-    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(1) / np.maximum(scale, 1e-12)
 
 
 def motion(frames: np.ndarray) -> np.ndarray:

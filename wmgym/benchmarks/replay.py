@@ -25,7 +25,7 @@ import torch
 
 from wmgym.benchmarks.cells import BASELINES
 from wmgym.benchmarks.rollout import Walk
-from wmgym.benchmarks.tables import Cells, Group, columns, summarise
+from wmgym.benchmarks.tables import Cells, Group, columns, row_title, summarise
 from wmgym.data.episode import episodes_below, load_episode, read_header
 from wmgym.metrics.statistics import bootstrap_interval
 from wmgym.metrics.tiles import RIGHT, tile_error, tile_recall
@@ -79,16 +79,16 @@ def tables(cells: Cells, windows: Group, modes: Sequence[str], system: System) -
     """The tables of `tables.summarise`, and where it was measured, one of tile recall after the last step."""
     found = summarise(cells, [windows], modes, system)
     recall = [
-        _recall(mode, cells[f"{windows.name} {mode}"]["loops"])
+        _recall(row_title(mode, system), cells[f"{windows.name} {mode}"]["loops"])
         for mode in (*modes, *BASELINES)
         if all("recall" in row["steps"] for row in cells[f"{windows.name} {mode}"]["loops"])
     ]
     return found | ({"tile_recall": recall} if recall else {})
 
 
-def _recall(mode: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _recall(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     last = [{name: row["steps"][name][-1] for name in ("recall", "turned", "turned_right")} for row in rows]
     shares = [row["turned_right"] / row["turned"] for row in last if row["turned"]]
-    line: dict[str, Any] = {"mode": mode, "windows": len(rows), **columns("recall", bootstrap_interval([row["recall"] for row in last]))}
+    line: dict[str, Any] = {"mode": title, "windows": len(rows), **columns("recall", bootstrap_interval([row["recall"] for row in last]))}
     line["tiles_turned"] = int(sum(row["turned"] for row in last))
     return line | (columns("recall_turned", bootstrap_interval(shares)) if shares else {})

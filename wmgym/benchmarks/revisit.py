@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.benchmarks.cells import drift, judge
+from wmgym.benchmarks.cells import drift
 from wmgym.benchmarks.rollout import Dream, Walk
 from wmgym.geometry import wrap_angle
+from wmgym.metrics.image import judge
 
 NEAR = 0.25  # metres (blocks): positions that are nearer count as the same place
 ALIKE = float(np.radians(5.0))  # radians: directions that differ by less count as the same

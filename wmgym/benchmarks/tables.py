@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.benchmarks.cells import BASELINES, VIEWS
+from wmgym.benchmarks.cells import BASELINES, VIEWS, mean_of
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from wmgym.systems import System
 
 Cells = Mapping[str, Mapping[str, Any]]  # "NAME MODE" -> cell (`cells.evaluate`)
 Row = Mapping[str, Any]
 
+METRICS = ("psnr", "ssim", "lpips", "sharpness", "feature_distance")  # columns, where all cells have them
+AT_THE_END = ("psnr", "ssim", "lpips")  # also of the terminal frames alone
+RATIOS = {"sharpness": ("gradient", "true_gradient")}  # column -> scores whose means over a walk are divided
 NEAR = (0, 1.5, 3, 6, 10, math.inf)  # blocks: bounds of the bins of nearest views
 
 
@@ -31,15 +34,20 @@ class Group:
     length: str = "leg"  # the column of their mean length
 
 
-def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System) -> dict[str, Any]:
-    """All tables: each cell, paired differences between memories, gains by nearest view, and the next frame from true history."""
+def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System, dreams: int = 1) -> dict[str, Any]:
+    """All tables: each cell, paired differences between memories, gains by nearest view, and the next frame from true history.
+
+    dreams: if more than 1, the mean of that many dreams is a row after each memory.
+    """
+    titles = {mean_of(mode, n): mean_of(system.title(mode), n) for mode in modes for n in sorted({1, dreams})}
     table, differences, single = [], [], []
     for group in groups:
-        here = {mode: cells[f"{group.name} {mode}"]["loops"] for mode in (*modes, *BASELINES)}
-        metrics = [m for m in ("psnr", "ssim", "lpips") if all(m in row["steps"] for rows in here.values() for row in rows)]
+        here = {mode: cells[f"{group.name} {mode}"]["loops"] for mode in (*titles, *BASELINES)}
+        metrics = [m for m in METRICS if all(set(RATIOS.get(m, (m,))) <= row["steps"].keys() for rows in here.values() for row in rows)]
         for mode, rows in here.items():
-            table.append(_cell(group, mode, rows, metrics, has_drift=mode in modes))
-            single += [{**group.labels, "mode": mode, **found} for found in [_next_frame(rows, metrics)] if found]
+            title = titles.get(mode, mode)
+            table.append(_cell(group, title, rows, metrics, has_drift=mode in titles))
+            single += [{**group.labels, "mode": title, **found} for found in [_next_frame(rows, metrics)] if found]
         for a, b in system.comparisons:
             if a in here and b in here:
                 line = {**group.labels, "difference": f"{a} - {b}"}
@@ -49,14 +57,19 @@ def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], syste
     return {"cells": table, "differences": differences, "views": _by_view(cells, groups, modes, system), "next_frame": single}
 
 
-def _cell(group: Group, mode: str, rows: Sequence[Row], metrics: Sequence[str], *, has_drift: bool) -> dict[str, Any]:
+def row_title(mode: str, system: System) -> str:
+    """What a baseline or a memory is called in the tables."""
+    return mode if mode in BASELINES else system.title(mode)
+
+
+def _cell(group: Group, title: str, rows: Sequence[Row], metrics: Sequence[str], *, has_drift: bool) -> dict[str, Any]:
     legs = [row["leg"] for row in rows]
-    line: dict[str, Any] = {**group.labels, "mode": mode, group.count: len(rows), group.length: float(np.mean(legs))}
+    line: dict[str, Any] = {**group.labels, "mode": title, group.count: len(rows), group.length: float(np.mean(legs))}
     for metric in metrics:
         line |= columns(metric, bootstrap_interval(leg_means(rows, metric)))
     if group.terminal is not None:
         line["terminal_frames"] = group.terminal
-        for metric in metrics:
+        for metric in (m for m in metrics if m in AT_THE_END):
             line |= columns(f"terminal_{metric}", bootstrap_interval(leg_means(rows, metric, group.terminal)))
     if has_drift:
         line |= columns("drift", bootstrap_interval([row["steps"]["drift"][-1] for row in rows]))
@@ -95,13 +108,21 @@ def _next_frame(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
         return {}
     line: dict[str, Any] = {"frames": int(sum(mask.sum() for _, mask in moves))}
     for metric in metrics:
-        line |= columns(metric, bootstrap_interval([float(np.array(values[metric])[mask].mean()) for values, mask in moves]))
+        line |= columns(metric, bootstrap_interval([_mean(values, metric, mask) for values, mask in moves]))
     return line
 
 
 def leg_means(rows: Sequence[Row], metric: str, last: int | None = None) -> list[float]:
     """One number per walk: the mean over its leg, or over the leg's last frames."""
-    return [float(np.mean(row["steps"][metric][-(last or 0) :])) for row in rows]
+    return [_mean(row["steps"], metric, slice(-(last or 0), None)) for row in rows]
+
+
+def _mean(scores: Mapping[str, Sequence[float]], metric: str, part: slice | np.ndarray) -> float:
+    """Mean of a metric over a part of the frames. A ratio is that of the means; NaN where the lower one is 0."""
+    if metric in RATIOS:
+        above, below = (_mean(scores, name, part) for name in RATIOS[metric])
+        return above / below if below else math.nan
+    return float(np.asarray(scores[metric])[part].mean())
 
 
 def curve(rows: Sequence[Row], metric: str, share: float = 0.5) -> np.ndarray:
@@ -145,7 +166,7 @@ def _entry(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
         return "–"
-    digits = 3 if name.endswith(("ssim", "lpips")) else 2
+    digits = 3 if name.endswith(("ssim", "lpips", "feature_distance")) else 2
     if f"{name}_low" not in row:
         return f"{value:.1f}" if isinstance(value, float) else str(value)
     low, high = row[f"{name}_low"], row[f"{name}_high"]
