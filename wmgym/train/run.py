@@ -30,6 +30,7 @@ from wmgym.metrics.image import BEST_PSNR, psnr
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from wmgym.progress import Progress
 from wmgym.train.loop import Draw, LoopConfig, fit
+from wmgym.train.muon import Muon
 from wmgym.world_model import WorldModel
 
 HELD_OUT = 50  # one episode in so many is kept for measuring
@@ -270,9 +271,10 @@ def random_latents(moves: Kinematics, shape: tuple[int, int, int], episodes: int
 def make_optimisers(model: nn.Module, matrices: Iterable[nn.Parameter], args: RunArgs) -> dict[str, torch.optim.Optimizer]:
     """Muon on the matrices that a network names, AdamW on the rest."""
     chosen = list(matrices)
+    dtype = torch.bfloat16 if choose_dtype("auto", chosen[0].device.type) == "bfloat16" else torch.float32
     ids = {id(p) for p in chosen}
     return {
-        "muon": torch.optim.Muon(chosen, lr=args.matrix_rate, weight_decay=0.01),
+        "muon": Muon(chosen, lr=args.matrix_rate, weight_decay=0.01, dtype=dtype),
         "adam": torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], args.rate, betas=(0.9, 0.95), weight_decay=0.0),
     }
 
