@@ -1,6 +1,8 @@
 # Every target sets up what it needs: a fresh machine needs python3 (3.11 or later), pip and make.
 PYTHON ?= python3
 PYTEST ?= -q
+# One process for each core. An idle process takes tests from a busy one.
+XDIST ?= -n auto --dist worksteal
 STAMP := .venv/.ready
 BIN := $(CURDIR)/.venv/bin
 EXTRAS := train,rl,eval,video,maze,recon,dev
@@ -27,7 +29,7 @@ demo: setup
 	.venv/bin/wmgym demo --out demo
 
 test: setup
-	.venv/bin/python -m pytest $(PYTEST) -m "not slow"
+	.venv/bin/python -m pytest $(PYTEST) $(XDIST) -m "not slow"
 
 test-slow: setup
 	.venv/bin/python -m pytest $(PYTEST) -m slow

@@ -80,7 +80,9 @@ def test_steps_are_timed_for_all_worlds(world: WorldModel) -> None:
 @pytest.mark.parametrize(("system", "sizes"), [("worldpack", cdit.SIZES), ("video", video_dit.SIZES)])
 def test_a_training_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, sizes: Any) -> None:
     monkeypatch.setitem(sizes, "TINY", {"width": 32, "depth": 1, "heads": 2})
-    report = bench_train(TrainArgs(system, batch=2, steps=2, device="cpu", out=tmp_path))
+    monkeypatch.setattr(training, "PROFILED", 1)
+    monkeypatch.setitem(training.PEAK_SIDE, "cpu", 512)
+    report = bench_train(TrainArgs(system, batch=2, steps=1, device="cpu", out=tmp_path))
     assert report["examples_per_second"] == pytest.approx(2e3 / report["ms_per_step"])
     for by, names in (("phase", loop.PHASES), ("kernel", training.KERNELS)):
         shares = report[f"share_of_time_by_{by}"]
