@@ -3,8 +3,9 @@
     objective = make_objective("ssim", goal_frames=frames)  # uint8 [B, H, W, 3], one for each lane
     objective(futures)                                      # float32 [B, K]
 
-"lpips", "dreamsim", "ssim" and "latent" compare the last frame of each future with the goal frame. "pose" uses the distance to the goal's
-pose. "reward" uses the environment's rewards.
+"lpips", "dreamsim", "ssim" and "latent" compare the last frame of each future with the goal frame. "steps" predicts the number of steps
+from that frame to the goal frame with a learned distance (`wmgym train distance`). "pose" uses the distance to the goal's pose. "reward"
+uses the environment's rewards.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from wmgym.geometry import wrap_angle
 from wmgym.metrics import image
+from wmgym.nets.distance import StepDistance
 
-IMAGE_OBJECTIVES = ("lpips", "dreamsim", "ssim", "latent")
+IMAGE_OBJECTIVES = ("lpips", "dreamsim", "ssim", "latent", "steps")
 OBJECTIVES = (*IMAGE_OBJECTIVES, "pose", "reward")
 
 
@@ -42,6 +44,7 @@ def make_objective(
     goal_frames: Any = None,
     goal_poses: Any = None,
     encode: Callable[[Tensor], Tensor] | None = None,
+    distance: StepDistance | None = None,
     yaw_weight: float = 0.0,
     discount: float = 0.95,
 ) -> Objective:
@@ -49,7 +52,8 @@ def make_objective(
 
     goal_frames: uint8 [B, H, W, 3].
     goal_poses: float [B, 5].
-    encode: frames uint8 [N, T, H, W, 3] -> latents, such as `WorldModel.encode` ("latent").
+    encode: frames uint8 [N, T, H, W, 3] -> latents, such as `WorldModel.encode` ("latent", "steps").
+    distance: the learned distance of that encoder's latents ("steps"; `train.distance.load_distance`).
     yaw_weight: cost in metres per radian of the final heading error ("pose").
     discount: per step ("reward").
     """
@@ -69,10 +73,17 @@ def make_objective(
     frames = _tensor(goal_frames)
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"goal_frames must be uint8 [B, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    if name == "latent":
+    if name in ("latent", "steps"):
         if encode is None:
-            raise ValueError("objective 'latent' needs encode, the encoder of the world model")
-        return ToLatent(encode(frames[:, None])[:, 0].float(), encode)
+            raise ValueError(f"objective {name!r} needs encode, the encoder of the world model")
+        goals = encode(frames[:, None])[:, 0].float()
+        if name == "latent":
+            return ToLatent(goals, encode)
+        if distance is None:
+            raise ValueError("objective 'steps' needs distance, a learned distance: train one with `wmgym train distance`")
+        if tuple(goals.shape[1:]) != distance.config.latent_shape:
+            raise ValueError(f"the distance reads latents {list(distance.config.latent_shape)}, encode gives {list(goals.shape[1:])}")
+        return StepsTo(goals, encode, distance.to(goals.device))
     measure = {"lpips": image.lpips, "dreamsim": image.dreamsim, "ssim": lambda a, b: 1 - image.ssim(a, b)}[name]
     return ToImage(frames, measure)
 
@@ -98,6 +109,20 @@ class ToLatent:
 
     def __call__(self, futures: Futures) -> Tensor:
         return (self.encode(futures.frames).float() - self.goals[:, None]).square().flatten(2).mean(-1)
+
+
+@dataclass(frozen=True)
+class StepsTo:
+    """Expected log(1 + steps) from the last frame to the goal frame, by a learned distance."""
+
+    goals: Tensor  # float [B, C, h, w]
+    encode: Callable[[Tensor], Tensor]
+    distance: StepDistance
+
+    def __call__(self, futures: Futures) -> Tensor:
+        latents = self.encode(futures.frames).float()  # [B, K, C, h, w]
+        goals = self.goals[:, None].expand_as(latents)
+        return self.distance.log_steps(latents.flatten(0, 1), goals.flatten(0, 1)).view(latents.shape[:2])
 
 
 @dataclass(frozen=True)

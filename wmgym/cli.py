@@ -41,6 +41,7 @@ COMMANDS = (
     Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "convert the published dataset to episodes"),
     *(Command(f"train {name}", f"system {name}", row.trains) for name, row in SYSTEMS.items() if row.trains),
     Command("train reward", "wmgym.train.dreamed_rewards:RewardArgs:train", "fit a checkpoint's reward head to its own dreams"),
+    Command("train distance", "wmgym.train.distance:DistanceArgs:train", "learn the distance in steps between two frames, for goal images"),
     Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "train an agent in a dream with PPO, evaluate it in the ground truth"),
     Command("play", "wmgym.play:PlayArgs:play", "act in a dream or a ground truth with the keyboard", reports=False),
     Command("plan", "wmgym.experiments.plan:PlanArgs:plan", "plan in a dream, act in its ground truth"),

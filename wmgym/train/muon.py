@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon optimises matrices, got a parameter of shape {list(parameter.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Change all matrices that have a gradient."""
         loss = None
         if closure is not None:
@@ -65,8 +65,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
         updates = orthogonalised(torch.stack(ahead), self.dtype).to(parameters[0].dtype)
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate * math.sqrt(max(1.0, shape[0] / shape[1])))
+        tensors: list[Tensor] = list(parameters)
+        torch._foreach_mul_(tensors, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(tensors, list(updates.unbind()), alpha=-rate * math.sqrt(max(1.0, shape[0] / shape[1])))
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
