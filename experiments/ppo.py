@@ -28,7 +28,7 @@ from wmgym.experiments.support.pictures import check_plots, pyplot, save_figure
 from wmgym.experiments.support.report import check_positive, write_result
 from wmgym.files import kept, open_run_folder
 from wmgym.integrations import sb3
-from wmgym.metrics.statistics import bootstrap_interval, paired_difference
+from wmgym.metrics.statistics import bootstrap_interval, paired_difference, wilson_interval
 from wmgym.openings import LiveOpenings
 from wmgym.progress import Progress
 from wmgym.registration import row_of
@@ -52,7 +52,8 @@ class PPOArgs:
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
     """Id of a dream, as `wmgym list` shows it."""
     task: str | None = None
-    """Task of the env. Two cores can learn navigate-near (Minecraft: goals within 10 blocks) and targets-near (Memory Maze)."""
+    """Task of the env. Two cores can learn navigate-near (Minecraft: goals within 10 blocks) and targets-near (Memory Maze). revisit
+    (Minecraft: return to a view) cannot be done without looking."""
     steps: int = 40_000
     """Training steps of all lanes together, rounded up to whole updates (lanes x --ppo.n-steps). The report has the rounded number."""
     lanes: int = 16
@@ -147,7 +148,10 @@ class Stage:
         self.args, self.task = args, shell.task.name
         self.weights = shell.identity.weights
         self.can_succeed = shell.task.needs_goal  # tasks without a goal end by time only
-        self.opening: Sequence[Any] = shell.openings.plan(np.random.default_rng(0), 0).actions
+        plan = shell.openings.plan(np.random.default_rng(0), 0)
+        self.opening: Sequence[Any] = plan.actions
+        shown = len(shell.openings.show(plan).frames) if shell.task.goes_back else 1 + len(plan.actions)
+        self.opening_frames = {"dream": shown, "truth": shown if shell.task.goes_back else 1}  # of the ground truth, per episode
         self.ids = {"dream": row_of(args.id).id, "truth": str(row_of(args.id).twin)}
         self.horizon = shell.horizon
         self.keywords = {"dream": given, "truth": {**shell.truth_keywords(), "horizon": shell.horizon}}
@@ -194,7 +198,7 @@ class Stage:
 
     def truth_frames(self, place: str, opened: int, steps: int) -> int:
         """How many frames of the ground truth an agent's training used. Training in a dream uses those of the openings."""
-        return opened * (len(self.opening) + 1) if place == "dream" else opened + self.chunk * steps
+        return opened * self.opening_frames[place] + (self.chunk * steps if place == "truth" else 0)
 
 
 class LanesStartAtOpening(VectorWrapper):
@@ -232,8 +236,10 @@ def summarise(
             ("imagined_success", imagined, "success"),
             ("true_success", true, "success"),
         ):
-            if key == "return" or can_succeed:
+            if key == "return":
                 line |= columns(column, bootstrap_interval([float(row[key]) for row in rows]))
+            elif can_succeed:
+                line |= columns(column, wilson_interval([row[key] for row in rows]))
         gap = paired_difference([row["return"] for row in imagined], [row["return"] for row in true])
         table.append({**line, **columns("gap", gap)})
         if name != "random":

@@ -24,11 +24,11 @@ from wmgym.agents.maze_walkers import MazeMap
 from wmgym.agents.scripted import make_walker
 from wmgym.data.episode import list_episodes, load_episode
 from wmgym.envs.memory_maze import gl, upstream
-from wmgym.envs.memory_maze.env import MemoryMazeEnv, frame
+from wmgym.envs.memory_maze.env import MemoryMazeEnv, frame, hides
 from wmgym.envs.memory_maze.vector_env import MemoryMazeVectorEnv
 from wmgym.geometry import relative_pose
 from wmgym.registration import TABLE
-from wmgym.settings.memory_maze import TIME_LIMITS, VARIANTS
+from wmgym.settings.memory_maze import LOOK_AROUND, TIME_LIMITS, VARIANTS
 
 pytestmark = needs_maze
 EXTRAS = {  # what upstream's own factory takes for a suffix
@@ -417,6 +417,43 @@ def test_near_targets_are_near_by_the_shortest_way_and_asked_for() -> None:
     assert MazeMap(near.ball.maze).length(info["pose"][:2], goal) < 5  # near whichever is asked for
     start = np.array([*near.ball.maze.to_metres(np.argwhere(near.ball.maze.layout.T)[0] + 0.5), 0, 1, 0], np.float32)
     np.testing.assert_allclose(near.reset(seed=11, options={"start": start})[1]["pose"], start, atol=1e-5)
+
+
+def test_an_unseen_target_is_near_seen_by_a_look_around_and_behind_afterwards() -> None:
+    env = MemoryMazeEnv(size=32, task="targets-behind")
+    for seed in range(8):
+        _, info = env.reset(seed=seed)
+        maze, named = env.ball.maze, env.ball.named
+        target, begun = maze.targets[named, :2], info["pose"]
+        assert 1.5 < MazeMap(maze).length(begun[:2], target) < 5 and maze.is_clear(begun[:2].astype(float), target)
+        angles, shown = [], []
+        for action in (None, *LOOK_AROUND):
+            if action is not None:
+                _, reward, *_, info = env.step(action)
+                assert reward == 0
+            bearing = math.atan2(target[1] - info["pose"][1], target[0] - info["pose"][0])
+            angles.append(math.degrees(abs(math.remainder(bearing - info["pose"][3], math.tau))))
+            shown.append(target_pixels(env))
+        assert angles[0] > 60 and angles[-1] > 60 and min(angles) < 10  # behind, then once in the middle of the view
+        assert shown[0] == shown[-1] == 0 and max(shown) > 8
+        assert_same(env.reset(seed=seed)[1]["pose"], begun)
+    assert env.horizon == 40
+
+
+def target_pixels(env: MemoryMazeEnv) -> int:
+    """How many pixels of the frame show the requested target: those that change when it is hidden."""
+    ball = env.ball
+    shown = ball.draw(32, 32).astype(int).copy()
+    before, ball.touched[ball.named] = ball.touched.copy(), True
+    hidden = ball.draw(32, 32).astype(int)
+    ball.touched[:] = before
+    return int((np.abs(shown - hidden).sum(-1) > 12).sum())
+
+
+def test_a_line_is_hidden_by_what_stands_near_it() -> None:
+    eye, target = np.array([0.0, 0.0]), np.array([4.0, 0.0])
+    for other, expected in (([2, 1], True), ([2, 1.3], False), ([-1.3, 0], False), ([5.1, 0], True), ([0, 0], True)):
+        assert hides(np.array([[9.0, 9.0], other]), eye, target, 1.2) == expected
 
 
 def test_a_near_target_pays_as_others_do() -> None:

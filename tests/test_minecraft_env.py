@@ -10,7 +10,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from wmgym import tasks
-from wmgym.envs.minecraft import MinecraftEnv
+from wmgym.envs.minecraft import MinecraftEnv, way_out
+from wmgym.envs.minecraft.vector_env import MinecraftVectorEnv
 from wmgym.envs.minecraft.voxel import engine, physics, render, world
 from wmgym.envs.minecraft.voxel.blocks import NUMBER, WATER
 
@@ -51,12 +52,12 @@ def navigate() -> MinecraftEnv:
 
 
 @pytest.mark.filterwarnings("ignore:.*spec.*")
-@pytest.mark.parametrize("task", ["navigate", "free"])
+@pytest.mark.parametrize("task", ["navigate", "revisit", "free"])
 def test_gymnasium_accepts_it(task: str) -> None:
     check_env(MinecraftEnv(task=task, render_mode="rgb_array"))
 
 
-@pytest.mark.parametrize("task", ["navigate", "free"])
+@pytest.mark.parametrize("task", ["navigate", "revisit", "free"])
 def test_stable_baselines_accepts_it(task: str) -> None:
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     checker.check_env(MinecraftEnv(task=task), warn=True)
@@ -351,3 +352,101 @@ def test_branches_are_futures_of_this_moment(navigate: MinecraftEnv) -> None:
     with pytest.raises(ValueError, match="n must be a whole number"):
         navigate.branch(0)
     navigate.horizon = tasks.NAVIGATE_HORIZON
+
+
+# ---- the task "revisit" ----
+
+
+def test_an_episode_of_revisit_begins_a_walk_away_from_the_view_that_it_shows() -> None:
+    env = MinecraftEnv("revisit", size=16)
+    for seed in range(3):
+        seen, info = env.reset(seed=seed)
+        walked = {name: values.copy() for name, values in env.walked.items()}
+        assert 3 <= info["goal_distance"] <= 8 and len(walked["frames"]) == way_out.STEPS + 1
+        np.testing.assert_array_equal(seen["goal"], walked["frames"][0])
+        np.testing.assert_array_equal(seen["pov"], walked["frames"][-1])
+        np.testing.assert_array_equal(info["goal"], walked["poses"][0])
+        np.testing.assert_array_equal(info["pose"], walked["poses"][-1])
+        again, _ = env.reset(seed=seed)
+        np.testing.assert_array_equal(again["pov"], seen["pov"])
+        free = MinecraftEnv("free", size=16)  # the same seed opens the same world, and the same actions lead to the same frames
+        free.reset(seed=seed)
+        for t, action in enumerate(walked["actions"][1:], 1):
+            frame, *_, opened = free.step(int(action))
+            np.testing.assert_array_equal(opened["pose"], walked["poses"][t])
+            np.testing.assert_array_equal(frame, walked["frames"][t])
+
+
+def test_revisit_ends_where_the_view_is_the_first_again() -> None:
+    """Within 2 blocks and 30 degrees. The rewards on the way are the blocks and radians gained."""
+    env, goal = MinecraftEnv("revisit", size=16), None
+    for seed in range(20):  # one where nothing is in the way back
+        _, info = env.reset(seed=seed)
+        goal, first, total, ended = info["goal"], info["pose"], 0.0, False
+        while not ended and env._elapsed < 60:
+            if tasks.horizontal_distance(info["pose"], goal) > 1:
+                bearing = math.atan2(goal[1] - info["pose"][1], goal[0] - info["pose"][0])
+                turn = math.remainder(bearing - info["pose"][3], math.tau)
+                action = FORWARD_JUMP if abs(turn) < 0.14 else TURN_LEFT if turn > 0 else TURN_RIGHT
+            else:
+                action = TURN_LEFT if math.remainder(goal[3] - info["pose"][3], math.tau) > 0 else TURN_RIGHT
+            _, reward, ended, _, info = env.step(action)
+            total += reward
+            near = info["goal_distance"] <= 2 and tasks.view_angle(info["pose"], goal) <= math.radians(30)
+            assert ended == near
+        if ended:
+            break
+    assert ended
+    gained = tasks.horizontal_distance(first, goal) - info["goal_distance"]
+    turned = tasks.view_angle(first, goal) - tasks.view_angle(info["pose"], goal)
+    assert total == pytest.approx(100 + gained + turned, abs=1e-3)
+    with pytest.raises(ResetNeeded):
+        env.step(NOOP)
+
+
+def test_the_angle_between_views() -> None:
+    level = np.zeros(5, np.float32)
+    for yaw, pitch, expected in ((0, 0, 0), (90, 0, 90), (-30, 0, 30), (0, 45, 45), (180, 90, 90), (350, 0, 10)):
+        other = np.array([7, 8, 9, math.radians(yaw), math.radians(pitch)])
+        assert math.degrees(tasks.view_angle(level, other)) == pytest.approx(expected, abs=0.05)
+
+
+def test_lanes_and_states_of_revisit_are_those_of_single_envs() -> None:
+    env, lanes = MinecraftEnv("revisit", size=16), MinecraftVectorEnv(2, "revisit", size=16, horizon=3)
+    seen, info = lanes.reset(seed=5)
+    for lane in range(2):
+        alone, its_info = env.reset(seed=5 + lane)
+        for name in alone:
+            np.testing.assert_array_equal(seen[name][lane], alone[name])
+        np.testing.assert_array_equal(info["goal"][lane], its_info["goal"])
+    other = MinecraftEnv("revisit", size=16)
+    other.load_state(env.save_state())
+    branches = env.branch(2)
+    for _ in range(2):
+        (one, reward, *_), (two, again, *_) = env.step(FORWARD), other.step(FORWARD)
+        both, rewards, *_ = branches.step([FORWARD] * 2)
+        _, in_lanes, *_ = lanes.step([FORWARD] * 2)
+        assert reward == again == rewards[0] == rewards[1] and in_lanes[1] == reward
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+            np.testing.assert_array_equal(both[name][1], one[name])
+    ended, *_ = lanes.step([NOOP] * 2)  # the horizon; then another world with another goal
+    fresh, *_ = lanes.step([NOOP] * 2)
+    assert (fresh["goal"] != ended["goal"]).any()
+    with pytest.raises(ValueError, match="16 x 16 pixels, this env has size=8"):
+        MinecraftEnv("revisit", size=8).load_state(env.save_state())
+    with pytest.raises(ValueError, match="is the first view of the opening"):
+        env.reset(options={"goal": [0.0, 0.0]})
+    for each in (lanes, branches):
+        each.close()
+
+
+def test_a_start_without_a_way_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = MinecraftEnv("revisit", size=8)
+    env.reset(seed=0)
+    monkeypatch.setattr(way_out, "WORLDS", 2)
+    monkeypatch.setattr(way_out, "WALK", TURN_LEFT)  # nothing leads away
+    with pytest.raises(ValueError, match="no walk leads 3 to 8 blocks away"):
+        env.reset(seed=1)
+    with pytest.raises(ResetNeeded):
+        env.step(NOOP)

@@ -9,12 +9,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from mazes import needs_maze
 from tiny import tiny_checkpoint
 
 from wmgym.checkpoint import load
 from wmgym.cli import main
 from wmgym.experiments import plan as program
 from wmgym.experiments.plan import walked_goal
+from wmgym.experiments.support.players import Scripted, follow_compass, offset_of_target, rule_for
+from wmgym.metrics.statistics import wilson_interval
+from wmgym.settings.memory_maze import SETTING
 from wmgym.tasks import ARRIVAL_DISTANCE, horizontal_distance
 
 TINY = "--episodes 3 --lanes 2 --max-steps 6 --horizon 2 --samples 6 --elites 2 --iterations 1 --json".split()
@@ -86,6 +91,104 @@ def test_a_goal_image_is_planned_for(tmp_path: Path, checkpoint: str, capsys: py
         assert found["models"][0]["final_distance"] > 0
 
 
+def test_every_row_of_a_table_acts(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", checkpoint, "--task", "navigate-near", "--no-film", "--out", str(tmp_path / "plan")]
+    words += ["--models", *program.MODELS]
+    found = planned(capsys, *words)
+    assert [line["model"] for line in found["models"]] == list(program.MODELS) and found["goal"] == "task"
+    for line in found["models"]:
+        expected = wilson_interval([1] * round(3 * line["success"]) + [0] * round(3 - 3 * line["success"]))
+        assert (line["success_low"], line["success_high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_rows_of_dreams_differ_in_memory_and_weights(tmp_path: Path, checkpoint: str) -> None:
+    stage = program.Stage(program.PlanArgs("WorldPack-Minecraft-v0", checkpoint=checkpoint, out=tmp_path), {"checkpoint": checkpoint})
+    dreams: dict[str, Any] = {name: stage._dream(name, 2) for name in ("dream", "none", "untrained")}
+    worlds = {name: dream.shell.world for name, dream in dreams.items()}
+    stage.close()
+    assert [worlds[name].provenance.memory for name in ("dream", "none")] == ["worldpack", "none"]
+    kept, fresh = worlds["dream"].state_dict(), worlds["untrained"].state_dict()
+    same = {name: torch.equal(kept[name], fresh[name]) for name in kept if kept[name].numel() > 1}
+    assert all(equal for name, equal in same.items() if name.startswith("autoencoder."))
+    assert not all(equal for name, equal in same.items() if name.startswith("net."))
+    assert worlds["untrained"].settings.pose_source == "actions"
+    assert worlds["untrained"].settings.memories == worlds["dream"].settings.memories
+    for dream in dreams.values():
+        assert dream.observation_space == dreams["dream"].observation_space
+        dream.close()
+
+
+@needs_maze
+def test_a_task_without_a_goal_succeeds_by_its_reward(tmp_path: Path) -> None:
+    given = {"task": "targets-behind", "checkpoint": tiny_checkpoint(tmp_path)}
+    args = program.PlanArgs("WorldPack-MemoryMaze-v0", objective="reward", models=("scripted", "random"), lanes=2, out=tmp_path, **given)
+    stage = program.Stage(args, given)
+    assert stage.goal == "reward"
+    assert all(truth.unwrapped.task == "targets-behind" for _, truth in stage.pairs)
+    rows = stage.run("random", [100_000_000, 100_000_001], film=False)["episodes"]
+    stage.close()
+    for row in rows:
+        assert row["success"] == (row["return"] > 0) and "spl" not in row and "goal" not in row
+        assert row["steps"] == 40 or row["success"]
+    (line,) = program.summarise({"random": rows})["models"]
+    assert "success_low" in line and "final_distance" not in line
+    program.draw_paths(tmp_path / "paths.png", {"random": rows})
+
+
+@needs_maze
+def test_the_rule_finds_targets() -> None:
+    env = gym.make("wmgym:MemoryMaze-9x9-v0", task="targets-near")
+    total = 0.0
+    for seed in range(3):
+        frame, info = env.reset(seed=seed)
+        rule = rule_for(SETTING.tasks["targets-near"], SETTING)
+        player = Scripted(rule, frame[None], info["pose"][None], np.zeros((1, 5)))
+        for _ in range(30):
+            action = player.act()
+            frame, reward, *_, info = env.step(int(action[0]))
+            player.look(frame[None], action, info["pose"][None])
+            total += float(reward)
+    env.close()
+    assert total >= 3
+
+
+def test_the_rule_sees_a_lit_target_in_the_colour_of_the_border() -> None:
+    frame = np.full((64, 64, 3), 60, np.uint8)
+    colour = np.array([45, 160, 250])
+    frame[[0, 1, -2, -1]] = frame[:, [0, 1, -2, -1]] = (0.7 * colour).astype(np.uint8)
+    frame[30:40, 4:20] = (0.68 * colour).astype(np.uint8)  # a wall of that hue
+    assert offset_of_target(frame) is None
+    frame[40:44, 46:50] = (0.95 * colour).astype(np.uint8)
+    assert offset_of_target(frame) == pytest.approx(2 * 47.5 / 63 - 1)
+
+
+def test_the_rule_for_a_compass_arrives(tmp_path: Path) -> None:
+    env = gym.make("wmgym:Minecraft-v0", task="navigate-near", size=16)
+    arrived = []
+    for seed in range(101_000_000, 101_000_004):
+        _, info = env.reset(seed=seed)
+        over = False
+        while not over:
+            (action,) = follow_compass(np.zeros((1, 1)), info["pose"][None], info["goal"][None])
+            _, _, terminated, truncated, info = env.step(int(action))
+            over = terminated or truncated
+        arrived.append(terminated)
+    assert sum(arrived) >= 3
+
+
+def test_a_view_of_the_opening_is_planned_for(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Task `revisit` has a goal image of its own; success is the task's, view and all."""
+    words = ["--checkpoint", checkpoint, "--task", "revisit", "--objective", "ssim", "--out", str(tmp_path / "plan")]
+    found = planned(capsys, *words, "--models", "dream", "untrained", "truth")
+    assert found["goal"] == "task" and [line["steps"] for line in found["models"]] == [6] * 3
+    given = {"task": "revisit", "checkpoint": checkpoint}
+    stage = program.Stage(program.PlanArgs("WorldPack-Minecraft-v0", out=tmp_path, **given), given)
+    goal = np.array([1, 2, 0, 0.5, 0], np.float32)
+    for pose, expected in (([1, 3, 0, 0.6, 0], True), ([1, 3, 0, 1.1, 0], False), ([1, 4.1, 0, 0.5, 0], False)):
+        assert stage._succeeds(np.array(pose, np.float32), goal, 0.0) == expected
+    stage.close()
+
+
 def test_a_walked_goal_is_away_from_the_start_and_leaves_the_truth_as_it_was() -> None:
     env = gym.make("wmgym:Minecraft-v0", task="free", size=16)
     seen, info = env.reset(seed=101_000_000)
@@ -120,6 +223,9 @@ def test_a_goal_where_one_stands_already_is_never_taken() -> None:
         (["--task", "free", "--goal", "task"], "no goal of its own"),
         (["--planner", "mppi", "--task", "navigate"], "MPPI plans continuous"),
         (["--episodes", "0"], "episodes must be positive"),
+        (["--task", "free", "--models", "scripted"], "task 'free' of setting 'minecraft' has no scripted rule"),
+        (["--task", "navigate", "--models", "scripted", "--goal", "walk"], "does not know the goal of --goal walk"),
+        (["--task", "navigate", "--goal", "reward"], "--goal reward needs --objective reward"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

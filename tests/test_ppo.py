@@ -199,6 +199,26 @@ def test_what_was_learned_in_is_closed(tmp_path: Path, monkeypatch: pytest.Monke
         assert np.shape(ppo.policy_of(found.model)(env.reset(seed=0)[0])) == (2,)
 
 
+def test_a_view_to_return_to_is_seen_beside_the_frame(tmp_path: Path) -> None:
+    """Task `revisit`: two images, and openings that the truth walks itself."""
+    given = {"task": "revisit", "horizon": 4, "steps": 8, "lanes": 2, "episodes": 2, "ppo": ppo.PPOConfig(n_steps=4, batch_size=4)}
+    stage = program.Stage(program.PPOArgs("WorldPack-Minecraft-v0", checkpoint=tiny_checkpoint(tmp_path), out=tmp_path, **given))
+    assert stage.can_succeed and stage.opening_frames == {"dream": 61, "truth": 61} and not stage.opening
+    shown = []
+    for place in ("dream", "truth"):
+        with contextlib.closing(stage.make(place)) as env:
+            shown.append(env.reset(seed=[100_000_000, 100_000_001]))
+        found = stage.learn(place, lambda steps: None)
+        assert sorted(found.model.policy.features_extractor.pictures) == ["goal", "pov"]
+        assert stage.truth_frames(place, 4, 8) == 4 * 61 + (8 if place == "truth" else 0)
+        rows = stage.judge(f"learned in the {place}", "truth", {place: found})
+        assert len(rows) == 2 and all(row["length"] <= 4 for row in rows)
+    (dreamed, info), (true, true_info) = shown
+    for name in ("pov", "goal"):
+        np.testing.assert_array_equal(dreamed[name], true[name])
+    np.testing.assert_array_equal(info["goal"], true_info["goal"])
+
+
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, said in (
         (["Minecraft-v0"], "has no twin"),

@@ -207,7 +207,9 @@ def _openings(shell: Shell, config: DreamConfig) -> Openings | None:
     if isinstance(opening, str):
         if opening == "live":
             assert twin is not None
-            return LiveOpenings(twin, shell.setting.opening, **shell.truth_keywords(), **(config.twin_kwargs or {}))
+            back = shell.task.goes_back
+            actions, given = () if back else shell.setting.opening, {**shell.truth_keywords(), **(config.twin_kwargs or {})}
+            return LiveOpenings(twin, actions, walks_itself=back, **given)
         if suited and shell.task.name not in suited:
             tasks = ', '.join(suited)
             raise ValueError(f"bundled clips are for the tasks {tasks}, not for {shell.task.name!r}: give opening='live' or frames")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -88,10 +88,14 @@ def walk(
 
 
 class LiveOpenings:
-    """Openings from stepping the ground truth with fixed actions. It is made on first use and kept until `close`."""
+    """Openings from stepping the ground truth with fixed actions. It is made on first use and kept until `close`.
 
-    def __init__(self, twin: str, actions: Sequence[int], **kwargs: Any) -> None:
-        self._twin, self._kwargs = twin, kwargs
+    walks_itself: the ground truth walks the opening in its `reset`, and has its frames, actions and poses in `walked` (tasks with
+    `goes_back`).
+    """
+
+    def __init__(self, twin: str, actions: Sequence[int], *, walks_itself: bool = False, **kwargs: Any) -> None:
+        self._twin, self._kwargs, self._walks_itself = twin, kwargs, walks_itself
         self._actions = [np.int64(a) for a in actions]
         self._env: gym.Env | None = None
 
@@ -101,7 +105,8 @@ class LiveOpenings:
     def show(self, plan: OpeningPlan) -> Opening:
         if self._env is None:
             self._env = gym.make(self._twin, disable_env_checker=True, **self._kwargs)
-        return walk(self._env, plan)[0]
+        opening = walk(self._env, plan)[0]
+        return replace(opening, **self._env.unwrapped.walked) if self._walks_itself else opening  # type: ignore[attr-defined]
 
     def close(self) -> None:
         if self._env is not None:

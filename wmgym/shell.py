@@ -24,7 +24,7 @@ from wmgym.core import Clip, World
 from wmgym.episode import FRAME_GOAL, NO_GOAL, POSE_GOAL, EnvState, EpisodeStatus, Identity
 from wmgym.openings import Opening, OpeningPlan, Openings, check_goal, check_opening, plan_opening
 from wmgym.settings import Setting
-from wmgym.tasks import Task, horizontal_distance
+from wmgym.tasks import REVISIT_DISTANCES, Task, horizontal_distance
 from wmgym.vectors import Info, check_actions
 
 
@@ -104,6 +104,8 @@ class Shell:
             self.check_opening(vars(opening), "the drawn opening's")
         else:
             raise ValueError("this env has no source of openings: give reset(options={'opening': {frames, actions, poses}})")
+        if self.task.goes_back:
+            return self._with_way_back(opening, options.goal)
         if options.goal is not None:
             opening = replace(opening, goal=check_goal(options.goal, opening.poses[-1], self.world.frame_shape))
         if self.task.needs_goal:
@@ -113,6 +115,17 @@ class Shell:
                 raise ValueError(f"task {self.task.name!r} needs a goal pose, got a goal frame")
         return opening
 
+    def _with_way_back(self, opening: Opening, goal: Any) -> Opening:
+        """The opening with its first pose as the goal. ValueError if the goal is given, or too near or too far."""
+        if goal is not None:
+            raise ValueError(f"the goal of task {self.task.name!r} is the first view of the opening: do not give the option 'goal'")
+        low, high = REVISIT_DISTANCES
+        distance = float(horizontal_distance(opening.poses[-1], opening.poses[0]))
+        if not low <= distance <= high:
+            away = f"{low:g} to {high:g} blocks away, this one leads {distance:.1f}"
+            raise ValueError(f"task {self.task.name!r} needs an opening that leads {away}")
+        return replace(opening, goal=opening.poses[0])
+
     def _first_status(self, openings: Sequence[Opening]) -> EpisodeStatus:
         lanes = len(openings)
         kinds = [goal_kind(opening) for opening in openings]
@@ -121,6 +134,8 @@ class Shell:
         for lane, opening in enumerate(openings):
             if opening.goal is not None:
                 (goals if kinds[lane] == POSE_GOAL else goal_frames)[lane] = opening.goal
+            if self.task.goes_back:
+                goal_frames[lane] = opening.frames[0]
         return EpisodeStatus(
             poses=torch.from_numpy(np.stack([opening.poses[-1] for opening in openings])),
             goals=torch.from_numpy(goals),
@@ -211,7 +226,7 @@ class Shell:
     def observation(self, state: EnvState, *, tensors: bool = False) -> Any:
         """The batched observation, as a copy: numpy, or tensors on the world's device."""
         status = state.status
-        seen = self.task.observe(state.frames[:, -1].clone(), status.poses.numpy(), status.goals.numpy())
+        seen = self.task.observe(state.frames[:, -1].clone(), status.poses.numpy(), status.goals.numpy(), status.goal_frames.numpy().copy())
 
         def convert(value: Any) -> Any:
             if tensors:

@@ -19,6 +19,9 @@ NAVIGATE_HORIZON = 500  # steps after which an episode of task "navigate" is tru
 FREE_HORIZON = 10_000
 ARRIVAL_DISTANCE = 2.0  # blocks, horizontally
 ARRIVAL_REWARD = 100.0
+REVISIT_HORIZON = 100
+REVISIT_DISTANCES = (3.0, 8.0)  # blocks, horizontally: from where an episode of task "revisit" begins to its goal
+REVISIT_ANGLE = float(np.radians(30))  # between the view and the goal's
 
 
 def horizontal_distance(pose: Floats, goal: Floats) -> Floats:
@@ -41,6 +44,17 @@ def navigate_reward(before: Floats, after: Floats, goal: Floats) -> Floats:
     """Blocks gained towards the goal from `before` to `after`, plus a bonus on arrival: [...]."""
     gained = horizontal_distance(before, goal) - horizontal_distance(after, goal)
     return gained + np.float32(ARRIVAL_REWARD) * navigate_arrived(after, goal).astype(np.float32)
+
+
+def view_angle(pose: Floats, goal: Floats) -> Floats:
+    """Angle in radians between the directions of view of pose and goal: [...]."""
+    level = np.cos(pose[..., 4]) * np.cos(goal[..., 4]) * np.cos(goal[..., 3] - pose[..., 3])
+    return np.arccos((level + np.sin(pose[..., 4]) * np.sin(goal[..., 4])).clip(-1, 1))
+
+
+def revisited(pose: Floats, goal: Floats) -> NDArray[np.bool_]:
+    """Whether the view from `pose` is the goal's again: [...]."""
+    return navigate_arrived(pose, goal) & (view_angle(pose, goal) <= REVISIT_ANGLE)
 
 
 def sample_goal(rng: np.random.Generator, pose: Floats, low: float = 8.0, high: float = 32.0) -> Floats:
@@ -68,6 +82,11 @@ class Task(Protocol):
     def needs_goal(self) -> bool: ...
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the goal is the first view of the opening. Its ground truth walks the opening itself, in `reset`."""
+        ...
+
+    @property
     def world_rewards(self) -> bool:
         """Whether rewards and ends from the world's reward head are added."""
         ...
@@ -76,8 +95,8 @@ class Task(Protocol):
         """Space of the observations, given the space of one frame."""
         ...
 
-    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
-        """Observations [N, ...] in that space."""
+    def observe(self, frames: Any, poses: Floats, goals: Floats, goal_frames: Any = None) -> Any:
+        """Observations [N, ...] in that space. goal_frames: what is seen from the goals, for tasks with `goes_back`."""
         ...
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
@@ -100,6 +119,7 @@ class Navigate:
     name: str = "navigate"
     horizon: int = NAVIGATE_HORIZON
     needs_goal: bool = True
+    goes_back: bool = False
     world_rewards: bool = True
     nearest: float = 8.0  # least and greatest distance to the goal, in blocks
     farthest: float = 32.0
@@ -107,7 +127,7 @@ class Navigate:
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         return spaces.Dict(pov=frame, compass=spaces.Box(-1, 1, (2,), np.float32))
 
-    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
+    def observe(self, frames: Any, poses: Floats, goals: Floats, goal_frames: Any = None) -> Any:
         return {"pov": frames, "compass": compass(poses, goals)}
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
@@ -127,12 +147,13 @@ class Free:
     name: str = "free"
     horizon: int = FREE_HORIZON
     needs_goal: bool = False
+    goes_back: bool = False
     world_rewards: bool = True
 
     def observation_space(self, frame: spaces.Box) -> spaces.Space:
         return frame
 
-    def observe(self, frames: Any, poses: Floats, goals: Floats) -> Any:
+    def observe(self, frames: Any, poses: Floats, goals: Floats, goal_frames: Any = None) -> Any:
         return frames
 
     def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
@@ -151,3 +172,34 @@ class Targets(Free):
 
     name: str = "targets"
     horizon: int = 1000
+
+
+@dataclass(frozen=True)
+class Revisit:
+    """Return to the first view of the opening, which is shown beside the frame.
+
+    The reward is the blocks gained towards its place, plus the radians gained towards its direction, plus a bonus on arrival.
+    """
+
+    name: str = "revisit"
+    horizon: int = REVISIT_HORIZON
+    needs_goal: bool = True
+    goes_back: bool = True
+    world_rewards: bool = True
+
+    def observation_space(self, frame: spaces.Box) -> spaces.Space:
+        return spaces.Dict(pov=frame, goal=frame)
+
+    def observe(self, frames: Any, poses: Floats, goals: Floats, goal_frames: Any = None) -> Any:
+        return {"pov": frames, "goal": goal_frames}
+
+    def choose_goal(self, rng: np.random.Generator, pose: Floats) -> Floats | None:
+        return None
+
+    def reward(self, before: Floats, after: Floats, goals: Floats) -> Floats:
+        gained = horizontal_distance(before, goals) - horizontal_distance(after, goals)
+        turned = view_angle(before, goals) - view_angle(after, goals)
+        return gained + turned + np.float32(ARRIVAL_REWARD) * revisited(after, goals).astype(np.float32)
+
+    def done(self, poses: Floats, goals: Floats) -> NDArray[np.bool_]:
+        return revisited(poses, goals)

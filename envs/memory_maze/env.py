@@ -7,6 +7,10 @@ and never terminate. `reset(seed=s)` opens the maze that upstream makes with `se
 Task "targets-near" has 30 steps. It begins at rest, within two cells of the first target and facing it within 45 degrees, so that small
 agents can learn it on two cores.
 
+Task "targets-behind" has 40 steps and needs memory. It begins at rest, within two cells of the first target, with a clear line to it. One
+look around, 20 turns to the left, shows the target. Before it and after it the target is more than 60 degrees off the heading. Dreams and
+their twins open with this look around.
+
 `info["pose"]` is in mujoco's metres: a cell is 2 m wide and the middle of the maze is (0, 0). The agent is a ball with inertia: the
 effect of an action depends on the speed before it (wmgym/settings/memory_maze.py has typical values).
 """
@@ -30,15 +34,15 @@ from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, 
 from wmgym.envs.memory_maze.upstream import CELL, Variant, check_installed, load, variant
 from wmgym.envs.process_vector import ProcessVectorEnv, branch_of, lane_state
 from wmgym.settings import memory_maze as setting
-from wmgym.tasks import FREE_HORIZON
 from wmgym.vectors import check_actions, load_generator
 
 if TYPE_CHECKING:
     from wmgym.envs.memory_maze.maze import Ball, Maze
 
 TASKS = tuple(setting.SETTING.tasks)
-NEAR = 2  # task "targets-near": greatest length in cells of the way to the first target
+NEAR = 2  # tasks "targets-near" and "targets-behind": greatest length in cells of the way to the first target
 ASIDE = np.pi / 4  # task "targets-near": greatest angle in radians between the view direction and the first target
+BEHIND = math.radians(75)  # task "targets-behind": least such angle. Twins begin 4 degrees further left, which leaves more than 60
 RESET_OPTIONS = ("start", "goal")
 CAMERA = DepthCamera(setting.FIELD_OF_VIEW, eye=(0.15, 0.0, 0.9), tilt=-math.atan(0.1))  # of upstream's ball
 NUM_SEEDS = 2**32  # seeds that upstream's generator accepts
@@ -50,11 +54,12 @@ class MemoryMazeEnv(gym.Env):
 
     cells: 9, 11, 13 or 15 along a side.
     variant: one of upstream's suffixes, such as "ExtraObs-Vis".
-    task: "targets", "targets-near", or "free" (no rewards).
+    task: "targets", "targets-near", "targets-behind", or "free" (no rewards).
     backend: "mujoco", the only one.
     size: side of the square frames observed, in pixels; default upstream's, 64 or 256.
     render_size: side, or (height, width), of what `render()` returns; default `size`.
-    horizon: steps after which an episode is truncated; default upstream's limit ("targets"), 30 ("targets-near") or 10,000 ("free").
+    horizon: steps after which an episode is truncated; default upstream's limit ("targets"), 30 ("targets-near"),
+        40 ("targets-behind") or 10,000 ("free").
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # Gymnasium's own form
@@ -100,8 +105,8 @@ class MemoryMazeEnv(gym.Env):
                 place(ball, start)
             if goal is not None:
                 name_target(ball, goal)
-            if start is None and self.task == "targets-near":
-                place_near_target(ball, self.np_random)
+            if start is None and self.task in PLACED:
+                PLACED[self.task](ball, self.np_random)
         except ValueError:
             self._np_random, self._np_random_seed = before
             raise
@@ -287,6 +292,26 @@ def place(ball: Ball, start: NDArray[np.float32]) -> None:
 
 def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
     """Put the ball at rest in the middle of a random cell, on foot 1 to `NEAR` cells from the requested target and facing it roughly."""
+    places = near_places(ball)
+    x, y = places[int(rng.integers(len(places)))]
+    ball.place(x, y, _bearing(ball, x, y) + rng.uniform(-ASIDE, ASIDE))
+
+
+def place_before_unseen_target(ball: Ball, rng: np.random.Generator) -> None:
+    """The same, but with a clear line to the target, and facing away from it by `BEHIND` or more."""
+    maze, target = ball.maze, ball.maze.targets[ball.named, :2]
+    others = np.delete(maze.targets[:, :2], ball.named, 0)
+    places = near_places(ball)
+    clear = [place for place in places if maze.is_clear(place, target) and not hides(others, place, target, 2 * maze.target_radius)]
+    x, y = clear[int(rng.integers(len(clear)))]
+    ball.place(x, y, _bearing(ball, x, y) + rng.choice([-1, 1]) * rng.uniform(BEHIND, np.pi))
+
+
+PLACED = {"targets-near": place_near_target, "targets-behind": place_before_unseen_target}  # task -> how it begins
+
+
+def near_places(ball: Ball) -> NDArray[np.float64]:
+    """The middles in metres of the cells that are 1 to `NEAR` cells from the requested target on foot: [n, 2]."""
     maze = ball.maze
     target = maze.targets[ball.named, :2]
     column, row = np.floor(maze.to_grid(target)).astype(int)
@@ -297,10 +322,20 @@ def place_near_target(ball: Ball, rng: np.random.Generator) -> None:
         reached |= free & (np.roll(reached, 1, 0) | np.roll(reached, -1, 0) | np.roll(reached, 1, 1) | np.roll(reached, -1, 1))
     reached[row + 1, column + 1] = False
     rows, columns = np.nonzero(reached[1:-1, 1:-1])
-    chosen = int(rng.integers(len(rows)))
-    x, y = maze.to_metres(np.array([columns[chosen], rows[chosen]]) + 0.5)
-    towards = np.arctan2(target[1] - y, target[0] - x)
-    ball.place(float(x), float(y), float(towards + rng.uniform(-ASIDE, ASIDE)))
+    return maze.to_metres(np.stack([columns, rows], -1).astype(np.float64) + 0.5)
+
+
+def hides(others: NDArray[np.float64], eye: NDArray[np.float64], target: NDArray[np.float64], width: float) -> bool:
+    """Whether one of `others` [n, 2] is within `width` metres of the line from `eye` to `target`."""
+    ahead = target - eye
+    along = ((others - eye) @ ahead / (ahead @ ahead)).clip(0, 1)
+    return bool((np.hypot(*(eye + along[:, None] * ahead - others).T) < width).any())
+
+
+def _bearing(ball: Ball, x: float, y: float) -> float:
+    """Direction of the requested target from (x, y): radians."""
+    target = ball.maze.targets[ball.named]
+    return float(np.arctan2(target[1] - y, target[0] - x))
 
 
 def name_target(ball: Ball, goal: NDArray[np.float32]) -> None:
@@ -332,9 +367,7 @@ def check_horizon(cells: int, kind: Variant, task: Any, horizon: Any) -> int:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; available: {', '.join(map(repr, TASKS))}")
     if horizon is None:
-        if task == "targets":
-            return round(setting.TIME_LIMITS[cells] * kind.control_hz)
-        return setting.NEAR_HORIZON if task == "targets-near" else FREE_HORIZON
+        return round(setting.TIME_LIMITS[cells] * kind.control_hz) if task == "targets" else setting.SETTING.tasks[task].horizon
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, got {horizon!r}")
     return int(horizon)

@@ -63,6 +63,11 @@ class Maze:
         inside = (np.minimum(column, row) >= 0).all() and (np.maximum(column, row) < self.cells).all()
         return bool(inside and self.layout[row, column].all())
 
+    def is_clear(self, start: NDArray[np.float64], end: NDArray[np.float64]) -> bool:
+        """Whether the body fits everywhere on the straight line between two positions [2] in metres."""
+        count = 1 + math.ceil(4 * float(np.hypot(*(end - start))))
+        return all(self.fits(x, y) for x, y in np.linspace(start, end, count + 1).tolist())
+
     def target_at(self, xy: NDArray[np.float64]) -> int | None:
         """The index of the target at this position; None if there is none."""
         away = np.hypot(*(self.targets[:, :2] - xy).T)

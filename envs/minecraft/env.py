@@ -2,8 +2,9 @@
 
 Actions (0.2 s each): noop, forward, back, strafe left, strafe right, forward + jump, turn left, turn right, look up, look down.
 Task "navigate": the observation is the frame and a compass; the reward is the distance gained towards the goal in blocks, plus 100 on
-arrival. Task "navigate-near": the same with goals within 10 blocks, for training. Task "free": the frame alone, no reward. `backend`
-chooses the engine. The tasks are in wmgym/tasks.py, which the dreams of this world share.
+arrival. Task "navigate-near": the same with goals within 10 blocks, for training. Task "revisit": `reset` looks around, walks 3 to 8 blocks
+away and turns; the observation is the frame and the first view, and the episode ends where that view is seen again. Task "free": the frame
+alone, no reward. `backend` chooses the engine. The tasks are in wmgym/tasks.py, which the dreams of this world share.
 
 With `action_mode="minerl"` a step is one game tick of 0.05 s and the action is MineRL's: a dict of eight keys, 0 or 1, and `camera`,
 degrees down and to the right.
@@ -34,8 +35,9 @@ from wmgym.envs.minecraft.backend import (
     find_backend,
     make_backend,
 )
+from wmgym.envs.minecraft.way_out import walk_out
 from wmgym.settings.minecraft import ACTIONS, SETTING
-from wmgym.tasks import compass, horizontal_distance, navigate_arrived, navigate_reward
+from wmgym.tasks import horizontal_distance
 from wmgym.vectors import check_actions
 
 if TYPE_CHECKING:
@@ -49,12 +51,12 @@ TICKS = 4  # game ticks of 0.05 s per step of mode "discrete"
 class MinecraftEnv(gym.Env):
     """A Minecraft-like world. `info["pose"]` is the true pose, and in tasks with a goal `info["goal"]` and `info["goal_distance"]`.
 
-    task: "navigate", "navigate-near" or "free".
+    task: "navigate", "navigate-near", "revisit" or "free".
     backend: the engine: "voxel", "prismarine", "server" or "minerl".
     size: side of the square frames observed, in pixels.
     render_size: side, or (height, width), of what `render()` returns; default `size`.
-    horizon: steps after which an episode is truncated; default 500 ("navigate"), 100 ("navigate-near") or 10,000 ("free") of 0.2 s,
-        or the same time in ticks.
+    horizon: steps after which an episode is truncated; default 500 ("navigate"), 100 ("navigate-near", "revisit") or 10,000 ("free") of
+        0.2 s, or the same time in ticks.
     action_mode: "discrete" (ten actions) or "minerl" (keys and camera, one tick per step).
     engine: keywords of the backend, such as `world`, `host`, `port` or `python` (`BACKENDS` in backend.py lists them).
     """
@@ -88,15 +90,35 @@ class MinecraftEnv(gym.Env):
         self.action_space = action_space(action_mode)
         self._pose: Pose | None = None
         self._goal: Pose | None = None
+        self._goal_frame: NDArray[np.uint8] | None = None  # of task "revisit"
+        self.walked: dict[str, NDArray[Any]] = {}  # task "revisit": frames, actions and poses of the opening that the last `reset` walked
         self._elapsed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode in a new world. `options`: `start` (a pose) and, in tasks with a goal, `goal` (x, y or a pose)."""
         start, goal = check_options(options, self.task, self._engine.bounds)
         super().reset(seed=seed)
-        self._pose, self._goal = open_episode(self._engine, self.np_random, self.task, start, goal)
+        if TASKS[self.task].goes_back:
+            self._pose, self._goal = self._walk_out(start)
+        else:
+            self._pose, self._goal = open_episode(self._engine, self.np_random, self.task, start, goal)
         self._elapsed = 0
         return self._observe(self._pose), self._info(self._pose)
+
+    def _walk_out(self, start: Pose | None) -> tuple[Pose, Pose]:
+        """Begin task "revisit": the pose after the walk, and the goal."""
+        seen: list[tuple[NDArray[np.uint8], int, Pose]] = []
+
+        def see(step: int, action: int, pose: Pose) -> None:
+            del seen[step:]  # of a world that was given up
+            seen.append((self._engine.render(self.size, self.size), action, pose))
+
+        self._pose = None  # until the walk has succeeded, since it leaves the present world
+        pose, goal = walk_out(self._engine, self.np_random, start, see)
+        frames, actions, poses = zip(*seen, strict=True)
+        self.walked = {"frames": np.stack(frames), "actions": np.array(actions, np.int64), "poses": np.stack(poses)}
+        self._goal_frame = frames[0]
+        return pose, goal
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One action. After the end of an episode it raises `ResetNeeded`."""
@@ -108,7 +130,7 @@ class MinecraftEnv(gym.Env):
             pose = self._engine.step(int(check_actions(action, self.action_space)))
         self._pose = pose
         self._elapsed += 1
-        reward = 0.0 if self._goal is None else float(navigate_reward(before, pose, self._goal))
+        reward = 0.0 if self._goal is None else float(TASKS[self.task].reward(before, pose, self._goal))
         return self._observe(pose), reward, *self._flags(pose), self._info(pose)
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -133,14 +155,17 @@ class MinecraftEnv(gym.Env):
         """Everything that this and the following episodes depend on, as a value. NotImplementedError if the engine cannot save."""
         check_saves(self.backend)
         self._running()
-        return state_of(self.task, self.horizon, self._elapsed, self._goal, self._engine, self.np_random, self._np_random_seed)
+        goal = self._goal, self._goal_frame
+        return state_of(self.task, self.horizon, self._elapsed, goal, self._engine, self.np_random, self._np_random_seed)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a value of `save_state`, bit for bit. ValueError if it is not one, or is of another task."""
         check_saves(self.backend)
-        check_state(state, self.task)
+        check_state(state, self.task, self.size)
         self.horizon, self._elapsed = int(state["horizon"]), int(state["elapsed"])
         self._goal = None if state["goal"] is None else np.array(state["goal"], np.float32)
+        self._goal_frame = None if state["goal_frame"] is None else np.array(state["goal_frame"], np.uint8)
+        self.walked = {}
         self._pose = self._engine.load(state["backend"])
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
         self._np_random_seed = state["seed"]
@@ -188,13 +213,15 @@ class MinecraftEnv(gym.Env):
         """Whether the episode is terminated, and whether it is truncated. One that has just begun is neither, wherever its goal is."""
         if self._elapsed == 0:
             return False, False
-        arrived = self._goal is not None and bool(navigate_arrived(pose, self._goal))
+        arrived = self._goal is not None and bool(TASKS[self.task].done(pose, self._goal))
         ending = self._engine.ending
         return arrived or ending == "terminated", self._elapsed >= self.horizon or ending == "truncated"
 
     def _observe(self, pose: Pose) -> Any:
         frame = self._engine.render(self.size, self.size)
-        return frame if self._goal is None else {"pov": frame, "compass": compass(pose, self._goal)}
+        if self._goal is None:
+            return frame
+        return TASKS[self.task].observe(frame, pose, self._goal, None if self._goal_frame is None else self._goal_frame.copy())
 
     def _info(self, pose: Pose) -> dict[str, Any]:
         info: dict[str, Any] = {"pose": pose.copy()}
@@ -259,14 +286,22 @@ def full_goal(goal: Pose, pose: Pose) -> Pose:
 
 
 def state_of(
-    task: str, horizon: int, elapsed: int, goal: Pose | None, engine: Backend, rng: np.random.Generator, seed: int | None
+    task: str,
+    horizon: int,
+    elapsed: int,
+    goal: tuple[Pose | None, NDArray[np.uint8] | None],  # pose and frame
+    engine: Backend,
+    rng: np.random.Generator,
+    seed: int | None,
 ) -> dict[str, Any]:
     """A running episode as a value."""
+    pose, frame = goal
     return {
         "task": task,
         "horizon": horizon,
         "elapsed": elapsed,
-        "goal": goal.copy() if TASKS[task].needs_goal and goal is not None else None,
+        "goal": pose.copy() if TASKS[task].needs_goal and pose is not None else None,
+        "goal_frame": frame.copy() if TASKS[task].goes_back and frame is not None else None,
         "backend": engine.save(),
         "np_random": copy.deepcopy(rng.bit_generator.state),
         "seed": seed,
@@ -276,10 +311,13 @@ def state_of(
 # checks of what a user gives
 
 
-def check_state(state: Any, task: str) -> None:
-    checks.check_state_keys(state, ("task", "horizon", "elapsed", "goal", "backend", "np_random", "seed"))
+def check_state(state: Any, task: str, size: int) -> None:
+    checks.check_state_keys(state, ("task", "horizon", "elapsed", "goal", "goal_frame", "backend", "np_random", "seed"))
     if state["task"] != task:
         raise ValueError(f"the saved state is of task {state['task']!r}, this env has task {task!r}")
+    shown = state["goal_frame"]
+    if shown is not None and np.shape(shown) != (size, size, 3):
+        raise ValueError(f"the saved state shows its goal in {len(shown)} x {len(shown)} pixels, this env has size={size}")
 
 
 def check_saves(backend: str) -> None:
@@ -316,6 +354,8 @@ def check_goal(goal: Any, task: str, bounds: Any) -> Pose:
     """A goal pose of 2 or 5 numbers within the world."""
     if not TASKS[task].needs_goal:
         raise ValueError(f"option 'goal' belongs to the task 'navigate', this env has task {task!r}")
+    if TASKS[task].goes_back:
+        raise ValueError(f"the goal of task {task!r} is the first view of the opening: do not give the option 'goal'")
     pose = check_pose("goal", goal, (2, 5))
     low, high = bounds
     if not all(low[i] <= pose[i] < high[i] for i in range(2)):

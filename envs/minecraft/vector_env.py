@@ -6,6 +6,7 @@ After `reset(seed=s)` lane i equals the single env that was reset with seed s + 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from wmgym.envs.checks import check_render_mode, check_render_size, check_size, 
 from wmgym.envs.minecraft import env as single
 from wmgym.envs.minecraft.backend import Pose, TickLanes, check_action_mode, check_keywords, find_backend, make_lanes
 from wmgym.envs.minecraft.faults import BackendError
+from wmgym.envs.minecraft.way_out import walk_out
 from wmgym.vectors import Info, LanesEnv, Mask, VectorConfig, as_tensors, check_actions, check_count, info_batch, lane_seeds, load_generator
 
 
@@ -49,7 +51,7 @@ class MinecraftVectorEnv(LanesEnv):
         config = VectorConfig.read(num_envs, autoreset_mode, obs_type, horizon, max_episode_steps)
         self.action_mode = check_action_mode(backend, action_mode)
         self.horizon = single.check_horizon(task, config.horizon, action_mode)
-        self.task, self._has_goal = task, single.TASKS[task].needs_goal
+        self.task, self._rules = task, single.TASKS[task]
         self.size, self.render_size = check_size(size), check_render_size(render_size, size)
         fps = 20 if action_mode == "minerl" else self.metadata["render_fps"]
         spaces = single.observation_space(task, self.size), single.action_space(action_mode)
@@ -58,6 +60,7 @@ class MinecraftVectorEnv(LanesEnv):
         self._lanes = make_lanes(backend, self.num_envs, **engine)
         self._poses = np.zeros((self.num_envs, 5), np.float32)
         self._goals = np.zeros((self.num_envs, 5), np.float32)
+        self._goal_frames = np.zeros((self.num_envs, self.size, self.size, 3), np.uint8)  # of task "revisit"
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._terminated, self._truncated = np.zeros((2, self.num_envs), bool)
         self._frames = np.zeros((self.num_envs, self.size, self.size, 3), np.uint8)
@@ -89,10 +92,21 @@ class MinecraftVectorEnv(LanesEnv):
     def _open_lane(self, lane: int, seed: int | None, start: Pose | None, goal: Pose | None) -> None:
         """Begin an episode in one lane, as the single env's reset does."""
         self._seed(lane, seed)
-        pose, chosen = single.open_episode(self._lanes.engines[lane], self.np_random[lane], self.task, start, goal)
+        engine, rng = self._lanes.engines[lane], self.np_random[lane]
+        pose: Pose
+        chosen: Pose | None
+        if self._rules.goes_back:
+            pose, chosen = walk_out(engine, rng, start, partial(self._see, lane))
+        else:
+            pose, chosen = single.open_episode(engine, rng, self.task, start, goal)
         self._poses[lane], self._goals[lane] = pose, 0 if chosen is None else chosen
         self._elapsed[lane] = 0
         self._terminated[lane] = self._truncated[lane] = False
+
+    def _see(self, lane: int, step: int, action: int, pose: Pose) -> None:
+        """A step of the way out in one lane. Its first view is the goal."""
+        if step == 0:
+            self._goal_frames[lane] = self._lanes.engines[lane].render(self.size, self.size)
 
     def _advance(self, actions: Any, moving: Mask) -> NDArray[np.float64]:
         try:
@@ -104,9 +118,9 @@ class MinecraftVectorEnv(LanesEnv):
         self._elapsed[moving] += 1
         rewards = np.zeros(self.num_envs)
         self._truncated[moving] = self._elapsed[moving] >= self.horizon
-        if self._has_goal:
-            rewards[moving] = tasks.navigate_reward(before, self._poses, self._goals)[moving]
-            self._terminated[moving] = tasks.navigate_arrived(self._poses, self._goals)[moving]
+        if self._rules.needs_goal:
+            rewards[moving] = self._rules.reward(before, self._poses, self._goals)[moving]
+            self._terminated[moving] = self._rules.done(self._poses, self._goals)[moving]
         endings = np.array([engine.ending for engine in self._lanes.engines])
         self._terminated |= moving & (endings == "terminated")
         self._truncated |= moving & (endings == "truncated")
@@ -121,14 +135,13 @@ class MinecraftVectorEnv(LanesEnv):
             self._frames[lanes] = self._lanes.render(self.size, self.size, None if lanes.all() else np.flatnonzero(lanes))
 
     def _observe(self) -> Any:
-        frames = self._frames.copy()
-        observation = {"pov": frames, "compass": tasks.compass(self._poses, self._goals)} if self._has_goal else frames
+        observation = self._rules.observe(self._frames.copy(), self._poses, self._goals, self._goal_frames.copy())
         return as_tensors(observation) if self.obs_type == "torch" else observation
 
     def _info(self, lanes: Mask) -> dict[str, Any]:
         every = np.ones(self.num_envs, bool)
         info: Info = {"pose": (self._poses, every)}
-        if self._has_goal:
+        if self._rules.needs_goal:
             distance = tasks.horizontal_distance(self._poses, self._goals).astype(np.float64)
             info |= {"goal": (self._goals, every), "goal_distance": (distance, every)}
         return info_batch(info, lanes)
@@ -154,7 +167,13 @@ class MinecraftVectorEnv(LanesEnv):
         self._check_running()
         lanes = tuple(
             single.state_of(
-                self.task, self.horizon, int(self._elapsed[i]), self._goals[i], engine, self.np_random[i], self.np_random_seed[i]
+                self.task,
+                self.horizon,
+                int(self._elapsed[i]),
+                (self._goals[i], self._goal_frames[i]),
+                engine,
+                self.np_random[i],
+                self.np_random_seed[i],
             )
             for i, engine in enumerate(self._lanes.engines)
         )
@@ -166,11 +185,12 @@ class MinecraftVectorEnv(LanesEnv):
         if len(state["lanes"]) != self.num_envs:
             raise ValueError(f"the saved state has {len(state['lanes'])} lanes, this env has {self.num_envs}")
         for lane in state["lanes"]:
-            single.check_state(lane, self.task)
+            single.check_state(lane, self.task, self.size)
         self._generators, self._seeds = [], []
         for i, lane in enumerate(state["lanes"]):
             self._poses[i] = self._lanes.engines[i].load(lane["backend"])
             self._goals[i] = 0 if lane["goal"] is None else lane["goal"]
+            self._goal_frames[i] = 0 if lane["goal_frame"] is None else lane["goal_frame"]
             self._elapsed[i] = lane["elapsed"]
             self._generators.append(load_generator(lane["np_random"]))
             self._seeds.append(lane["seed"])

@@ -1,4 +1,4 @@
-"""Who acts in an episode of `wmgym plan`: random actions, or a planner with a model. Both act frame by frame."""
+"""Who acts in an episode of `wmgym plan`: random actions, a scripted rule, or a planner with a model. All act frame by frame."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from wmgym.agents.mpc import PlannerConfig, PlanningAgent
+from wmgym.settings import Setting, memory_maze, minecraft
+from wmgym.tasks import Navigate, Targets, Task, compass
+
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # frames [B, H, W, 3], poses [B, 5], goals [B, 5] -> actions [B]
 
 
 class Random:
@@ -30,6 +34,26 @@ class Random:
 
     def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
         pass
+
+    def close(self) -> None:
+        pass
+
+
+class Scripted:
+    """A rule that looks at the newest frame, pose and goal of each lane only."""
+
+    def __init__(self, rule: Rule, frames: np.ndarray, poses: np.ndarray, goals: np.ndarray) -> None:
+        self.ms: list[float] = []
+        self._rule, self._frames, self._poses, self._goals = rule, frames, poses, goals
+
+    def act(self) -> np.ndarray:
+        return self._rule(self._frames, self._poses, self._goals)
+
+    def keep(self, lanes: np.ndarray) -> None:
+        self._goals = self._goals[lanes]
+
+    def look(self, frames: np.ndarray, actions: np.ndarray, poses: np.ndarray) -> None:
+        self._frames, self._poses = frames, poses
 
     def close(self) -> None:
         pass
@@ -95,3 +119,53 @@ def in_steps(config: PlannerConfig, chunk: int) -> tuple[PlannerConfig, bool]:
         )
     held = config.hold > 1
     return replace(config, horizon=config.horizon // chunk, hold=config.hold // chunk if held else 1), held
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------------------------
+
+
+def rule_for(task: Task, setting: Setting) -> Rule:
+    """The best simple rule for a task. ValueError if there is none."""
+    if isinstance(task, Navigate) and setting.name == "minecraft":
+        return follow_compass
+    if isinstance(task, Targets) and setting.name == "memory_maze":
+        return seek_target
+    raise ValueError(f"task {task.name!r} of setting {setting.name!r} has no scripted rule: leave 'scripted' out of --models")
+
+
+def follow_compass(frames: np.ndarray, poses: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """Turn to the goal, then walk and jump towards it."""
+    ahead, left = np.moveaxis(compass(poses, goals), -1, 0)
+    angle = np.arctan2(left, ahead)
+    left_turn, right_turn, walk = (minecraft.ACTIONS.index(name) for name in ("turn left", "turn right", "forward + jump"))
+    return np.where(np.abs(angle) <= minecraft.TURN / 2, walk, np.where(angle > 0, left_turn, right_turn))
+
+
+def seek_target(frames: np.ndarray, poses: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """Turn to the target that is asked for and roll towards it if it is in view, else turn left."""
+    names = ("forward", "turn left", "turn right", "forward + left", "forward + right")
+    forward, left, right, ahead_left, ahead_right = (memory_maze.ACTIONS.index(name) for name in names)
+    actions = []
+    for frame in frames:
+        aside = offset_of_target(frame)
+        if aside is None or aside < -0.5:
+            actions.append(left)
+        elif abs(aside) <= 0.25:
+            actions.append(forward)
+        else:
+            actions.append(right if aside > 0.5 else ahead_right if aside > 0 else ahead_left)
+    return np.array(actions, np.int64)
+
+
+def offset_of_target(frame: np.ndarray) -> float | None:
+    """Where in a frame uint8 [H, W, 3] the target with the border's colour is: -1 at the left edge, 1 at the right; None if out of view.
+
+    The border has 0.7 of the target's colour. Walls can have the same hue but are darker than the lit upper part of a target.
+    """
+    pixels = frame.astype(np.float32)
+    colour = pixels[0, 0] / 0.7
+    length, full = np.linalg.norm(pixels, axis=-1), float(np.linalg.norm(colour))
+    found = (pixels @ colour > 0.99 * full * length) & (length > 0.75 * full)  # the border itself is darker
+    if found.sum() < 3:  # single pixels occur on the edges of walls
+        return None
+    return float(2 * np.median(np.nonzero(found)[1]) / (frame.shape[1] - 1) - 1)

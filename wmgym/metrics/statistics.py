@@ -1,5 +1,7 @@
 """Confidence intervals of means: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), also of paired differences and clusters.
 
+Shares of independent trials have Wilson's score interval (1927), which is also right for shares of 0 and 1.
+
 Values from one drive, walk or episode are not independent. Given the clusters, the bootstrap resamples whole clusters (Davison and Hinkley
 1997, section 3.8).
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -57,6 +60,22 @@ def bootstrap_interval(
     return Interval(float(data.mean()), float(low), float(high), len(sums))
 
 
+def wilson_interval(outcomes: Sequence[bool] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Interval of the share of independent trials that succeeded (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
+
+    outcomes: one per trial, True or 1 for success. Unlike the bootstrap's, the interval has a width where all or none succeeded.
+    """
+    data = np.asarray(outcomes)
+    if data.ndim != 1 or not len(data) or not np.isin(data, (0, 1)).all():
+        raise ValueError(f"outcomes must be a non-empty list of True and False, got {outcomes if data.size < 20 else list(data.shape)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    n, share, z = len(data), float(data.mean()), NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
 def paired_difference(
     first: Sequence[float] | np.ndarray,
     second: Sequence[float] | np.ndarray,
@@ -69,3 +88,18 @@ def paired_difference(
     if len(first) != len(second):
         raise ValueError(f"paired values must be equally many, got {len(first)} and {len(second)}")
     return bootstrap_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), confidence, samples, seed, clusters)
+
+
+def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Spearman's rank correlation; equal values share their mean rank. NaN if all values of one list are equal."""
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"ranks are compared of two lists of the same length, at least 2, got {len(first)} and {len(second)}")
+    a, b = (_ranks(np.asarray(values, np.float64)) for values in (first, second))
+    if not np.ptp(a) or not np.ptp(b):
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[which]

@@ -19,10 +19,13 @@ ROLL = 0.5  # metres per step: 2 m/s
 STEER = 0.321  # radians
 FIELD_OF_VIEW = math.radians(80)  # vertical
 
+LOOK_AROUND = (ACTIONS.index("turn left"),) * 20  # one full turn and 4 degrees more
+
 STEPS_PER_SECOND = 4
 TIME_LIMITS = {9: 250, 11: 500, 13: 750, 15: 1000}  # seconds per episode, by cells along a side (without the outer walls)
 NUM_TARGETS = {9: 3, 11: 4, 13: 5, 15: 6}
 NEAR_HORIZON = 30  # steps of an episode of task "targets-near"
+BEHIND_HORIZON = 40  # of task "targets-behind": a half turn takes 10 steps, and the longest way 12
 
 ENTRY_POINTS = "wmgym.envs.memory_maze.env:MemoryMazeEnv", "wmgym.envs.memory_maze.vector_env:MemoryMazeVectorEnv"
 VARIANTS = (
@@ -89,10 +92,11 @@ SETTING = Setting(
     tasks={
         "targets": Targets(horizon=STEPS_PER_SECOND * TIME_LIMITS[9]),
         "targets-near": Targets("targets-near", NEAR_HORIZON),
+        "targets-behind": Targets("targets-behind", BEHIND_HORIZON),
         "free": Free(world_rewards=False),
     },
     fps=STEPS_PER_SECOND,
-    opening=(ACTIONS.index("turn left"),) * 20,  # one full turn
+    opening=LOOK_AROUND,
     bundled=("targets", "free"),
     reach=(4.0, 1.5),  # corridors are 2 m wide, so walls hide what is a few metres to the side
     extent=20.0,

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from wmgym.kinematics import DiscreteKinematics
 from wmgym.settings.setting import Setting, Truth
-from wmgym.tasks import Free, Navigate
+from wmgym.tasks import Free, Navigate, Revisit
 
 ACTIONS = (
     "noop",
@@ -56,7 +56,12 @@ SETTING = Setting(
     ),
     actions=ACTIONS,
     keys={("w",): 1, ("s",): 2, ("a",): 3, ("d",): 4, (" ",): 5, ("w", " "): 5, ("j",): 6, ("l",): 7, ("i",): 8, ("k",): 9},
-    tasks={"navigate": Navigate(), "navigate-near": Navigate("navigate-near", 100, nearest=4.0, farthest=10.0), "free": Free()},
+    tasks={
+        "navigate": Navigate(),
+        "navigate-near": Navigate("navigate-near", 100, nearest=4.0, farthest=10.0),
+        "revisit": Revisit(),
+        "free": Free(),
+    },
     fps=5,
     opening=LOOK_AROUND,
     walkers="explorer",
