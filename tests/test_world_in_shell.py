@@ -70,8 +70,8 @@ def test_a_state_from_disk_and_a_branch_go_on_as_the_env_does(world: WorldModel,
     [
         ({"memory": "none"}, "memory is 'none' there and 'worldpack' here"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16' there and 'float32' here"),
-        ({"memory_budget": 100}, "settings is .*budget=100.* there and .*budget=512.* here"),
-        ({"denoise_steps": 2}, "settings is .*denoise_steps=2.* there and .*denoise_steps=1.* here"),
+        ({"memory_budget": 100}, 'settings is .*"budget": 100.* there and .*"budget": 512.* here'),
+        ({"denoise_steps": 2}, 'settings is .*"denoise_steps": 2.* there and .*"denoise_steps": 1.* here'),
         ({"checkpoint": "other"}, "weights is '[0-9a-f]{64}' there and '[0-9a-f]{64}' here"),
     ],
 )
