@@ -208,3 +208,16 @@ def test_the_process_that_holds_a_folder_may_open_it_again_by_any_path(tmp_path:
     done = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path / "link")], capture_output=True, text=True, check=False)
     assert f"in use by process {os.getpid()}" in done.stderr
     open_run_folder(tmp_path / "another", {"seed": 3})
+
+
+def test_what_killed_writers_left_is_removed_when_a_run_resumes(tmp_path: Path) -> None:
+    """In the folder and its subfolders, but not in those that another run holds."""
+    out = tmp_path / "run"
+    for folder in (out, out / "cells", out / "walks"):
+        folder.mkdir()
+        (folder / ".a.json.x1.tmp").write_text("half")
+        (folder / "kept.tmp").write_text("a file of the user's")
+    (out / "walks" / ".lock").touch()
+    open_run_folder(out, {"seed": 1})
+    assert not (out / ".a.json.x1.tmp").exists() and not (out / "cells" / ".a.json.x1.tmp").exists()
+    assert (out / "walks" / ".a.json.x1.tmp").exists() and (out / "cells" / "kept.tmp").exists()

@@ -112,7 +112,15 @@ def _lock(out: Path) -> None:
             who = "another process"
         raise ValueError(f"{out} is in use by {who}; wait until it ends, end it, or use another folder") from None
     _HELD[place] = lock
+    _remove_temporaries(place)
     write_atomically(note, as_json({"process": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}))
+
+
+def _remove_temporaries(out: Path) -> None:
+    """Delete what killed writers left (`replacing`) in a locked folder and its subfolders, apart from those with a lock of their own."""
+    for folder in (out, *(path for path in out.iterdir() if path.is_dir() and not (path / LOCK).exists())):
+        for file in folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
