@@ -24,7 +24,7 @@ from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents, encode
 from wmgym.files import as_json, open_run_folder, write_atomically
-from wmgym.geometry import compose
+from wmgym.geometry import walk
 from wmgym.kinematics import Displacement, Kinematics
 from wmgym.metrics.image import BEST_PSNR, psnr
 from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
@@ -259,10 +259,9 @@ def random_latents(moves: Kinematics, shape: tuple[int, int, int], episodes: int
     noise = torch.randn((*count, *shape), generator=generator, dtype=torch.float16)
     chosen = torch.randint(max(1, moves.num_actions), count, generator=generator)
     actions = 2 * torch.rand((*count, size), generator=generator) - 1 if size else chosen
-    poses = [torch.zeros(episodes, 5)]
-    for motion in moves.motion(actions).unbind(1)[1:]:
-        poses.append(compose(poses[-1], motion))
-    return Latents(noise, torch.stack(poses, 1), actions, torch.full((episodes,), frames))
+    start = torch.zeros(episodes, 5)
+    poses = torch.cat([start[:, None], walk(start, moves.motion(actions)[:, 1:])], 1)
+    return Latents(noise, poses, actions, torch.full((episodes,), frames))
 
 
 # -- network --------------------------------------------------------------------------------------------------------------------------

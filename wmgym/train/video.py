@@ -8,37 +8,26 @@ A motion head is trained beside it, and a reward head where the data hold reward
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from wmgym.data.latents import Latents
 from wmgym.kinematics import Kinematics
 from wmgym.memory.coverage import CoverageConfig
-from wmgym.nets.autoencoder import Autoencoder
 from wmgym.nets.heads import MotionHead
 from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
 from wmgym.systems.video import VideoConfig, build, preset
 from wmgym.train import reward
-from wmgym.train.loop import DRAWING, FORWARD, Draw, LoopConfig, Training, fit
-from wmgym.train.run import (
-    HeldOutFilms,
-    Run,
-    RunArgs,
-    begin,
-    finish,
-    fit_autoencoder,
-    half_precision,
-    make_latents,
-    make_optimisers,
-    random_latents,
-    warm_start,
-)
+from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
+from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers, random_latents
 from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
 from wmgym.train.windows import WindowConfig, Windows, draw_windows
+from wmgym.train.world import train_world, trained_parts, with_total
 from wmgym.world_model import WorldModel
 
 HEAD_NOISE = 0.1  # on the latents that the heads learn from, as dreamed ones have
@@ -76,18 +65,12 @@ class TrainArgs(RunArgs):
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     """Train or resume; the figures of the end."""
     run = begin(args, progress)
-    changes: dict[str, Any] = {"chunk": args.chunk, "window": args.window}
-    config = preset(args.size, args.setting, run.coder, run.displacement, **changes)
+    config = preset(args.size, args.setting, run.coder, run.displacement, chunk=args.chunk, window=args.window)
     config = replace(config, outcomes=reward.outcomes(run.training))
     if not args.pose_rotary:
         config = replace(config, net=replace(config.net, pose_rotary=False))
     model = build(config).to(run.device)
-    warm_start(model, args)
-    assert isinstance(model.autoencoder, Autoencoder)
-    fit_autoencoder(run, model.autoencoder)
-    data = make_latents(run, model)
-    figures = _fit_net(run, args, model, config, data)
-    return finish(run, model, config, data, figures, "wmgym train video")
+    return train_world(run, model, config, partial(_training, args, model, config, run.device), {"none": model}, "wmgym train video")
 
 
 @dataclass(frozen=True)
@@ -115,8 +98,7 @@ class Objective:
                 parts["motion"] = motion_loss(model.motion_head, model.kinematics, data, windows, draw)
             if self.events is not None:
                 parts["reward"] = self.events.loss(draw, 4 * self.size, HEAD_NOISE)
-        figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
-        return figures, {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
+        return with_total(parts), {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
 
 
 def motion_loss(head: MotionHead, kinematics: Kinematics, data: Latents, windows: Windows, draw: Draw) -> Tensor:
@@ -135,41 +117,19 @@ def synthetic(size: str, batch: int, device: torch.device, compile: bool) -> Tra
     """The training of a network of this size, with fresh weights, on random latents in place of episodes: for `wmgym bench train`."""
     torch.manual_seed(0)
     args = TrainArgs((), Path(), size=size, batch=batch, compile=compile)
-    changes: dict[str, Any] = {"chunk": args.chunk, "window": args.window}
-    config = preset(size, args.setting, **changes)
-    return _training(args, build(config).to(device), config, random_latents(config.kinematics, config.net.latent_shape), device)
+    config = preset(size, args.setting, chunk=args.chunk, window=args.window)
+    return _training(args, build(config).to(device), config, device, random_latents(config.kinematics, config.net.latent_shape))
 
 
-def _training(args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents, device: torch.device) -> Training:
+def _training(args: TrainArgs, model: WorldModel, config: VideoConfig, device: torch.device, data: Latents) -> Training:
     """How network, motion head and reward head are trained together."""
     data = data.to(device) if device.type == "cuda" else data
-    trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
-    events = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
-    if events is not None:
-        trained["reward_head"] = events.head
+    trained, events = trained_parts(model, data)
     if args.compile:
         model.net.run = torch.compile(model.net.run, dynamic=False)
     model.train()
     objective = Objective(model, data, args.windows(), coverage_of(config.net), args.loss, events, args.batch)
     return Training(trained, make_optimisers(trained, model.net.matrices(), args), objective)
-
-
-def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: VideoConfig, data: Latents) -> dict[str, float]:
-    """Fit network, motion head and reward head; the figures of the end."""
-    training = _training(args, model, config, data, run.device)
-    films, head = HeldOutFilms({"none": model}, run), reward.HeldOutEvents(model, run.held_out)
-
-    def measure(step: int, module: nn.Module) -> dict[str, float]:
-        return {**films(step), **head()}
-
-    warmup = max(1, min(200, args.steps // 10))
-    loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
-    fit(
-        training.module, training.optimisers, training.step_losses, loop, args.out,
-        name="net", device=run.device, on_save=measure, writer=run.writer, progress=run.progress,
-    )  # fmt: skip
-    model.eval()
-    return measure(args.steps, training.module)
 
 
 def coverage_of(net: VideoDiTConfig) -> CoverageConfig:

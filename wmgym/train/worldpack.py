@@ -8,35 +8,24 @@ where the data hold rewards (reward.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from wmgym.data.latents import Latents
 from wmgym.geometry import relative_pose
 from wmgym.kinematics import Displacement
 from wmgym.memory.retrieval import RetrievalConfig
-from wmgym.nets.autoencoder import Autoencoder
 from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
 from wmgym.train import rehearsal, reward
-from wmgym.train.loop import DRAWING, FORWARD, Draw, LoopConfig, Training, fit
-from wmgym.train.run import (
-    HeldOutFilms,
-    Run,
-    RunArgs,
-    begin,
-    finish,
-    fit_autoencoder,
-    half_precision,
-    make_latents,
-    make_optimisers,
-    random_latents,
-    warm_start,
-)
+from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
+from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers, random_latents
+from wmgym.train.world import train_world, trained_parts, with_total
 from wmgym.train.worldpack_loss import Batch, losses
 from wmgym.world_model import WorldModel
 
@@ -86,12 +75,8 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     config = preset(args.size, args.setting, run.coder, run.displacement)
     config = replace(config, outcomes=reward.outcomes(run.training))
     model = build(config).to(run.device)
-    warm_start(model, args)
-    assert isinstance(model.autoencoder, Autoencoder)
-    fit_autoencoder(run, model.autoencoder)
-    data = make_latents(run, model)
-    figures = _fit_net(run, args, model, config, data)
-    return finish(run, model, config, data, figures, "wmgym train worldpack")
+    training_of = partial(_training, args, model, config, run.device)
+    return train_world(run, model, config, training_of, _modes(args, model, config), "wmgym train worldpack")
 
 
 def draw_batch(
@@ -145,7 +130,7 @@ def synthetic(size: str, batch: int, device: torch.device, compile: bool) -> Tra
     args = TrainArgs((), Path(), size=size, batch=batch, compile=compile)
     config = preset(size, args.setting)
     model = build(config).to(device)
-    return _training(args, model, config, random_latents(config.kinematics, config.net.latent_shape), device)
+    return _training(args, model, config, device, random_latents(config.kinematics, config.net.latent_shape))
 
 
 def _modes(args: TrainArgs, model: WorldModel, config: WorldPackConfig) -> dict[str, WorldModel]:
@@ -153,16 +138,13 @@ def _modes(args: TrainArgs, model: WorldModel, config: WorldPackConfig) -> dict[
     return {mode: model.with_settings(memories=(memory_of(config, mode),)) for mode in args.mode_weights()}
 
 
-def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents, device: torch.device) -> Training:
+def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, device: torch.device, data: Latents) -> Training:
     """How network, motion head and reward head are trained together."""
     weights = args.mode_weights()
     worlds = _modes(args, model, config)
     odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
-    trained = nn.ModuleDict({name: part for name, part in (("net", model.net), ("motion_head", model.motion_head)) if part is not None})
-    earned = reward.Examples(model.reward_head, data) if model.reward_head is not None else None
-    if earned is not None:
-        trained["reward_head"] = earned.head
+    trained, earned = trained_parts(model, data)
     if args.compile:
         model.net.denoise = torch.compile(model.net.denoise)  # CDiT's
     model.train()
@@ -189,26 +171,8 @@ def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, data:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
                 if dreamed is not None and dreamed.complete:
                     parts["dreamed_reward"] = reward.DREAMED * dreamed.loss(draw, args.batch, args.context_noise)
-        figures = {"total": torch.stack(list(parts.values())).sum(), **{k: v.detach() for k, v in parts.items()}}
-        return figures, {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
+        return with_total(parts), {"latents": batch.latents, "poses": batch.poses, "actions": batch.actions}
 
     period = args.rehearse_every if args.rehearsal > 0 else 1
     return Training(trained, make_optimisers(trained, model.net.matrices(), args), step_losses, period)
 
-
-def _fit_net(run: Run, args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents) -> dict[str, float]:
-    """Fit network, motion head and reward head; the figures of the end."""
-    training = _training(args, model, config, data, run.device)
-    films, head = HeldOutFilms(_modes(args, model, config), run), reward.HeldOutEvents(model, run.held_out)
-
-    def measure(step: int, module: nn.Module) -> dict[str, float]:
-        return {**films(step), **head()}
-
-    warmup = max(1, min(200, args.steps // 10))
-    loop = LoopConfig(args.steps, warmup=warmup, decay=args.decay, ema=args.ema, seed=args.seed + 1, save_every=args.save_every)
-    fit(
-        training.module, training.optimisers, training.step_losses, loop, args.out,
-        name="net", device=run.device, on_save=measure, writer=run.writer, progress=run.progress,
-    )  # fmt: skip
-    model.eval()
-    return measure(args.steps, training.module)
