@@ -13,37 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wmgym import settings
-from wmgym.kinematics import Displacement, Kinematics
+from wmgym.kinematics import Displacement
 from wmgym.memory.slots import SlotMemory
-from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
-from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
+from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.video_dit import SIZES, VideoDiT, VideoDiTConfig
-from wmgym.systems.fitting import check_fits, pose_source, sizes
+from wmgym.systems.latent import LatentConfig, build_model, pose_source, sizes
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.world_model import SamplerConfig, WorldModel
+from wmgym.world_model import WorldModel
 
 
 @dataclass(frozen=True)
-class VideoConfig:
+class VideoConfig(LatentConfig):
     system: str = "video"
-    setting: str = "minecraft"  # sets actions, kinematics and field of view
-    memory: str = "none"
-    memory_budget: int = 512  # frames in memory, for memories that keep more than a constant number
-    pose_source: str = "learned"
-    through_pixels: bool = False
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     net: VideoDiTConfig = field(default_factory=VideoDiTConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    outcomes: tuple[tuple[float, bool], ...] = ()  # classes of the reward head: (reward, end) of a step; empty: no head
-    displacement: Displacement = field(default_factory=Displacement)  # for settings whose data define the actions
-
-    def __post_init__(self) -> None:
-        check_fits(self.net, self.autoencoder, self.kinematics, self.setting)
-
-    @property
-    def kinematics(self) -> Kinematics:
-        """Kinematics of the setting."""
-        return settings.kinematics(self.setting, self.displacement)
 
 
 def preset(
@@ -65,16 +47,7 @@ def preset(
 
 def build(config: VideoConfig, system: System | None = None) -> WorldModel:
     """The model with new weights, for a system based on this network."""
-    moves, coder, net = config.kinematics, Autoencoder(config.autoencoder), VideoDiT(config.net)
-    heads = HeadConfig(config.net.latent_shape, config.net.num_actions)
-    return WorldModel(
-        coder,
-        net,
-        moves,
-        (system or SYSTEM).settings(net, config),
-        motion_head=MotionHead(heads) if any(moves.uncertain) else None,
-        reward_head=RewardHead(heads, config.outcomes) if config.outcomes else None,
-    )
+    return build_model(config, VideoDiT, system or SYSTEM)
 
 
 def chunk_sizes(host: MemoryHost) -> dict[str, Any]:

@@ -15,18 +15,17 @@ from functools import partial
 from typing import Any
 
 from wmgym import settings
-from wmgym.kinematics import Displacement, Kinematics
+from wmgym.kinematics import Displacement
 from wmgym.memory.bank import check_budget
 from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.packing import Layout
 from wmgym.memory.retrieval import METHODS, RetrievalConfig
 from wmgym.memory.trajectory import TrajectoryMemory
-from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
+from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import SIZES, CDiT, CDiTConfig
-from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
-from wmgym.systems.fitting import check_fits, pose_source, sizes
+from wmgym.systems.latent import LatentConfig, build_model, pose_source, sizes
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.world_model import SamplerConfig, WorldModel
+from wmgym.world_model import WorldModel
 
 # The ablation of section 6.3: NWM's four recent frames, packing alone, retrieval alone, and both.
 LAYOUTS = {
@@ -68,28 +67,15 @@ class WorldPackOptions:
 
 
 @dataclass(frozen=True)
-class WorldPackConfig:
+class WorldPackConfig(LatentConfig):
     system: str = "worldpack"
-    setting: str = "minecraft"  # sets actions, kinematics and field of view
     memory: str = "worldpack"  # a layout's name
-    memory_budget: int = 512  # frames in memory
-    pose_source: str = "learned"
-    through_pixels: bool = False
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     net: CDiTConfig = field(default_factory=CDiTConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    outcomes: tuple[tuple[float, bool], ...] = ()  # classes of the reward head: (reward, end) of a step; empty: no head
-    displacement: Displacement = field(default_factory=Displacement)  # for settings whose data define the actions
 
     def __post_init__(self) -> None:
         layout(self.memory)
-        check_fits(self.net, self.autoencoder, self.kinematics, self.setting)
-
-    @property
-    def kinematics(self) -> Kinematics:
-        """Kinematics of the setting."""
-        return settings.kinematics(self.setting, self.displacement)
+        super().__post_init__()
 
 
 def preset(
@@ -131,16 +117,7 @@ def _memories(mode: str, host: MemoryHost) -> tuple[TrajectoryMemory, ...]:
 
 def build(config: WorldPackConfig) -> WorldModel:
     """The model with new weights."""
-    moves, heads = config.kinematics, HeadConfig(config.net.latent_shape, config.net.num_actions)
-    autoencoder, net = Autoencoder(config.autoencoder), CDiT(config.net)  # in this order a seed gives the same weights as in version 0.1
-    return WorldModel(
-        autoencoder,
-        net,
-        moves,
-        SYSTEM.settings(net, config),
-        motion_head=MotionHead(heads) if any(moves.uncertain) else None,
-        reward_head=RewardHead(heads, config.outcomes) if config.outcomes else None,
-    )
+    return build_model(config, CDiT, SYSTEM)
 
 
 PAPER_LATENTS = (28, 2)  # latent side and patch of the paper
