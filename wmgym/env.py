@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -17,15 +16,15 @@ from gymnasium.error import ResetNeeded
 from gymnasium.logger import warn
 
 from wmgym.core import World
-from wmgym.episode import EnvState, Identity, SavedState
+from wmgym.episode import EnvState, SavedState
 from wmgym.make import make_shell
 from wmgym.shell import to_numpy
 from wmgym.tasks import Task
-from wmgym.vector_env import WorldModelVectorEnv, branched, checked_state, render_metadata, rendered
+from wmgym.vector_env import DreamFacts, WorldModelVectorEnv, branched, checked_state, render_metadata, rendered
 from wmgym.vectors import info_row, load_generator, save_generators
 
 
-class WorldModelEnv(gym.Env):
+class WorldModelEnv(DreamFacts, gym.Env):
     """A dream. The keywords are those of `make.DreamConfig` and of the checkpoint's system; a wrong value raises `ValueError`, an
     unknown keyword `TypeError`.
 
@@ -77,26 +76,6 @@ class WorldModelEnv(gym.Env):
 
     # ---- more than Gymnasium asks ----
 
-    @property
-    def perf(self) -> dict[str, float]:
-        """Times and counts of the latest step and reset."""
-        return dict(self.shell.perf)
-
-    @property
-    def horizon(self) -> int:
-        """Frames after which an episode is truncated."""
-        return self.shell.horizon
-
-    @property
-    def weights_hash(self) -> str:
-        """SHA-256 of the weights; "" for a world of your own."""
-        return self.shell.identity.weights
-
-    @property
-    def identity(self) -> Identity:
-        """The identity of this env in its saved states."""
-        return replace(self.shell.identity, id=self.spec.id if self.spec is not None else "")
-
     def save_state(self) -> SavedState:
         """Everything that the future depends on, as a value. `load_state` of an equal env continues from it bit for bit."""
         return SavedState(self.identity, self._running(), save_generators([self.np_random]), (int(self.np_random_seed or 0),))
@@ -121,21 +100,12 @@ class WorldModelEnv(gym.Env):
         self._state = self.shell.observe(self._running(), [seen])
         return self._shown(self._state)
 
-    def get_action_meanings(self) -> list[str]:
-        """What each action does, in words."""
-        return list(self.shell.setting.actions)
-
     def get_keys_to_action(self) -> dict[Any, Any]:
         """The keys of `gymnasium.utils.play`. A key sets all actions of a chunk."""
         held = self.shell.chunk == 1 or self.shell.hold_action
         return {key: action if held else np.full(self.shell.chunk, action) for key, action in self.shell.setting.keys.items()}
 
     # ---- parts ----
-
-    def _running(self) -> EnvState:
-        if self._state is None:
-            raise ResetNeeded("reset() must be called first")
-        return self._state
 
     def _shown(self, state: EnvState) -> tuple[Any, dict[str, Any]]:
         seen = self.shell.observation(state)

@@ -37,7 +37,45 @@ from wmgym.vectors import (
 )
 
 
-class WorldModelVectorEnv(LanesEnv):
+class DreamFacts:
+    """What the single and the vector env say of themselves in the same way."""
+
+    shell: Shell
+    spec: Any
+    _state: EnvState | None
+    _id = ""  # of the env that this one was branched from, in saved states
+
+    @property
+    def perf(self) -> dict[str, float]:
+        """Times and counts of the latest step and reset, for all lanes together."""
+        return dict(self.shell.perf)
+
+    @property
+    def horizon(self) -> int:
+        """Frames after which an episode is truncated."""
+        return self.shell.horizon
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights; "" for a world of your own."""
+        return self.shell.identity.weights
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of this env in its saved states."""
+        return replace(self.shell.identity, id=self.spec.id if self.spec is not None else self._id)
+
+    def get_action_meanings(self) -> list[str]:
+        """What each action does, in words."""
+        return list(self.shell.setting.actions)
+
+    def _running(self) -> EnvState:
+        if self._state is None:
+            raise ResetNeeded("reset() must be called first")
+        return self._state
+
+
+class WorldModelVectorEnv(DreamFacts, LanesEnv):
     """N dreams of one world behind Gymnasium's vector API.
 
     autoreset_mode  "next_step", "same_step" or "disabled" (an ended lane rests, with its flags set, until it is reset)
@@ -65,7 +103,7 @@ class WorldModelVectorEnv(LanesEnv):
 
     def _set_up(self, shell: Shell, config: VectorConfig, render_mode: str | None, *, owns_shell: bool) -> None:
         self._prepare(config, (shell.observation_space, shell.action_space), render_metadata(shell, render_mode), render_mode)
-        self.shell, self._owns_shell, self._id = shell, owns_shell, ""
+        self.shell, self._owns_shell = shell, owns_shell
         self._state: EnvState | None = None
 
     @classmethod
@@ -139,26 +177,6 @@ class WorldModelVectorEnv(LanesEnv):
 
     # ---- more than Gymnasium asks ----
 
-    @property
-    def perf(self) -> dict[str, float]:
-        """Times and counts of the latest step and reset, for all lanes together."""
-        return dict(self.shell.perf)
-
-    @property
-    def horizon(self) -> int:
-        """Frames after which an episode is truncated."""
-        return self.shell.horizon
-
-    @property
-    def weights_hash(self) -> str:
-        """SHA-256 of the weights; "" for a world of your own."""
-        return self.shell.identity.weights
-
-    @property
-    def identity(self) -> Identity:
-        """The identity of this env in its saved states."""
-        return replace(self.shell.identity, id=self.spec.id if self.spec is not None else self._id)
-
     def save_state(self) -> SavedState:
         """Everything that the future depends on, as a value."""
         return SavedState(self.identity, self._running(), save_generators(self.np_random), self.np_random_seed)
@@ -201,15 +219,6 @@ class WorldModelVectorEnv(LanesEnv):
         ]
         self._state = self.shell.observe(self._running(), seen)
         return self._observe(), self._info(np.ones(self.num_envs, bool))
-
-    def get_action_meanings(self) -> list[str]:
-        """What each action does, in words."""
-        return list(self.shell.setting.actions)
-
-    def _running(self) -> EnvState:
-        if self._state is None:
-            raise ResetNeeded("reset() must be called first")
-        return self._state
 
 
 # ---- shared with the single env ----
