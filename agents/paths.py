@@ -21,17 +21,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from wmgym.agents.scripted import Moves, Walker, WalkFailed, world_of
 from wmgym.data.episode import RETURN
 from wmgym.geometry import wrap_angle
 from wmgym.kinematics import DiscreteKinematics
 from wmgym.settings import TABLE
-
-if TYPE_CHECKING:
-    from wmgym.agents.scripted import Moves, Walker
 
 CHUNK = 4  # steps
 OPENING = 16  # frames observed before the path
@@ -128,20 +126,10 @@ def path_program(name: str, setting: str) -> Callable[[Walker], Moves]:
                 walker.begin(RETURN)
                 back = motions.reverse(way)
                 if not is_free(walker, back):
-                    raise _failure("the way back is blocked")
-                yield from _steps(back)
+                    raise WalkFailed("the way back is blocked")
+                yield from back
 
     return program
-
-
-def _failure(why: str) -> Exception:
-    from wmgym.agents.scripted import WalkFailed  # here, because that file imports this one
-
-    return WalkFailed(why)
-
-
-def _steps(actions: Sequence[int]) -> Moves:
-    yield from actions
 
 
 def _walk(walker: Walker, way: Sequence[int]) -> Moves:
@@ -157,7 +145,7 @@ def _opening(walker: Walker, motions: Motions, way: Sequence[int], *, closes: bo
             break
         yield motions.left
     else:
-        raise _failure("the path is blocked in all directions")
+        raise WalkFailed("the path is blocked in all directions")
     aside = min(3, (OPENING - 1) // 4)
     yield from [motions.left] * aside + [motions.right] * 2 * aside + [motions.left] * aside
     yield from [0] * (OPENING - 1 - 4 * aside)
@@ -182,7 +170,7 @@ def is_free(walker: Walker, way: Sequence[int], *, closes: bool = False) -> bool
     """
     if not way:
         return True
-    setting = _setting_of(walker)
+    setting = world_of(walker.env)
     env, kinematics, motions = walker.env.unwrapped, TABLE[setting].kinematics, motions_of(setting)
     assert isinstance(kinematics, DiscreteKinematics)
     state = env.save_state()  # type: ignore[attr-defined]
@@ -204,8 +192,3 @@ def is_free(walker: Walker, way: Sequence[int], *, closes: bool = False) -> bool
     finally:
         env.load_state(state)  # type: ignore[attr-defined]
 
-
-def _setting_of(walker: Walker) -> str:
-    from wmgym.agents.scripted import world_of
-
-    return world_of(walker.env)

@@ -30,7 +30,6 @@ import numpy as np
 
 from wmgym.agents.cards import cards_random, zig_zags
 from wmgym.agents.pathfinding import Cell, Region
-from wmgym.agents.paths import path_program
 from wmgym.data.episode import RETURN, Segment
 from wmgym.geometry import wrap_angle
 from wmgym.settings import TABLE, minecraft
@@ -110,6 +109,8 @@ class Walker:
 def find_program(name: str, world: str = "minecraft") -> tuple[Callable[[Walker], Moves], bool]:
     """The program of a walker in a world, and whether it is open-ended. ValueError if there is no walker of this name."""
     if name.startswith("path-"):
+        from wmgym.agents.paths import path_program  # here, because that file imports this one
+
         return path_program(name.removeprefix("path-"), world), False
     programs = _programs(world)
     kinds: dict[str, tuple[Callable[[Walker], Moves], bool]] = {"random": (_random, True), **programs.named}

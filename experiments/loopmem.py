@@ -6,24 +6,25 @@ per finished cell in `cells/`. A killed run resumes from those. The paths are wa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wmgym import checkpoint, settings, systems
+from wmgym import settings, systems
 from wmgym.agents import paths as camera
-from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
+from wmgym.agents.collect import WORLDS_PER_SEED, CollectArgs, collect, parse_kwargs
 from wmgym.agents.paths import motions_of, path_program
 from wmgym.benchmarks import loopmem
-from wmgym.benchmarks.cells import strip_file, write_strip
+from wmgym.benchmarks.cells import strip_file, ticker, write_strip
 from wmgym.benchmarks.loopmem import CONTROLS, Features, Tolerance
 from wmgym.benchmarks.rollout import Walk, dream_legs
 from wmgym.data.episode import list_episodes, load_episode
-from wmgym.experiments.support.judged import encoded, untrained
+from wmgym.experiments.support.judged import DreamArgs, encoded, loader, modes_of, untrained
 from wmgym.experiments.support.pictures import check_plots, plot_strips
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
@@ -36,7 +37,7 @@ UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
-class LoopMemArgs:
+class LoopMemArgs(DreamArgs):
     """Dream along commanded camera paths that return to earlier views, and measure how well what comes back agrees with what was there.
 
     Needs checkpoints of one setting with a camera. Writes a folder with table.md, result.json and strips.png. The time grows with worlds,
@@ -54,22 +55,14 @@ class LoopMemArgs:
     """Also a row with the first checkpoint's network and fresh weights."""
     clip: str | None = None
     """Folder of a CLIP model (config.json, model.safetensors), such as ViT-B/32, for `pac_clip`. Nothing is downloaded."""
-    options: str = "{}"
+    options: str = field(default="{}", kw_only=True)
     """The system's own keywords as JSON, such as {"memory_positions": "centroid"}; systems that do not know them are run without."""
-    denoise_steps: int | None = None
-    """Denoising steps per frame; by default the checkpoint's."""
-    memory_budget: int | None = None
-    """Frames that a memory may keep; by default the checkpoint's."""
     env_kwargs: str = "{}"
     """Keywords for the ground truth, as JSON."""
     seed: int = 100
     """Seed of worlds, walks and noise. Training uses 0 to 99 and evaluation 100 and above, so they never share a world."""
     lanes: int = 16
     """Walks dreamed in one batch."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, ..."""
-    dtype: str = "auto"
-    """float32 or bfloat16; auto: bfloat16 where the device multiplies it natively, else float32."""
     out: Path = Path("runs/loopmem")
     """Folder for the results."""
 
@@ -103,23 +96,22 @@ def evaluate(args: LoopMemArgs, progress: bool = True) -> dict[str, Any]:
     assert moves is not None
     for path in args.paths:
         path_program(path, setting)  # unknown names are refused before any work
-    weights = sorted({row.world().provenance.weights for row in rows})
+    weights, judge = sorted({row.world().provenance.weights for row in rows}), first.provenance.autoencoder
     free = {"paths", "device", "lanes", "out", "worlds"}  # change no finished cell
-    open_run_folder(args.out, {**asdict(args), "weights": weights, "dtype": first.dtype_name}, free)
+    open_run_folder(args.out, {**asdict(args), "weights": weights, "features": judge, "dtype": first.dtype_name}, free)
     features: dict[str, Features] = {"": partial(encoded, first), **models}
-    motions = motions_of(setting)
-    same = Tolerance(*motions.tolerances)
+    same = Tolerance(*motions_of(setting).tolerances)
     if args.untrained:
         rows = [*rows, Row(UNTRAINED, rows[0].system, rows[0].memory, cache(partial(_untrained, args, rows[0])))]
     found: dict[str, dict[str, Any]] = {}
     with Progress(disable=not progress, unit="frame") as bar:
         for path in args.paths:
-            walks_of = cache(partial(_walks, args, path, setting, same, progress))
+            walks_of = cache(partial(_walks, args, path, setting, same, progress=progress))
             made = {}
             every: list[Row | str] = [*CONTROLS, *rows]
             for row in every:
                 name = row if isinstance(row, str) else row.name
-                cell = partial(_cell, args, path, row, walks_of, moves, same, features, show_in(bar))
+                cell = partial(_cell, args, path, row, walks_of, features, show_in(bar))
                 made[name] = kept(args.out / "cells" / f"{path}-{name}.json", cell)["walks"]
             found[path] = made
     summary = loopmem.summarise(found, comparisons(rows))
@@ -150,29 +142,23 @@ def find_rows(args: LoopMemArgs) -> list[Row]:
     rows: list[Row] = []
     for text in args.worlds:
         wanted, name, memories = parse_world(text)
-        load = partial(_load, args, wanted, name)
-        system = systems.get(load(None).provenance.system)
-        for memory in dict.fromkeys(map(system.memory_name, memories if memories is not None else system.memories)):
+        how = replace(args, system=wanted or args.system, options="{}")
+        system, modes = modes_of(loader(name, how), memories)
+        known = {f.name for f in fields(system.options)}
+        own = {key: value for key, value in parse_kwargs(args.options, "options").items() if key in known}
+        world_of = loader(name, replace(how, options=json.dumps(own)))
+        for memory in modes:
             title = f"{system.name}-{memory}"
             if any(row.name == title for row in rows):
                 title = f"{Path(name).stem}-{title}"
-            rows.append(Row(title, system.name, memory, cache(partial(load, memory))))
+            rows.append(Row(title, system.name, memory, partial(world_of, memory)))
     return rows
-
-
-def _load(args: LoopMemArgs, system: str | None, name: str, memory: str | None) -> WorldModel:
-    own = [f.name for f in fields(systems.get(system).options)] if system else []
-    options = {key: value for key, value in parse_kwargs(args.options).items() if key in own}
-    return checkpoint.load_world(
-        name, system=system, memory=memory, options=options,
-        denoise_steps=args.denoise_steps, memory_budget=args.memory_budget, device=args.device, dtype=args.dtype,
-    )  # fmt: skip
 
 
 def _untrained(args: LoopMemArgs, row: Row) -> WorldModel:
     """A row's network with fresh weights."""
     system, name, _ = parse_world(args.worlds[0])
-    return untrained(row.world(), name, args.seed, system=system)
+    return untrained(row.world(), name, args.seed, system=system or args.system)
 
 
 def setting_of_all(rows: Sequence[Row]) -> str:
@@ -184,7 +170,7 @@ def setting_of_all(rows: Sequence[Row]) -> str:
 
 
 def comparisons(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each system's own comparisons, by the names of rows; and each row against its untrained network."""
+    """Each system's own comparisons, by the names of rows."""
     found = []
     for a, b in ((a, b) for a in rows for b in rows if a.system == b.system):
         if (a.memory, b.memory) in systems.get(a.system).comparisons and UNTRAINED not in (a.name, b.name):
@@ -199,32 +185,22 @@ def _cell(
     args: LoopMemArgs,
     path: str,
     row: Row | str,
-    walks_of: Callable[[], list[Walk]],
-    moves: Any,
-    same: Tolerance,
+    walks_of: Callable[[], list[tuple[Walk, np.ndarray]]],
     features: dict[str, Features],
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """The scores of one row on all walks of a path; a strip of the first walk is written beside them."""
-    walks = walks_of()
+    walks, pairs = zip(*walks_of(), strict=True)
     name = row if isinstance(row, str) else row.name
     if isinstance(row, str):
         legs = [walk.frames[walk.split :] if row == "truth" else _frozen(walk) for walk in walks]
     else:
-        total, done = sum(walk.leg for walk in walks), 0
-
-        def tick(frames: int) -> None:
-            nonlocal done
-            done += frames
-            progress(f"{path} {name}", min(done, total), total)
-
-        seeds = [args.seed * 1_000_000 + i for i in range(len(walks))]
+        tick = ticker(progress, f"{path} {name}", sum(walk.leg for walk in walks))
+        seeds = [args.seed * WORLDS_PER_SEED + i for i in range(len(walks))]
         legs = [dream.frames for dream in dream_legs(row.world(), walks, seeds, args.lanes, tick)]
     write_strip(strip_file(args.out, path, name), legs[0])
-    scores = []
-    for walk, leg in zip(walks, legs, strict=True):
-        pairs, there = loopmem.revisits(walk, moves, same)
-        scores.append(loopmem.score(np.concatenate([walk.frames[: walk.split], leg]), walk, pairs[there], features))
+    films = [np.concatenate([walk.frames[: walk.split], leg]) for walk, leg in zip(walks, legs, strict=True)]
+    scores = [loopmem.score(film, walk, again, features) for film, walk, again in zip(films, walks, pairs, strict=True)]
     return {"path": path, "row": name, "walks": scores}
 
 
@@ -232,8 +208,8 @@ def _frozen(walk: Walk) -> np.ndarray:
     return np.repeat(walk.frames[walk.split - 1 : walk.split], walk.leg, 0)
 
 
-def _walks(args: LoopMemArgs, path: str, setting: str, same: Tolerance, progress: bool) -> list[Walk]:
-    """Collect until enough walks returned where they were commanded to."""
+def _walks(args: LoopMemArgs, path: str, setting: str, same: Tolerance, *, progress: bool) -> list[tuple[Walk, np.ndarray]]:
+    """Collect until enough walks returned where they were commanded to. Returns them with the pairs of frames that show a view again."""
     truth, moves = settings.get(setting).truth, settings.get(setting).kinematics
     if truth is None or moves is None:
         raise ValueError(f"setting {setting!r} has no ground truth to walk in")
@@ -245,7 +221,8 @@ def _walks(args: LoopMemArgs, path: str, setting: str, same: Tolerance, progress
         walks = [loopmem.walk_of(load_episode(file), camera.PATH) for file in list_episodes(folder)]
         good = [walk for walk in walks if loopmem.is_walked(walk, moves, same)]
         if len(good) >= wanted:
-            return good[:wanted]
+            found = [(walk, *loopmem.revisits(walk, moves, same)) for walk in good[:wanted]]
+            return [(walk, pairs[there]) for walk, pairs, there in found]
         if len(walks) >= 10 * wanted:
             raise ValueError(f"only {len(good)} of {len(walks)} walks of path {path!r} returned to the views that were commanded")
         mean = report["steps"] / report["episodes"]

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.benchmarks.rollout import Dream, Walk, dream_legs, next_frames, steps_made
+from wmgym.benchmarks.rollout import Dream, Tick, Walk, dream_legs, next_frames, steps_made
 from wmgym.core import World
 from wmgym.files import kept, write_png
 from wmgym.geometry import wrap_angle
@@ -101,6 +101,18 @@ def mean_of(mode: str, dreams: int) -> str:
     return mode if dreams == 1 else f"{mode} (mean of {dreams})"
 
 
+def ticker(progress: Progress, what: str, total: int) -> Tick:
+    """A function that adds up the frames made, and reports them."""
+    done = 0
+
+    def tick(frames: int) -> None:
+        nonlocal done
+        done += frames
+        progress(what, min(done, total), total)
+
+    return tick
+
+
 def world_cell(
     world: World,
     name: str,
@@ -112,14 +124,7 @@ def world_cell(
 ) -> tuple[dict[str, Any], list[Dream]]:
     """Dream and judge all walks of a group with one world. Of several dreams of a walk the frames are averaged; `drift` is their mean."""
     mode = mean_of(mode, dreams)
-    total = dreams * (sum(walk.leg for walk in walks) + sum(len(steps_made(walk)) for walk in walks))
-    done = 0
-
-    def tick(frames: int) -> None:
-        nonlocal done
-        done += frames
-        progress(f"{name} {mode}", min(done, total), total)
-
+    tick = ticker(progress, f"{name} {mode}", dreams * (sum(walk.leg for walk in walks) + sum(len(steps_made(walk)) for walk in walks)))
     legs, singles = [], []
     for k in range(dreams):
         seeds = [settings.seed * 1_000_000 + k * 100_000 + i for i in range(len(walks))]
