@@ -162,15 +162,16 @@ class Stage:
         args = self.args
         file, logs = args.out / place / "agent.safetensors", args.out / "tb" / place
         config = replace(args.ppo, gamma=args.ppo.gamma**self.chunk, gae_lambda=args.ppo.gae_lambda**self.chunk)
-        with closing(sb3.adapt(self._lanes(place, args.lanes, "same_step", self.keywords[place]))) as env:
+        with closing(sb3.adapt(self._lanes(place, args.lanes, "same_step"))) as env:
             return ppo.train(env, config, args.steps, args.seed, file, tensorboard=logs, progress=progress)
 
-    def _lanes(self, place: str, lanes: int, autoreset: str, keywords: Mapping[str, Any]) -> VectorEnv:
-        """Lanes whose step is a chunk, in either place."""
-        if place == "dream" or self.chunk == 1:
-            return gym.make_vec(self.ids[place], lanes, autoreset_mode=autoreset, **keywords)
-        truth = gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **keywords)
-        return ChunkedLanes(truth, self.chunk, hold_action=self.hold, autoreset_mode=autoreset)
+    def _lanes(self, place: str, lanes: int, autoreset: str, opening: Sequence[Any] = ()) -> VectorEnv:
+        """Lanes whose step is a chunk, in either place. opening: the actions of a ground truth after each reset (mode "disabled" only)."""
+        if place == "dream" or (self.chunk == 1 and not opening):
+            return gym.make_vec(self.ids[place], lanes, autoreset_mode=autoreset, **self.keywords[place])
+        keywords = {**self.keywords[place], "horizon": self.horizon + len(opening)}
+        truth = LanesStartAtOpening(gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **keywords), opening)
+        return truth if self.chunk == 1 else ChunkedLanes(truth, self.chunk, hold_action=self.hold, autoreset_mode=autoreset)
 
     def judge(self, agent: str, place: str, learned: Mapping[str, Trained]) -> list[dict[str, Any]]:
         """One row per episode. An earlier evaluation after as many steps, with as many episodes, is kept."""
@@ -189,12 +190,7 @@ class Stage:
 
     def make(self, place: str) -> VectorEnv:
         """Lanes for evaluation."""
-        lanes, keywords = min(self.args.lanes, self.args.episodes), self.keywords[place]
-        if place == "dream":
-            return self._lanes(place, lanes, "disabled", keywords)
-        keywords = {**keywords, "horizon": self.horizon + len(self.opening)}
-        truth = LanesStartAtOpening(gym.make_vec(self.ids[place], lanes, autoreset_mode="disabled", **keywords), self.opening)
-        return truth if self.chunk == 1 else ChunkedLanes(truth, self.chunk, hold_action=self.hold)
+        return self._lanes(place, min(self.args.lanes, self.args.episodes), "disabled", self.opening)
 
     def truth_frames(self, place: str, opened: int, steps: int) -> int:
         """How many frames of the ground truth an agent's training used. Training in a dream uses those of the openings."""

@@ -226,7 +226,8 @@ class Shell:
     def observation(self, state: EnvState, *, tensors: bool = False) -> Any:
         """The batched observation, as a copy: numpy, or tensors on the world's device."""
         status = state.status
-        seen = self.task.observe(state.frames[:, -1].clone(), status.poses.numpy(), status.goals.numpy(), status.goal_frames.numpy().copy())
+        goal_frames = status.goal_frames.numpy().copy() if self.task.goes_back else None
+        seen = self.task.observe(state.frames[:, -1].clone(), status.poses.numpy(), status.goals.numpy(), goal_frames)
 
         def convert(value: Any) -> Any:
             if tensors:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from torch import Tensor
@@ -77,7 +78,7 @@ class Composition:
             if missing:
                 raise ValueError(f"mode 'guided' needs the baselines of all experts but the first; experts {missing} have none")
 
-    @property
+    @cached_property  # it is asked for at every noise level
     def coefficients(self) -> list[tuple[Velocity, float]]:
         """Each network with its coefficient in predicted noise."""
         total = sum(expert.weight for expert in self.experts) if self.mode == "mean" else 1.0

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wmgym.core import KeysValues
 from wmgym.memory.slots import ChunkKV, Writer
+from wmgym.tree import map_tensors
 
 PAIRINGS = ("interleaved", "halves")
 
@@ -86,7 +87,7 @@ def rewrite(cache: RotatedCache, writer: Writer, layout: RotaryTime, *, tokens: 
     chunks = [_chunk(canonical, k, tokens, chunk) for k in range(count)]
     older = chunks[: max(0, count - recent)]
     everywhere = torch.ones(shape[0], dtype=torch.bool, device=cache.times.device)
-    state = writer.init(shape[0], _blank(chunks[0]))
+    state = writer.init(shape[0], map_tensors(lambda x: torch.zeros_like(x[:1]), chunks[0]))
     for one in older:
         state = writer.write(state, one, everywhere)
     slots = writer.read(state)
@@ -112,7 +113,3 @@ def _chunk(layers: Sequence[KeysValues], number: int, tokens: int, chunk: int) -
     valid = torch.ones(batch, chunk, dtype=torch.bool, device=device)
     return ChunkKV(cut, torch.zeros(batch, chunk, 5, device=device), valid, torch.full((batch,), number * chunk, device=device))
 
-
-def _blank(chunk: ChunkKV) -> ChunkKV:
-    layers = tuple(KeysValues(torch.zeros_like(layer.keys[:1]), torch.zeros_like(layer.values[:1])) for layer in chunk.layers)
-    return ChunkKV(layers, chunk.poses[:1], chunk.valid[:1] & False, chunk.first[:1] * 0)
