@@ -13,7 +13,8 @@ from wmgym.core import Adapters, Condition, Context, ContextKV, KeysValues
 from wmgym.geometry import compose, relative_pose
 from wmgym.nets.phases import PhaseConfig, place_phases, pose_phases, share_pairs, whole_waves
 from wmgym.nets.rope import rotate
-from wmgym.nets.video_dit import SIZES, Stream, VideoDiT, VideoDiTConfig, _chunked, _masked, two_streams
+from wmgym.nets.two_streams import Stream, _chunked, _masked, two_streams
+from wmgym.nets.video_dit import SIZES, VideoDiT, VideoDiTConfig
 
 SHAPE = (3, 4, 4)
 CHUNK, WINDOW = 2, 4
@@ -100,7 +101,8 @@ def test_both_ways_to_attend_agree_whatever_is_hidden() -> None:
     exists[:, ::8] = True  # each chunk has a frame
     seen &= exists
     q, k, v = torch.randn(3, 2, 2 * FRAMES * 4, 2, 8)
-    assert close(_chunked(seen, exists, 8)(0, q, k, v), _masked(seen, exists, 8)(0, q, k, v))
+    for layer in range(3):
+        assert close(_chunked(seen, exists, 8, (3, 1, 2))(layer, q, k, v), _masked(seen, exists, 8, (3, 1, 2))(layer, q, k, v))
 
 
 def test_chunks_see_what_came_before_and_nothing_later() -> None:

@@ -11,11 +11,13 @@
   have it.
 * `address` adds to every input token a linear map of multi-frequency features of its world ray and of the eye's position relative to
   `Condition.origin`. A memory in weights (CoME) needs it to learn.
-* Training computes two streams in one pass (`two_streams`): clean chunks as they are cached, and noisy chunks that attend to them.
+* Training computes two streams in one pass (`nets/two_streams.py`): clean chunks as they are cached, and noisy chunks that attend to
+  them.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -53,6 +55,7 @@ class VideoDiTConfig:
     extent: float = 64.0  # size of the world in metres
     context_level: float = 0.0  # noise level that a clean pass is conditioned on
     shared_modulation: bool = True  # one adaLN for all blocks plus a table per block (PixArt)
+    reach: tuple[int, ...] = ()  # past chunks that each layer attends to; empty: all layers attend to all of them
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -64,6 +67,8 @@ class VideoDiTConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.context_level < 1:
             raise ValueError(f"context_level must be in [0, 1), got {self.context_level}")
+        if self.reach and (len(self.reach) != self.depth or min(self.reach) < 0):
+            raise ValueError(f"reach must name a number of past chunks for each of {self.depth} layers, got {self.reach}")
         if not self.extent > 1:
             raise ValueError(f"extent must be more than 1 metre, got {self.extent}")
         _ = self.phases
@@ -132,7 +137,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoBound:
     """The network with fixed condition and contexts. Past keys are already rotated to their positions."""
 
@@ -141,7 +146,7 @@ class VideoBound:
     adapters: Adapters | None
     inputs: FrameInputs
     past: tuple[tuple[Tensor, Tensor], ...]  # per layer: rotated keys and values [B, M, heads, d]; empty without a past
-    mask: Tensor | None  # bool [B, M + F * N]: keys that exist
+    masks: tuple[Tensor | None, ...]  # per layer: bool [B, M + F * N], keys that exist and are in reach; None: all of them
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
         """Noisy latents [B, F, C, h, w] and noise levels [B] in [0, 1] -> velocity, of x's shape."""
@@ -157,7 +162,11 @@ class VideoBound:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.past:
             k, v = torch.cat([self.past[layer][0], k], 1), torch.cat([self.past[layer][1], v], 1)
-        return attend(q, k, v, self.mask)
+        return attend(q, k, v, self.masks[layer] if self.masks else None)
+
+    def without_past(self) -> VideoBound:
+        """The same, reading nothing of the past."""
+        return replace(self, past=(), masks=())
 
 
 class VideoDiT(nn.Module):
@@ -192,6 +201,12 @@ class VideoDiT(nn.Module):
         """The matrices of the blocks."""
         return hidden_matrices(self.blocks)
 
+    def with_reach(self, reach: tuple[int, ...], window: int | None = None) -> VideoDiT:
+        """The same weights with another reach of each layer, for windows of another length: a view that shares all parameters."""
+        view = copy.copy(self)
+        view.config = replace(self.config, reach=reach, window=window or self.config.window)
+        return view
+
     # -- once per env step ------------------------------------------------------------------------------------------------------
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> VideoBound:
@@ -200,27 +215,33 @@ class VideoDiT(nn.Module):
         if context.frames or context.tokens is not None:
             raise ValueError("this network reads keys and values of past chunks; the memory gives frames or tokens")
         inputs = self.frame_inputs(condition, _chunk_times(condition.poses), context.adapters)
-        past, mask = self._past(context.kv, condition.origin)
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), condition.poses.shape[1] * self.config.tokens)], 1)
-        return VideoBound(self, condition, context.adapters, inputs, past, mask)
+        return VideoBound(self, condition, context.adapters, inputs, *self._past(context.kv, condition))
 
-    def _past(self, kv: ContextKV | None, origin: Tensor) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor | None]:
-        """Past keys and values per layer, rotated, and which of them exist (None: all)."""
+    def _past(self, kv: ContextKV | None, condition: Condition) -> tuple[tuple[tuple[Tensor, Tensor], ...], tuple[Tensor | None, ...]]:
+        """Past keys and values per layer, rotated, and the masks of the layers' keys."""
         if kv is None:
-            return (), None
+            return (), ()
         if self.config.pose_rotary and kv.poses is None:
             raise ValueError("pose rotation needs the poses of past frames: ContextKV.poses is None")
-        rotations = self.rotations(-kv.offsets, kv.poses, origin)
+        rotations = self.rotations(-kv.offsets, kv.poses, condition.origin)
         dtype = self.position.dtype
         past = []
         for layer in kv.layers:
             k = rotate(layer.keys.to(dtype).flatten(1, 2), *rotations.keys)
             v = layer.values.to(dtype).flatten(1, 2)
             past.append((k, rotate(v, *rotations.values) if rotations.values is not None else v))
+        reach = self.config.reach or (None,) * self.config.depth
+        masks = {r: self._mask(kv, r, condition.poses.shape[1]) for r in set(reach)}
+        return tuple(past), tuple(masks[r] for r in reach)
+
+    def _mask(self, kv: ContextKV, reach: int | None, frames: int) -> Tensor | None:
+        """Which past keys, and those of `frames` present frames, a layer of this reach attends to; None: all of them."""
+        seen = kv.valid if reach is None else kv.valid & (kv.offsets <= reach * self.config.chunk)
         # on a CPU attention is faster without a mask, and the test is free; on a GPU the test would wait for the device
-        there = None if kv.valid.device.type == "cpu" and bool(kv.valid.all()) else kv.valid.repeat_interleave(self.config.tokens, 1)
-        return tuple(past), there
+        if seen.device.type == "cpu" and bool(seen.all()):
+            return None
+        tokens = self.config.tokens
+        return torch.cat([seen.repeat_interleave(tokens, 1), seen.new_ones(len(seen), frames * tokens)], 1)
 
     # -- inputs -----------------------------------------------------------------------------------------------------------------
 
@@ -319,80 +340,6 @@ def _unpatchify(tokens: Tensor, config: VideoDiTConfig) -> Tensor:
     """[B, T, N, C * patch**2] -> [B, T, C, h, w]."""
     cells = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, config.grid)
     return F.pixel_shuffle(cells, config.patch).unflatten(0, tokens.shape[:2])
-
-
-# -- training: two streams ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stream:
-    """L chunks of F frames of one training window, either clean or noisy."""
-
-    latents: Tensor  # [B, L * F, C, h, w]
-    levels: Tensor  # [B, L * F]
-    condition: Condition  # of the L * F frames; `start` and `at` are not used
-
-
-def two_streams(net: VideoDiT, clean: Stream, noisy: Stream, visible: Tensor, valid: Tensor) -> tuple[Tensor, tuple[KeysValues, ...]]:
-    """Velocity [B, L * F, C, h, w] of the noisy stream, and the clean stream's unrotated keys and values (the content of a cache).
-
-    Noisy chunk i attends to itself and to the clean chunks before it; a clean chunk attends to itself and to the clean chunks before it.
-    visible: bool [B, L], clean chunks that others may attend to; valid: bool [B, L * F], frames that exist. Chunk i has the temporal
-    positions i F to i F + F - 1, independent of its true time, since slots are read by rank.
-    """
-    config = net.config
-    frames, size = clean.latents.shape[1], config.chunk * config.tokens
-    times = torch.arange(frames, device=valid.device).expand(valid.shape)
-    parts = [net.frame_inputs(stream.condition, times) for stream in (clean, noisy)]
-    same = parts[0].rotations.values is None  # rotations by time and place are equal in both streams
-
-    def join(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, b], 1)
-
-    keys = tuple(join(a, b) for a, b in zip(parts[0].rotations.keys, parts[1].rotations.keys, strict=True))
-    values = None if same else tuple(join(a, b) for a, b in zip(parts[0].rotations.values, parts[1].rotations.values, strict=True))  # type: ignore[arg-type]
-    position = parts[0].position if parts[0].position.shape[1] == 1 else join(parts[0].position, parts[1].position)
-    inputs = FrameInputs(join(parts[0].embedded, parts[1].embedded), position, Rotations(keys, values))  # type: ignore[arg-type]
-    exists = valid.repeat_interleave(config.tokens, 1)
-    seen = exists & visible.repeat_interleave(size, 1)
-    attention = _masked(seen, exists, size) if valid.device.type == "cuda" else _chunked(seen, exists, size)
-    velocity, kept = net.run(join(clean.latents, noisy.latents), join(clean.levels, noisy.levels), inputs, attention, collect=True)
-    return velocity[:, frames:], tuple(KeysValues(layer.keys[:, :frames], layer.values[:, :frames]) for layer in kept)
-
-
-def _chunked(seen: Tensor, exists: Tensor, size: int) -> Attend:
-    """Two attentions per chunk, over only the keys that it may attend to: 72 of 256 blocks for 8 chunks. For CPUs."""
-    tokens = exists.shape[1]
-    every = bool(seen.all())  # then no mask is needed
-
-    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:2], q.shape[2] * q.shape[3])
-        for first in range(0, tokens, size):
-            own, noisy = slice(first, first + size), slice(tokens + first, tokens + first + size)
-            mask = None if every else torch.cat([seen[:, :first], exists[:, own]], 1)
-            for part in (own, noisy):
-                keys, values = (torch.cat([x[:, :first], x[:, part]], 1) for x in (k, v))
-                out[:, part] = attend(q[:, part], keys, values, mask)
-        return out
-
-    return attention
-
-
-def _masked(seen: Tensor, exists: Tensor, size: int) -> Attend:
-    """One attention over both streams with a mask [B, 2 M, 2 M], M = L F N tokens. For a GPU."""
-    tokens = exists.shape[1]
-    chunk = torch.arange(tokens, device=exists.device) // size
-    before, same = chunk[:, None] > chunk[None], chunk[:, None] == chunk[None]  # [M, M]: query, key
-    past = before & seen[:, None]
-    own = same & exists[:, None]
-    nothing = torch.zeros_like(own)
-    mask = torch.cat([torch.cat([past | own, nothing], 2), torch.cat([past, own], 2)], 1)[:, None]
-
-    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-    return attention
 
 
 def at_level(config: VideoDiTConfig, level: float) -> VideoDiTConfig:

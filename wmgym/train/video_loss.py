@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wmgym.core import Condition
+from wmgym.core import Adapters, Condition
 from wmgym.data.latents import Latents
 from wmgym.diffusion.flow import corrupt, logit_normal, target_velocity
 from wmgym.geometry import step_back, walk
 from wmgym.kinematics import Kinematics
-from wmgym.nets.video_dit import Stream, VideoDiT, two_streams
+from wmgym.nets.two_streams import Stream, two_streams
+from wmgym.nets.video_dit import VideoDiT
 from wmgym.train.windows import Windows
 
 
@@ -85,7 +86,9 @@ def _drift(size: int, chunks: int, kinematics: Kinematics, generator: torch.Gene
     return (steps * scale * drifts).cumsum(1)
 
 
-def flow_loss(net: VideoDiT, batch: WindowBatch, generator: torch.Generator, config: VideoLossConfig) -> Tensor:
+def flow_loss(
+    net: VideoDiT, batch: WindowBatch, generator: torch.Generator, config: VideoLossConfig, adapters: Adapters | None = None
+) -> Tensor:
     """Mean squared error of the velocity over all frames of all noisy chunks that exist."""
     (size, frames), device, chunk = batch.valid.shape, batch.latents.device, net.config.chunk
     chunks = frames // chunk
@@ -113,6 +116,6 @@ def flow_loss(net: VideoDiT, batch: WindowBatch, generator: torch.Generator, con
 
     clean = Stream(at(levels, noise[0]), per_frame(levels), batch.clean)
     noisy = Stream(at(noisy_levels, noise[1]), per_frame(noisy_levels), batch.expected)
-    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid)
+    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid, adapters)
     error = (velocity.float() - target_velocity(data, noise[1])).square().mean((2, 3, 4))
     return (error * batch.valid).sum() / batch.valid.sum()
