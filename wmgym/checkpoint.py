@@ -420,7 +420,7 @@ def load_world(
         pose_source=pose_source if pose_source is not None else config.pose_source,
         sampler=replace(config.sampler, denoise_steps=denoise_steps if denoise_steps is not None else config.sampler.denoise_steps),
     )
-    settings = chosen.settings_of(model, config, own)
+    settings = chosen.settings(model.net, config, own)
     view = model.with_settings(**{f.name: getattr(settings, f.name) for f in fields(settings)})
     view.provenance = replace(model.provenance, memory=config.memory)
     return view

@@ -197,6 +197,7 @@ class Context:
     adapters: Adapters | None = None
     state: Any = None  # recurrent state, batch first
     retrieval: Retrieval | None = None
+    role: Any = None  # for a network that combines several: which of them reads this context, and with which weight
 
 
 @dataclass(frozen=True)
@@ -319,8 +320,11 @@ class Memory(Protocol[M]):
 class WindowLoss(Protocol):
     """A system's training loss on windows of consecutive frames. A memory that fits adapters minimises it."""
 
-    def __call__(self, window: Seen, keys: Tensor, adapters: Adapters | None) -> Tensor:
-        """Loss of each row, float32 [B]; noise and levels are drawn from `keys` (int64 [B, 2])."""
+    def __call__(self, window: Seen, origin: Tensor, keys: Tensor, adapters: Adapters | None) -> Tensor:
+        """Loss of each row, float32 [B]; noise and levels are drawn from `keys` (int64 [B, 2]). origin: as in `Condition`.
+
+        With S sets of adapters the first B / S rows use the first set, and so on.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,17 @@ def identify(world: World, setting: Setting, task: Task, horizon: int) -> Identi
 
 def _describe(value: Any) -> dict[str, Any]:
     """A part of a world as plain values that are equal in every process."""
-    found = asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
-    plain = {name: sorted(held) if isinstance(held, (set, frozenset)) else held for name, held in found.items()}
-    return {"kind": type(value).__name__, **plain}
+    return {"kind": type(value).__name__, **(_plain(value) if is_dataclass(value) else {})}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.compare}
+    if isinstance(value, Mapping):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return [_plain(held) for held in value] if isinstance(value, (list, tuple)) else value
 
 
 def _other_loaders() -> list[str]:
@@ -211,7 +219,7 @@ def _openings(shell: Shell, config: DreamConfig) -> Openings | None:
             actions, given = () if back else shell.setting.opening, {**shell.truth_keywords(), **(config.twin_kwargs or {})}
             return LiveOpenings(twin, actions, walks_itself=back, **given)
         if suited and shell.task.name not in suited:
-            tasks = ', '.join(suited)
+            tasks = ", ".join(suited)
             raise ValueError(f"bundled clips are for the tasks {tasks}, not for {shell.task.name!r}: give opening='live' or frames")
         return read_clips(_clips_of(shell))
     clips = [opening] if isinstance(opening, Mapping) else list(opening)

@@ -249,9 +249,11 @@ class WorldModel(nn.Module):
     def _trace(self, bound: Bound, latents: Tensor, poses: Tensor) -> Trace | None:
         return bound.trace(latents, poses) if self.settings.trace_needs else None
 
-    def _write(self, state: WorldState, seen: Seen) -> WorldState:
+    def _write(self, state: WorldState, seen: Seen, traced: bool | None = None) -> WorldState:
+        """Write to all memories, or only to those that need traces (`traced`) or need none."""
         pairs = list(zip(self.settings.memories, state.memories, strict=True))
-        memories = tuple(memory.write(value, seen) for memory, value in pairs)
+        chosen = [traced is None or bool(memory.needs) == traced for memory, _ in pairs]
+        memories = tuple(memory.write(value, seen) if own else value for (memory, value), own in zip(pairs, chosen, strict=True))
         held = [memory.footprint(value) for (memory, _), value in zip(pairs, memories, strict=True)]
         total = Footprint(torch.stack([h.frames for h in held]).amax(0), torch.stack([h.bytes for h in held]).sum(0))
         return replace(state, memories=memories, footprint=total)
@@ -265,19 +267,18 @@ class WorldModel(nn.Module):
         return Seen(latents, clip.poses, times, clip.actions, motion, clip.valid, clip.valid)
 
     def _remember(self, state: WorldState, seen: Seen) -> WorldState:
-        """Write observed frames to the memories. If a memory needs traces, the network computes them chunk by chunk."""
-        if not self.settings.trace_needs:
-            return self._write(state, seen)
-        seen = _whole_chunks(seen, self.chunk)
-        for first in range(0, seen.times.shape[1], self.chunk):
+        """Write observed frames to the memories: all at once, but chunk by chunk where a memory needs the network's traces."""
+        needing = [bool(memory.needs) for memory in self.settings.memories]
+        chunks = _whole_chunks(seen, self.chunk) if any(needing) else None
+        for first in range(0, chunks.times.shape[1], self.chunk) if chunks is not None else ():
             part = slice(first, first + self.chunk)
-            now = Seen(*(getattr(seen, name)[:, part] for name in _FRAME_FIELDS))
+            now = Seen(*(getattr(chunks, name)[:, part] for name in _FRAME_FIELDS))
             query = Query(now.poses, now.times)
             start = step_back(now.poses[:, 0], now.egomotion[:, 0])
             condition = Condition(now.actions, now.egomotion, now.poses, now.times, start, state.origin)
             bound = self.net.bind(condition, self.read(state.memories, query))
-            state = self._write(state, replace(now, trace=self._trace(bound, now.latents, now.poses)))
-        return state
+            state = self._write(state, replace(now, trace=self._trace(bound, now.latents, now.poses)), traced=True)
+        return state if all(needing) else self._write(state, seen, traced=False)
 
     def _nothing_retrieved(self, batch: int) -> Retrieval:
         count = max((memory.num_retrieved for memory in self.settings.memories), default=0)

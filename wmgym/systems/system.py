@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wmgym.core import Memory, Network, WindowLoss
+from wmgym.core import Memory, Network
 from wmgym.world_model import Settings, WorldModel
 
 REFERENCE = "none"  # memory name that every system accepts: the baseline of comparisons
@@ -26,7 +26,6 @@ class MemoryHost:
     network: Network
     config: Any  # the system's config: sizes, memory budget and so on
     options: Any  # the system's env keywords
-    loss: WindowLoss | None = None  # for memories that fit adapters
     device: torch.device | str = "cpu"
 
 
@@ -63,7 +62,6 @@ class System:
     options: type = NoOptions  # frozen dataclass of the system's own env keywords
     comparisons: tuple[tuple[str, str], ...] = ()  # pairs of memories whose differences are tabulated
     context_cost: Callable[[WorldModel], dict[str, Any]] | None = None  # size of the context that a world's memory gives, in frames
-    window_loss: Callable[[WorldModel], WindowLoss] | None = None
     train: str | None = None  # "module:Options:function" of `wmgym train NAME`
     synthetic: str | None = None  # "module:function", (size, batch, device, compile) -> loop.Training on random latents
     train_delta: str = ""  # the command that trains a delta, with {delta} and {setting}
@@ -96,14 +94,9 @@ class System:
             raise TypeError(f"unexpected keyword argument {unknown[0]!r}: system {self.name!r} {have}")
         return self.options(**given)
 
-    def settings(self, network: Network, config: Any, options: Any = None, *, loss: WindowLoss | None = None) -> Settings:
+    def settings(self, network: Network, config: Any, options: Any = None) -> Settings:
         """Settings of a network from a config: memories on the network's device, sampler, pose source."""
         options = self.options() if options is None else options
         device = next(network.parameters()).device  # type: ignore[attr-defined]  # a Network is a module
-        memories = self.choice(config.memory).build(MemoryHost(network, config, options, loss, device))
+        memories = self.choice(config.memory).build(MemoryHost(network, config, options, device))
         return Settings(memories, config.sampler, config.pose_source, config.through_pixels, options)
-
-    def settings_of(self, model: WorldModel, config: Any, options: Any = None) -> Settings:
-        """Settings of a complete model, whose training loss memories can use to fit adapters."""
-        loss = self.window_loss(model) if self.window_loss is not None else None
-        return self.settings(model.net, config, options, loss=loss)

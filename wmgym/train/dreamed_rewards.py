@@ -96,7 +96,7 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     parts = {"train": [training[i] for i in chosen], "held-out": held_out[: max(1, args.episodes // 8)]}
     dreams: dict[str, list[rehearsal.Stretch]] = {}
     data: dict[str, Latents] = {}
-    worlds = {name: model.with_settings(memories=system.settings_of(model, replace(config, memory=name)).memories) for name in memories}
+    worlds = {name: model.with_settings(memories=system.settings(model.net, replace(config, memory=name)).memories) for name in memories}
     lots = [(name, steps) for name in memories for steps in args.denoise_steps]
     with Progress(total=len(lots) * len(parts), desc="dream", unit="lot", disable=not progress) as bar:
         for part, files in parts.items():
