@@ -1,9 +1,9 @@
 """Walkers of Memory Maze. They know the maze (`env.unwrapped.ball`) and follow shortest paths; `scripted.py` runs them.
 
-    oracle                   goes to the requested target, again and again
-    explorer                 goes to random places with action noise: the policy of the published offline dataset
-    look-around, turn-loop   turns to the left on the spot, then all the way back
-    loop-ABA-R, loop-ABCA-R  looks around, goes to B (and C) at a range of R metres, and returns to A and to its first heading
+oracle                   goes to the requested target, again and again
+explorer                 goes to random places with action noise: the policy of the published offline dataset
+look-around, turn-loop   turns to the left on the spot, then all the way back
+loop-ABA-R, loop-ABCA-R  looks around, goes to B (and C) at a range of R metres, and returns to A and to its first heading
 """
 
 from __future__ import annotations

@@ -191,4 +191,3 @@ def is_free(walker: Walker, way: Sequence[int], *, closes: bool = False) -> bool
         return not closes or (math.dist(pose[:2], begun[:2]) <= near and abs(wrap_angle(float(pose[3] - begun[3]))) <= alike)
     finally:
         env.load_state(state)  # type: ignore[attr-defined]
-

@@ -60,9 +60,7 @@ class StandInWorld:
 
     def start(self, context: Clip, keys: Tensor) -> WorldState:
         lanes = len(keys)
-        empty = Trace(
-            Shared.own(torch.zeros(lanes, SLOTS, 3)), torch.zeros(lanes, SLOTS, 5), torch.full((lanes, SLOTS), -1), HighWater(0)
-        )
+        empty = Trace(Shared.own(torch.zeros(lanes, SLOTS, 3)), torch.zeros(lanes, SLOTS, 5), torch.full((lanes, SLOTS), -1), HighWater(0))
         recall = Retrieval(torch.full((lanes, RECALLED), -1), torch.full((lanes, RECALLED), -math.inf))
         still = draw(context.poses[:, -1:], self.frame_shape[0]).movedim(-1, 2).repeat(1, self.chunk, 1, 1, 1)
         counts = torch.zeros(lanes, dtype=torch.int64)

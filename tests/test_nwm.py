@@ -109,16 +109,14 @@ def reference(w: dict[str, Tensor], x: Tensor, t: Tensor, action: Tensor, contex
     seen = seen.reshape(b, -1, h.shape[-1])
     for i in range(sum(name.endswith("mlp.fc1.weight") for name in w)):
         block = f"blocks.{i}"
-        shift1, scale1, gate1, shift_k, scale_k, shift_q, scale_q, gate2, shift3, scale3, gate3 = (
-            linear(f"{block}.adaLN_modulation.1", condition)[:, None].split(h.shape[-1], -1)
-        )
+        shift1, scale1, gate1, shift_k, scale_k, shift_q, scale_q, gate2, shift3, scale3, gate3 = linear(
+            f"{block}.adaLN_modulation.1", condition
+        )[:, None].split(h.shape[-1], -1)
         q, k, v = linear(f"{block}.attn.qkv", norm(h) * (1 + scale1) + shift1).split(h.shape[-1], -1)
         h = h + gate1 * linear(f"{block}.attn.proj", attention(q, k, v))
         read = norm(seen) * (1 + scale_k) + shift_k
         parts = [(f"{block}.cttn", j, source) for j, source in enumerate((norm(h) * (1 + scale_q) + shift_q, read, read))]
-        q, k, v = (
-            source @ w[f"{name}.in_proj_weight"].chunk(3)[j].T + w[f"{name}.in_proj_bias"].chunk(3)[j] for name, j, source in parts
-        )
+        q, k, v = (source @ w[f"{name}.in_proj_weight"].chunk(3)[j].T + w[f"{name}.in_proj_bias"].chunk(3)[j] for name, j, source in parts)
         k = torch.cat([k, w[f"{block}.cttn.bias_k"].expand(b, 1, -1)], 1)
         v = torch.cat([v, w[f"{block}.cttn.bias_v"].expand(b, 1, -1)], 1)
         h = h + gate2 * linear(f"{block}.cttn.out_proj", attention(q, k, v))

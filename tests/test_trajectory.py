@@ -119,7 +119,6 @@ def test_a_row_is_in_metres_and_in_waypoint_spacings(rng: Rng) -> None:
     assert row["final_yaw_rad"] == pytest.approx(2 * math.pi - 6)
 
 
-
 # -- what is refused --------------------------------------------------------------------------------------------------------------------
 
 PATH = np.arange(10.0).reshape(5, 2)

@@ -308,7 +308,7 @@ def minerl() -> str:
         raise Missing(str(error)) from None
     done = subprocess.run([python, "-c", "import minerl"], capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Missing(f"{python} cannot import minerl: {last} (docs/settings/minerl.md)")
     return f"{python} imports minerl; not started here"
 

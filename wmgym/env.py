@@ -1,7 +1,7 @@
 """The single dream env. One class serves all systems and settings; keywords select them.
 
-    env = gym.make("wmgym:WorldPack-Minecraft-v0")      # an id, with its bundled weights
-    env = wmgym.make_env(world, "free", num_actions=4)  # a `core.World` of your own
+env = gym.make("wmgym:WorldPack-Minecraft-v0")      # an id, with its bundled weights
+env = wmgym.make_env(world, "free", num_actions=4)  # a `core.World` of your own
 """
 
 from __future__ import annotations

@@ -71,9 +71,7 @@ def frame_of(observation: Any) -> np.ndarray:
     return observation["pov" if "pov" in observation else "image"] if isinstance(observation, Mapping) else observation
 
 
-def walk(
-    env: gym.Env, plan: OpeningPlan, options: dict[str, Any] | None = None
-) -> tuple[Opening, Any, dict[str, Any]]:
+def walk(env: gym.Env, plan: OpeningPlan, options: dict[str, Any] | None = None) -> tuple[Opening, Any, dict[str, Any]]:
     """Reset a ground truth and take the actions of a plan. Returns the opening, and the last observation and info."""
     if plan.seed is None:
         raise ValueError("this opening has no seed of the ground truth, so the ground truth cannot start there")

@@ -31,6 +31,7 @@ SYSTEMS = {
     "nwm": SystemRow("wmgym.systems.nwm"),
     "video": SystemRow("wmgym.systems.video", "fit the causal video network of WorldTrace, CoME and Echo-Memory to stored episodes"),
     "worldtrace": SystemRow("wmgym.systems.worldtrace"),
+    "come": SystemRow("wmgym.systems.come", "fit an expert of CoME to stored episodes, on the weights of a video network"),
 }
 
 
@@ -78,6 +79,10 @@ DREAMS = (
     dream("NWM", "recon", None, "none"),
     dream("WorldTrace", "minecraft", None, "landmark", "worldtrace"),
     dream("WorldTrace", "memory_maze", None, "landmark", "worldtrace"),
+    dream("CoME", "minecraft", None, "ltm", "come"),
+    dream("CoME", "memory_maze", None, "ltm", "come"),
+    dream("CoME", "memory_cards", None, "ltm", "come"),
+    dream("CoME", "recon", None, "ltm", "come"),
 )
 
 TABLE = (

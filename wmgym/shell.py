@@ -78,18 +78,14 @@ class Shell:
         return check_opening(opening, self.world.frame_shape, self.frame_actions, name)
 
     @torch.no_grad()
-    def open(
-        self, generators: Sequence[np.random.Generator], seeds: Sequence[int | None], options: Sequence[ResetOptions]
-    ) -> EnvState:
+    def open(self, generators: Sequence[np.random.Generator], seeds: Sequence[int | None], options: Sequence[ResetOptions]) -> EnvState:
         """The first state of new episodes, one lane per generator. seeds: the arguments of `reset`; None for an autoreset."""
         begin = time.perf_counter()
         plans = [
             plan_opening(self.openings if given.opening is None else None, generator, seed)
             for generator, seed, given in zip(generators, seeds, options, strict=True)
         ]
-        openings = [
-            self._opening(generator, plan, given) for generator, (_, plan), given in zip(generators, plans, options, strict=True)
-        ]
+        openings = [self._opening(generator, plan, given) for generator, (_, plan), given in zip(generators, plans, options, strict=True)]
         world = self.world.start(self._clip(openings), rng.make_keys([noise for noise, _ in plans], self.world.device))
         status = self._first_status(openings)
         self.perf["reset_ms"] = 1e3 * (time.perf_counter() - begin)

@@ -1,8 +1,8 @@
 """Saved states on disk, bit for bit: arrays as safetensors, everything else as JSON in the header. No pickle.
 
-    state = env.unwrapped.save_state()
-    wmgym.save_state_file(state, "here.safetensors")
-    env.unwrapped.load_state(wmgym.load_state_file("here.safetensors", env))
+state = env.unwrapped.save_state()
+wmgym.save_state_file(state, "here.safetensors")
+env.unwrapped.load_state(wmgym.load_state_file("here.safetensors", env))
 """
 
 from __future__ import annotations

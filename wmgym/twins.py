@@ -1,7 +1,7 @@
 """A dream and its twin, the ground truth that it imagines.
 
-    imagined, truth = wmgym.twin("WorldPack-Minecraft-v0", task="free")
-    imagined.reset(seed=3), truth.reset(seed=3)     # the same frame, pose and goal
+imagined, truth = wmgym.twin("WorldPack-Minecraft-v0", task="free")
+imagined.reset(seed=3), truth.reset(seed=3)     # the same frame, pose and goal
 """
 
 from __future__ import annotations

@@ -112,4 +112,3 @@ def _chunk(layers: Sequence[KeysValues], number: int, tokens: int, chunk: int) -
     batch, device = len(layers[0].keys), layers[0].keys.device
     valid = torch.ones(batch, chunk, dtype=torch.bool, device=device)
     return ChunkKV(cut, torch.zeros(batch, chunk, 5, device=device), valid, torch.full((batch,), number * chunk, device=device))
-

@@ -66,9 +66,7 @@ def draw_starts(
 
 
 @torch.no_grad()
-def dream(
-    world: WorldModel, data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2
-) -> Stretch:
+def dream(world: WorldModel, data: Latents, draw: Draw, where: tuple[Tensor, Tensor], steps: int, denoise_steps: int = 2) -> Stretch:
     """Dream stretches of `steps` frames with the present weights and a world's memory, at the true poses.
 
     where: episodes [R] and times [R] of the first frames, for example from `draw_starts`.

@@ -127,13 +127,23 @@ def split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     return held_out, training or held_out
 
 
-def finish(run: Run, model: WorldModel, config: Any, data: Latents, figures: Mapping[str, float], command: str) -> dict[str, Any]:
+def finish(
+    run: Run,
+    model: WorldModel,
+    config: Any,
+    data: Latents,
+    figures: Mapping[str, float],
+    command: str,
+    file: str = "model",
+    base: str | None = None,
+) -> dict[str, Any]:
     """Write the model and `result.json`; the report."""
     args = run.args
     told = {"command": f"{command} {options_in_words(args)}", "data": [str(d) for d in args.data], "frames": int(data.lengths.sum())}
     notes = {**told, **figures}
-    save(args.out / "model.safetensors", model, config, notes=notes)
-    report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
+    path = args.out / f"{file}.safetensors"
+    save(path, model, config, notes=notes, base=base)
+    report = {"checkpoint": str(path), **notes}
     write_atomically(args.out / "result.json", as_json(report))
     return report
 

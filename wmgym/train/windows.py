@@ -66,9 +66,7 @@ def draw_windows(data: Latents, draw: Draw, size: int, config: WindowConfig, cov
     return Windows(rows, times, place >= chunk - torch.from_numpy(held).to(device)[:, None])
 
 
-def _with_old_chunks(
-    data: Latents, draw: Draw, rows: Tensor, starts: Tensor, config: WindowConfig, coverage: CoverageConfig
-) -> Tensor:
+def _with_old_chunks(data: Latents, draw: Draw, rows: Tensor, starts: Tensor, config: WindowConfig, coverage: CoverageConfig) -> Tensor:
     """The first few chunks of a share of the windows replaced by older ones, in the order of time."""
     size, chunk, device = len(rows), config.chunk, rows.device
     has_gap = torch.from_numpy(draw.numpy.random(size) < config.gaps).to(device)

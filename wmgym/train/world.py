@@ -1,6 +1,6 @@
 """The course of every training of a world model, once its system has said what a step learns from.
 
-    warm start --> autoencoder --> latents --> network and heads, measured on held-out episodes at every save --> model.safetensors
+warm start --> autoencoder --> latents --> network and heads, measured on held-out episodes at every save --> model.safetensors
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from wmgym.world_model import WorldModel
 
 
 def train_world(
-    run: Run, model: WorldModel, config: Any, training_of: Callable[[Latents], Training], views: Mapping[str, WorldModel], command: str
+    run: Run,
+    model: WorldModel,
+    config: Any,
+    training_of: Callable[[Latents], Training],
+    views: Mapping[str, WorldModel],
+    command: str,
+    *,
+    file: str = "model",
+    base: str | None = None,
 ) -> dict[str, Any]:
-    """Train or resume; the report. views: the model with each of its memories, by name, for the held-out films."""
+    """Train or resume; the report. views: the model with each of its memories, by name, for the held-out films. file: name of the
+    checkpoint in the run's folder. base: checkpoint that it is a delta on."""
     warm_start(model, run.args)
     assert isinstance(model.autoencoder, Autoencoder)
     fit_autoencoder(run, model.autoencoder)
     data = make_latents(run, model)
     figures = _fit_parts(run, model, training_of(data), views)
-    return finish(run, model, config, data, figures, command)
+    return finish(run, model, config, data, figures, command, file, base)
 
 
 def trained_parts(model: WorldModel, data: Latents) -> tuple[nn.ModuleDict, reward.Examples | None]:

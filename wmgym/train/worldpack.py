@@ -175,4 +175,3 @@ def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, devic
 
     period = args.rehearse_every if args.rehearsal > 0 else 1
     return Training(trained, make_optimisers(trained, model.net.matrices(), args), step_losses, period)
-

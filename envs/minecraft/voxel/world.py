@@ -412,9 +412,7 @@ def _regions(height, allowed):
     return label
 
 
-def _starts(
-    rng: np.random.Generator, tops: np.ndarray, ground: np.ndarray, sites: list[structures.Site]
-) -> tuple[np.ndarray, np.ndarray]:
+def _starts(rng: np.random.Generator, tops: np.ndarray, ground: np.ndarray, sites: list[structures.Site]) -> tuple[np.ndarray, np.ndarray]:
     """The largest connected region of open ground, bool [X, Y], and start cells in it, int32 [n, 3], shuffled, near buildings first."""
     open_ground = tops == np.maximum(ground, SEA)  # without buildings and plants, but with bridges and the surface of water
     label = _regions(tops, open_ground)

@@ -1,0 +1,200 @@
+"""CoME ("Composition of memory experts for diffusion world models"): experts of the past, composed while a chunk is generated.
+
+    base  the video network reading one past chunk
+    stm   short-term memory: the base with trained low-rank adapters, reading 9 past chunks
+    ltm   long-term memory: the base with low-rank adapters that are fitted to this episode, while it runs
+
+none      the base alone (the reference)
+window    the base reading L_train - 1 past chunks
+stm, ltm  the base and this expert
+come      all three
+
+`ltm` has two settings. "literal" is the paper's: windows of 5 chunks with one chunk of context, adapters in attention and MLP layers, the
+training's own rate. "addressed" departs from it where the paper's gave nothing in our trials: windows of one chunk without a past, adapters
+also on the layer that embeds what each token looks at, a higher rate, and the composition
+
+    base with its past + weight * (adapted without a past - not adapted without a past)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from wmgym.core import Memory
+from wmgym.diffusion.compose import MODES
+from wmgym.memory.lora_memory import Fitting, LoraMemory
+from wmgym.memory.role import RoleMemory
+from wmgym.memory.slots import SlotMemory
+from wmgym.nets.composed import BLOCK_LAYERS, Composed, ComposedConfig, Role
+from wmgym.nets.lora import shapes_of
+from wmgym.nets.video_dit import VideoDiTConfig
+from wmgym.systems.latent import build_model
+from wmgym.systems.system import MemoryChoice, MemoryHost, System
+from wmgym.systems.video import VideoConfig, chunk_sizes
+from wmgym.systems.window_loss import VideoWindowLoss
+from wmgym.world_model import WorldModel
+
+EXPERTS = ("base", "stm", "ltm")
+SETTINGS = ("addressed", "literal")
+LITERAL_CHUNKS = 5  # of a window: 20 frames
+
+
+@dataclass(frozen=True)
+class CoMEConfig(VideoConfig):
+    system: str = "come"
+    memory: str = "ltm"
+    experts: tuple[str, ...] = ()  # trained experts that these weights have: "stm"
+    stm_rank: int = 32
+    stm_window: int = 10  # chunks that the short-term expert attends to, its own included
+
+    def composed(self) -> ComposedConfig:
+        """Sizes of the network."""
+        return ComposedConfig(self.net, self.stm_rank if "stm" in self.experts else 0, self.stm_window)
+
+
+@dataclass(frozen=True)
+class CoMEOptions:
+    """Keywords of `CoME-*` envs."""
+
+    ltm: str = "addressed"  # how adapters are fitted and read: "addressed", or "literal" as in the paper
+    updates: int = 25  # steps each time that something is memorised
+    memorise: str = "observed"  # frames that are memorised: "observed" ones, "all" (dreamed ones too) or "off"
+    memorise_at_reset: bool = True  # fit to the opening at once, not only at the first `observe`
+    memorise_window: int = 50  # frames; dreamed ones are memorised when so many are new
+    replay: str = "all"  # what is fitted again: "all" frames that are kept, or the newest `memorise_window`
+    rank: int = 24  # of the adapters
+    memorise_rate: float | None = None  # AdamW's rate. Default: 2.5e-3 addressed, 1e-3 (the training's) literal
+    memorise_batch: int | None = None  # windows per step. Default: 8 addressed, 1 literal
+    compose: str = "guided"  # `diffusion.compose.MODES`; "sum" is equation 6 of the paper
+    alphas: float | Mapping[str, float] = 2.0  # of each expert, in modes "sum" and "mean"
+    weights: float | Mapping[str, float] = 1.0  # of each expert
+    ltm_baseline: str = "empty"  # of ltm: "empty" (section 3.3), or the "context" of the base (equation 4)
+
+    def __post_init__(self) -> None:
+        if self.ltm not in SETTINGS:
+            raise ValueError(f"ltm must be one of {list(SETTINGS)}, got {self.ltm!r}")
+        if self.compose not in MODES:
+            raise ValueError(f"compose must be one of {list(MODES)}, got {self.compose!r}")
+        for name, least in (("alphas", 1.0), ("weights", 0.0)):
+            given = getattr(self, name)
+            each = given if isinstance(given, Mapping) else dict.fromkeys(EXPERTS, given)
+            if unknown := sorted(set(each) - set(EXPERTS)):
+                raise ValueError(f"{name} must name experts in {list(EXPERTS)}, got {unknown[0]!r}")
+            for expert, value in each.items():
+                if not value >= least:
+                    raise ValueError(f"{name} must be at least {least}, got {value!r} for expert {expert!r}")
+        for expert in EXPERTS:
+            self.role(expert)
+        _ = self.fitting
+
+    @property
+    def fitting(self) -> Fitting:
+        literal = self.ltm == "literal"
+        rate = self.memorise_rate if self.memorise_rate is not None else (1e-3 if literal else 2.5e-3)
+        batch = self.memorise_batch if self.memorise_batch is not None else (1 if literal else 8)
+        chunks = LITERAL_CHUNKS if literal else 1
+        return Fitting(
+            self.rank,
+            self.updates,
+            batch,
+            chunks,
+            rate,
+            when=self.memorise,
+            at_reset=self.memorise_at_reset,
+            window=self.memorise_window,
+            replay=self.replay,
+        )
+
+    def role(self, expert: str) -> Role:
+        """How the composition reads an expert's context."""
+        weight = self.weights.get(expert, 1.0) if isinstance(self.weights, Mapping) else self.weights
+        alpha = self.alphas.get(expert, 1.0) if isinstance(self.alphas, Mapping) else self.alphas
+        return Role(expert, self.compose, float(weight), float(alpha), past=self.ltm == "literal", baseline=self.ltm_baseline)
+
+
+def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) -> tuple[Memory[Any], ...]:
+    """The memories of these experts. window: chunks that the base attends to, its own included; None: L_train."""
+    net: VideoDiTConfig = host.config.net
+    options: CoMEOptions = host.options
+    recent = {"base": (window or net.window) - 1, "stm": host.config.stm_window - 1}
+    memories: list[Memory[Any]] = []
+    layers = 0
+    for expert in experts:
+        if expert == "ltm":
+            memories.append(RoleMemory(_long_term(host), options.role(expert)))
+        else:
+            kept = SlotMemory(**chunk_sizes(host), recent=recent[expert])
+            memories.append(RoleMemory(kept, options.role(expert), layers, net.depth))
+            layers += net.depth
+    return tuple(memories)
+
+
+def _long_term(host: MemoryHost) -> LoraMemory:
+    options: CoMEOptions = host.options
+    literal = options.ltm == "literal"
+    network: Any = host.network
+    net: VideoDiTConfig = host.config.net
+    kinds = BLOCK_LAYERS if literal or not net.address else (*BLOCK_LAYERS, "address")
+    return LoraMemory(
+        net.latent_shape,
+        shapes_of(network.base, kinds),
+        VideoWindowLoss(network.base, context=literal),
+        net.chunk,
+        options.fitting,
+        host.config.memory_budget,
+        net.action_size,
+        chunk_sizes(host)["dtype"],
+        _FITS.setdefault(network, OrderedDict()),
+    )
+
+
+_FITS: WeakKeyDictionary[nn.Module, OrderedDict[bytes, Any]] = WeakKeyDictionary()  # adapters of openings, by network
+
+
+def build(config: CoMEConfig) -> WorldModel:
+    """The model with new weights."""
+    return build_model(config, lambda net: Composed(config.composed()), SYSTEM)
+
+
+def on_video(config: VideoConfig, deltas: tuple[str, ...]) -> CoMEConfig:
+    """The config for the weights of a video network and trained experts."""
+    kept = {f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")}
+    return CoMEConfig(**kept, experts=deltas)
+
+
+def base_name(name: str) -> str:
+    """The name of a video network's tensor here."""
+    return f"net.base.{name.removeprefix('net.')}" if name.startswith("net.") else name
+
+
+def _choice(*experts: str, window: int | None = 2) -> MemoryChoice:
+    return MemoryChoice(partial(_memories, ("base", *experts), window), deltas=tuple(e for e in experts if e == "stm"))
+
+
+SYSTEM = System(
+    name="come",
+    config=CoMEConfig,
+    build=build,
+    memories={
+        "none": _choice(),
+        "window": _choice(window=None),
+        "stm": _choice("stm"),
+        "ltm": _choice("ltm"),
+        "come": _choice("stm", "ltm"),
+    },
+    default_memory="ltm",
+    options=CoMEOptions,
+    comparisons=(("ltm", "none"), ("stm", "none"), ("come", "none"), ("come", "stm"), ("come", "ltm")),
+    train="wmgym.train.come:TrainArgs:train",
+    train_delta="wmgym train come --expert {delta} --base BASE --data DATA",
+    base="video",
+    on_base=on_video,
+    base_name=base_name,
+)

@@ -1,0 +1,109 @@
+"""`wmgym train come`: a trained expert of CoME, as a small difference to a video network.
+
+    episodes --the base's autoencoder--> latents --> windows of 13 chunks, two streams in one pass --> low-rank adapters
+
+Only the adapters are trained; the file holds nothing else and names the base by its SHA-256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from wmgym.checkpoint import delta_name, load, resolve
+from wmgym.data.latents import Latents
+from wmgym.nets.composed import Composed
+from wmgym.systems.come import SYSTEM, CoMEConfig, build
+from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
+from wmgym.train.run import RunArgs, begin, half_precision
+from wmgym.train.video import coverage_of
+from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
+from wmgym.train.windows import WindowConfig, draw_windows
+from wmgym.train.world import train_world, with_total
+from wmgym.world_model import WorldModel
+
+EXPERTS = ("stm",)
+FUTURE = 3  # chunks of a training window beyond those that the expert attends to
+
+
+@dataclass(frozen=True)
+class TrainArgs(RunArgs):
+    """Train an expert of CoME on the frozen weights of a video network.
+
+    Reads episodes of at least 13 chunks. Writes OUT/come-EXPERT-SETTING.safetensors, a difference to the base, OUT/result.json and films of
+    held-out episodes in OUT/samples. A killed run goes on where it was last saved when the command is repeated.
+    """
+
+    base: str = ""
+    """Checkpoint of the video network (name or path)."""
+    expert: str = "stm"
+    """The expert: stm (short-term memory: reads 9 past chunks)."""
+    steps: int = 5_000
+    """Training steps of the expert."""
+    batch: int = 8
+    """Windows per step."""
+    gaps: float = 0.0
+    """Share of windows whose first chunks come from long ago."""
+    loss: VideoLossConfig = field(default_factory=VideoLossConfig)
+    """Shares and sizes of what is done to the past of a window."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.base:
+            raise ValueError("base must name the checkpoint of a video network (a bundled name or a path), got ''")
+        if self.expert not in EXPERTS:
+            raise ValueError(f"expert must be one of {list(EXPERTS)}, got {self.expert!r}")
+
+
+def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
+    """Train or resume; the figures of the end."""
+    base = load(resolve(args.base), system=SYSTEM.name)
+    args = replace(args, autoencoder=args.base, setting=base.config.setting)
+    run = begin(args, progress)
+    config = replace(base.config, experts=(args.expert,), memory=args.expert)
+    model = build(config)
+    model.load_state_dict(base.model.state_dict(), strict=False)  # all but the expert, which is new
+    model.requires_grad_(False).to(run.device)
+    views = {
+        name: model.with_settings(memories=SYSTEM.settings(model.net, replace(config, memory=name)).memories) for name in ("none", "stm")
+    }
+    file = delta_name(SYSTEM.name, args.expert, config.setting)
+    training = partial(_training, args, model, config, run.device)
+    return train_world(run, model, config, training, views, "wmgym train come", file=file, base=args.base)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one step of training."""
+
+    model: WorldModel
+    data: Latents
+    windows: WindowConfig
+    args: TrainArgs
+
+    def __call__(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model, net, loss = self.model, self.model.net, self.args.loss
+        assert isinstance(net, Composed) and net.stm is not None
+        with record_function(DRAWING):
+            windows = draw_windows(self.data, draw, self.args.batch, self.windows, coverage_of(net.base.config))
+            batch = make_batch(self.data, windows, model.kinematics, self.windows.chunk, draw.torch, loss)
+        with record_function(FORWARD), half_precision(self.data.latents.device):
+            parts = {"flow": flow_loss(net.short_term(), batch, draw.torch, loss, net.stm.adapters())}
+        return with_total(parts), {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
+
+
+def _training(args: TrainArgs, model: WorldModel, config: CoMEConfig, device: torch.device, data: Latents) -> Training:
+    """How the expert's adapters are trained."""
+    data = data.to(device) if device.type == "cuda" else data
+    expert = model.net.stm
+    expert.requires_grad_(True).train()
+    if args.compile:
+        model.net.base.run = torch.compile(model.net.base.run, dynamic=False)
+    windows = WindowConfig(model.chunk, config.stm_window + FUTURE, args.gaps)
+    optimiser = torch.optim.AdamW(expert.parameters(), args.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    return Training(expert, {"adam": optimiser}, Objective(model, data, windows, args))
