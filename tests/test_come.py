@@ -205,7 +205,7 @@ def test_a_composition_needs_roles_and_the_base_first() -> None:
         composed().bind(condition(1), (Context(),))
     with pytest.raises(ValueError, match=r"first context must be the base expert's, got those of \['ltm'\]"):
         composed().bind(condition(1), (Context(role=Role("ltm")),))
-    with pytest.raises(ValueError, match="no short-term expert"):
+    with pytest.raises(ValueError, match="these weights have no expert 'stm'"):
         composed().bind(condition(1), (Context(role=Role("base")), Context(role=Role("stm"))))
 
 
@@ -399,7 +399,7 @@ def test_adapters_count_as_memory(checkpoint: str) -> None:
         ({"compose": "product"}, "compose must be one of .*, got 'product'"),
         ({"alphas": 0.5}, "alphas must be at least 1.0, got 0.5 for expert 'base'"),
         ({"weights": {"ltm": -1}}, "weights must be at least 0.0, got -1 for expert 'ltm'"),
-        ({"weights": {"sltm": 1}}, "weights must name experts in .*, got 'sltm'"),
+        ({"weights": {"ssm": 1}}, "weights must name experts in .*, got 'ssm'"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"memorise_window": 0}, "window must be at least 1, got 0"),
@@ -425,15 +425,18 @@ def test_a_missing_expert_is_named_with_the_command_that_trains_it(checkpoint: s
 
 @pytest.fixture(scope="module")
 def expert(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained short-term expert on the base."""
+    """A trained short-term expert on the base, with a spatial one beside it."""
     folder = tmp_path_factory.mktemp("stm")
     collect(folder / "data", episodes=3, length=30)
     report = train(arguments(checkpoint, folder), progress=False)
+    other = train(arguments(checkpoint, folder, expert="sltm", out=folder / "sltm"), progress=False)
+    path = Path(other["checkpoint"])
+    path.rename(folder / "run" / path.name)
     return Path(report["checkpoint"])
 
 
 def arguments(checkpoint: str, folder: Path, **changed: Any) -> TrainArgs:
-    return TrainArgs((folder / "data",), folder / "run", base=checkpoint, **{"steps": 4, "batch": 2, "save_every": 2, **changed})
+    return TrainArgs((folder / "data",), **{"out": folder / "run", "base": checkpoint, "steps": 4, "batch": 2, "save_every": 2, **changed})
 
 
 def test_a_trained_expert_holds_only_its_difference(checkpoint: str, expert: Path) -> None:
@@ -445,14 +448,23 @@ def test_a_trained_expert_holds_only_its_difference(checkpoint: str, expert: Pat
     assert ups and all(t.any() for t in ups)
 
 
-@pytest.mark.parametrize("memory", ["stm", "come", "ltm", "none"])
+@pytest.mark.parametrize("memory", ["stm", "sltm", "stm-ltm", "come", "ltm", "none"])
 def test_an_expert_runs_beside_the_others(expert: Path, memory: str) -> None:
     env = gym.make("CoME-Minecraft-v0", checkpoint=str(expert), memory=memory, task="free", opening=clip(25), updates=2)
     env.reset(seed=0)
     _, _, _, _, info = env.step(env.action_space.sample())
     assert info["frames"].shape[0] == F
     held = env.unwrapped.save_state().state.world.memories
-    assert len(held) == {"stm": 2, "come": 3, "ltm": 2, "none": 1}[memory]
+    assert len(held) == {"stm": 2, "sltm": 2, "stm-ltm": 3, "come": 4, "ltm": 2, "none": 1}[memory]
+
+
+def test_the_spatial_expert_has_larger_patches_and_adapters_of_its_own(expert: Path) -> None:
+    model = world(str(expert), "come")
+    assert model.net.sltm.config.patch == 2 * NET.patch and model.net.sltm.config.address
+    state = begun(model, opening(1))
+    ltm, sltm = (m for m in state.memories if isinstance(m, LoraState))
+    assert ltm.adapters.version.tolist() == sltm.adapters.version.tolist() == [3]
+    assert ltm.adapters.layers.keys() != sltm.adapters.layers.keys()  # a network of its own, with fewer blocks
 
 
 def test_base_and_expert_have_keys_of_their_own(expert: Path) -> None:
@@ -516,5 +528,5 @@ def test_an_expert_of_other_weights_is_refused(expert: Path, tmp_path: Path) -> 
 def test_training_needs_a_base_and_a_known_expert(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base must name the checkpoint of a video network"):
         TrainArgs((tmp_path,), tmp_path)
-    with pytest.raises(ValueError, match=r"expert must be one of \['stm'\], got 'ltm'"):
+    with pytest.raises(ValueError, match=r"expert must be one of \['stm', 'sltm'\], got 'ltm'"):
         TrainArgs((tmp_path,), tmp_path, base="x", expert="ltm")

@@ -3,9 +3,10 @@
     context of "base" --> base network ------------------------------\\
     context of "stm"  --> base network + trained low-rank adapters ----> Composition (`diffusion/compose.py`) --> velocity
     context of "ltm"  --> base network + adapters fitted to the row ---/
+    context of "sltm" --> a coarser network + adapters fitted to the row
 
-`Context.role` says which expert reads a context. The experts are one set of weights and small differences to it. Each has keys of its own:
-a trace holds those of all experts that cache any, in the order of the contexts.
+`Context.role` says which expert reads a context. All but "sltm" are one set of weights and small differences to it. Each has keys of its
+own: a trace holds those of all experts that cache any, in the order of the contexts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BLOCK_LAYERS = ("qkv", "out", "mlp_in", "mlp_out")  # that get adapters (CoME, a
 class Role:
     """How a composition reads a context."""
 
-    expert: str  # "base", "stm" or "ltm"
+    expert: str  # "base", "stm", "ltm" or "sltm"
     mode: str = "guided"  # of the composition (`diffusion.compose.MODES`); read from the first context
     weight: float = 1.0
     alpha: float = 1.0
@@ -51,6 +52,7 @@ class ComposedConfig:
     stm_window: int = 10  # chunks that it attends to, its own included
     stm_reach: int = 4  # past chunks that its sliding layers attend to
     stm_full: tuple[int, ...] = (2, 4)  # layers that attend to all chunks of its window, counted from 1
+    sltm: VideoDiTConfig | None = None  # the spatial expert's network; None: there is no such expert
 
     @property
     def stm_layers(self) -> tuple[int, ...]:
@@ -85,6 +87,7 @@ class Composed(nn.Module):
         self.base = VideoDiT(config.base)
         self.chunk, self.latent_shape = self.base.chunk, self.base.latent_shape
         self.stm = LowRank(shapes_of(self.base, BLOCK_LAYERS), config.stm_rank) if config.stm_rank else None
+        self.sltm = VideoDiT(config.sltm) if config.sltm is not None else None
 
     def matrices(self) -> Iterable[nn.Parameter]:
         return self.base.matrices()
@@ -107,6 +110,10 @@ class Composed(nn.Module):
                 bound = self._bind_short_term(condition, context)
                 traced.append(bound)  # its keys are cached also where its weight is 0
                 expert = Expert(bound, bound.without_past(), role.alpha, role.weight)
+            elif role.expert == "sltm":
+                assert self.sltm is not None
+                adapted, plain = (self.sltm.bind(condition, given) for given in ((Context(adapters=context.adapters),), ()))
+                expert = Expert(adapted, plain, role.alpha, role.weight)
             else:
                 bound = self._bind_adapted(condition, context, role) if role.weight else base
                 expert = Expert(bound, base if role.baseline == "context" else empty, role.alpha, role.weight)
@@ -116,8 +123,8 @@ class Composed(nn.Module):
     def _role(self, context: Context) -> Role:
         if not isinstance(context.role, Role):
             raise ValueError(f"a composition needs the role of each context, got {context.role!r}")
-        if context.role.expert == "stm" and self.stm is None:
-            raise ValueError("these weights have no short-term expert")
+        if getattr(self, context.role.expert, self) is None:
+            raise ValueError(f"these weights have no expert {context.role.expert!r}")
         return context.role
 
     def _bind_short_term(self, condition: Condition, context: Context) -> VideoBound:

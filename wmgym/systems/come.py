@@ -3,24 +3,29 @@
     base  the video network reading one past chunk
     stm   short-term memory: the base with trained low-rank adapters, reading 9 past chunks
     ltm   long-term memory: the base with low-rank adapters that are fitted to this episode, while it runs
+    sltm  spatial long-term memory: a coarser network that sees only where each token looks, with adapters fitted in the same way
 
-none      the base alone (the reference)
-window    the base reading L_train - 1 past chunks
-stm, ltm  the base and this expert
-come      all three
+none            the base alone (the reference)
+window          the base reading L_train - 1 past chunks
+stm, ltm, sltm  the base and this expert
+stm-ltm         the base and these two
+come            all of them
 
 `ltm` has two settings. "literal" is the paper's: windows of 5 chunks with one chunk of context, adapters in attention and MLP layers, the
 training's own rate. "addressed" departs from it where the paper's gave nothing in our trials: windows of one chunk without a past, adapters
 also on the layer that embeds what each token looks at, a higher rate, and the composition
 
     base with its past + weight * (adapted without a past - not adapted without a past)
+
+`sltm` is always fitted on windows of one chunk, and contrasted with itself before fitting. The paper contrasts it with the same network
+without poses, and infers poses with an encoder of its own; here they come from the kinematics and the motion head, as everywhere.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,7 +46,8 @@ from wmgym.systems.video import VideoConfig, chunk_sizes
 from wmgym.systems.window_loss import VideoWindowLoss
 from wmgym.world_model import WorldModel
 
-EXPERTS = ("base", "stm", "ltm")
+EXPERTS = ("base", "stm", "ltm", "sltm")
+TRAINED = ("stm", "sltm")  # experts with weights of their own
 SETTINGS = ("addressed", "literal")
 LITERAL_CHUNKS = 5  # of a window: 20 frames
 
@@ -50,13 +56,16 @@ LITERAL_CHUNKS = 5  # of a window: 20 frames
 class CoMEConfig(VideoConfig):
     system: str = "come"
     memory: str = "ltm"
-    experts: tuple[str, ...] = ()  # trained experts that these weights have: "stm"
+    experts: tuple[str, ...] = ()  # trained experts that these weights have
     stm_rank: int = 32
     stm_window: int = 10  # chunks that the short-term expert attends to, its own included
 
     def composed(self) -> ComposedConfig:
         """Sizes of the network."""
-        return ComposedConfig(self.net, self.stm_rank if "stm" in self.experts else 0, self.stm_window)
+        net: VideoDiTConfig = self.net
+        spatial = replace(net, patch=2 * net.patch, depth=max(1, net.depth // 2), pose_rotary=False, address=True, window=1, reach=())
+        stm_rank = self.stm_rank if "stm" in self.experts else 0
+        return ComposedConfig(net, stm_rank, self.stm_window, sltm=spatial if "sltm" in self.experts else None)
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,10 @@ class CoMEOptions:
                     raise ValueError(f"{name} must be at least {least}, got {value!r} for expert {expert!r}")
         for expert in EXPERTS:
             self.role(expert)
-        _ = self.fitting
+        self.fitting(self.ltm == "literal")
 
-    @property
-    def fitting(self) -> Fitting:
-        literal = self.ltm == "literal"
+    def fitting(self, literal: bool) -> Fitting:
+        """How adapters are fitted, as in the paper or not."""
         rate = self.memorise_rate if self.memorise_rate is not None else (1e-3 if literal else 2.5e-3)
         batch = self.memorise_batch if self.memorise_batch is not None else (1 if literal else 8)
         chunks = LITERAL_CHUNKS if literal else 1
@@ -127,8 +135,8 @@ def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) ->
     memories: list[Memory[Any]] = []
     layers = 0
     for expert in experts:
-        if expert == "ltm":
-            memories.append(RoleMemory(_long_term(host), options.role(expert)))
+        if expert in ("ltm", "sltm"):
+            memories.append(RoleMemory(_long_term(expert, host), options.role(expert)))
         else:
             kept = SlotMemory(**chunk_sizes(host), recent=recent[expert])
             memories.append(RoleMemory(kept, options.role(expert), layers, net.depth))
@@ -136,18 +144,19 @@ def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) ->
     return tuple(memories)
 
 
-def _long_term(host: MemoryHost) -> LoraMemory:
+def _long_term(expert: str, host: MemoryHost) -> LoraMemory:
     options: CoMEOptions = host.options
-    literal = options.ltm == "literal"
-    network: Any = host.network
-    net: VideoDiTConfig = host.config.net
+    literal = expert == "ltm" and options.ltm == "literal"
+    composed: Any = host.network
+    network = composed.base if expert == "ltm" else composed.sltm
+    net: VideoDiTConfig = network.config
     kinds = BLOCK_LAYERS if literal or not net.address else (*BLOCK_LAYERS, "address")
     return LoraMemory(
         net.latent_shape,
-        shapes_of(network.base, kinds),
-        VideoWindowLoss(network.base, context=literal),
+        shapes_of(network, kinds),
+        VideoWindowLoss(network, context=literal),
         net.chunk,
-        options.fitting,
+        options.fitting(literal),
         host.config.memory_budget,
         net.action_size,
         chunk_sizes(host)["dtype"],
@@ -175,7 +184,7 @@ def base_name(name: str) -> str:
 
 
 def _choice(*experts: str, window: int | None = 2) -> MemoryChoice:
-    return MemoryChoice(partial(_memories, ("base", *experts), window), deltas=tuple(e for e in experts if e == "stm"))
+    return MemoryChoice(partial(_memories, ("base", *experts), window), deltas=tuple(e for e in experts if e in TRAINED))
 
 
 SYSTEM = System(
@@ -187,11 +196,13 @@ SYSTEM = System(
         "window": _choice(window=None),
         "stm": _choice("stm"),
         "ltm": _choice("ltm"),
-        "come": _choice("stm", "ltm"),
+        "sltm": _choice("sltm"),
+        "stm-ltm": _choice("stm", "ltm"),
+        "come": _choice("stm", "ltm", "sltm"),
     },
     default_memory="ltm",
     options=CoMEOptions,
-    comparisons=(("ltm", "none"), ("stm", "none"), ("come", "none"), ("come", "stm"), ("come", "ltm")),
+    comparisons=(*((name, "none") for name in ("stm", "ltm", "sltm", "come")), ("come", "stm"), ("come", "ltm"), ("come", "sltm")),
     train="wmgym.train.come:TrainArgs:train",
     train_delta="wmgym train come --expert {delta} --base BASE --data DATA",
     base="video",

@@ -1,8 +1,9 @@
-"""`wmgym train come`: a trained expert of CoME, as a small difference to a video network.
+r"""`wmgym train come`: a trained expert of CoME, as a small difference to a video network.
 
-    episodes --the base's autoencoder--> latents --> windows of 13 chunks, two streams in one pass --> low-rank adapters
+    episodes --the base's autoencoder--> latents --> windows of 13 chunks, two streams in one pass --> low-rank adapters (stm)
+                                                 \-> windows of one chunk ------------------------> a coarse network (sltm)
 
-Only the adapters are trained; the file holds nothing else and names the base by its SHA-256.
+Only the expert is trained; the file holds nothing else and names the base by its SHA-256.
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ from torch.profiler import record_function
 from wmgym.checkpoint import delta_name, load, resolve
 from wmgym.data.latents import Latents
 from wmgym.nets.composed import Composed
-from wmgym.systems.come import SYSTEM, CoMEConfig, build
+from wmgym.systems.come import SYSTEM, TRAINED, CoMEConfig, build
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
-from wmgym.train.run import RunArgs, begin, half_precision
+from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers
 from wmgym.train.video import coverage_of
 from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
 from wmgym.train.windows import WindowConfig, draw_windows
 from wmgym.train.world import train_world, with_total
 from wmgym.world_model import WorldModel
 
-EXPERTS = ("stm",)
 FUTURE = 3  # chunks of a training window beyond those that the expert attends to
 
 
@@ -42,7 +42,7 @@ class TrainArgs(RunArgs):
     base: str = ""
     """Checkpoint of the video network (name or path)."""
     expert: str = "stm"
-    """The expert: stm (short-term memory: reads 9 past chunks)."""
+    """The expert: stm (short-term memory: reads 9 past chunks) or sltm (spatial long-term memory: knows where each token looks)."""
     steps: int = 5_000
     """Training steps of the expert."""
     batch: int = 8
@@ -56,8 +56,8 @@ class TrainArgs(RunArgs):
         super().__post_init__()
         if not self.base:
             raise ValueError("base must name the checkpoint of a video network (a bundled name or a path), got ''")
-        if self.expert not in EXPERTS:
-            raise ValueError(f"expert must be one of {list(EXPERTS)}, got {self.expert!r}")
+        if self.expert not in TRAINED:
+            raise ValueError(f"expert must be one of {list(TRAINED)}, got {self.expert!r}")
 
 
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
@@ -69,9 +69,8 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     model = build(config)
     model.load_state_dict(base.model.state_dict(), strict=False)  # all but the expert, which is new
     model.requires_grad_(False).to(run.device)
-    views = {
-        name: model.with_settings(memories=SYSTEM.settings(model.net, replace(config, memory=name)).memories) for name in ("none", "stm")
-    }
+    memories = ("none", args.expert)
+    views = {name: model.with_settings(memories=SYSTEM.settings(model.net, replace(config, memory=name)).memories) for name in memories}
     file = delta_name(SYSTEM.name, args.expert, config.setting)
     training = partial(_training, args, model, config, run.device)
     return train_world(run, model, config, training, views, "wmgym train come", file=file, base=args.base)
@@ -88,22 +87,33 @@ class Objective:
 
     def __call__(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         model, net, loss = self.model, self.model.net, self.args.loss
-        assert isinstance(net, Composed) and net.stm is not None
+        assert isinstance(net, Composed)
         with record_function(DRAWING):
             windows = draw_windows(self.data, draw, self.args.batch, self.windows, coverage_of(net.base.config))
             batch = make_batch(self.data, windows, model.kinematics, self.windows.chunk, draw.torch, loss)
         with record_function(FORWARD), half_precision(self.data.latents.device):
-            parts = {"flow": flow_loss(net.short_term(), batch, draw.torch, loss, net.stm.adapters())}
+            if self.args.expert == "stm":
+                assert net.stm is not None
+                flow = flow_loss(net.short_term(), batch, draw.torch, loss, net.stm.adapters())
+            else:
+                assert net.sltm is not None
+                flow = flow_loss(net.sltm, batch, draw.torch, loss)
+            parts = {"flow": flow}
         return with_total(parts), {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
 
 
 def _training(args: TrainArgs, model: WorldModel, config: CoMEConfig, device: torch.device, data: Latents) -> Training:
-    """How the expert's adapters are trained."""
+    """How the expert is trained."""
     data = data.to(device) if device.type == "cuda" else data
-    expert = model.net.stm
+    expert = getattr(model.net, args.expert)
     expert.requires_grad_(True).train()
+    if args.expert == "stm":
+        network, windows = model.net.base, WindowConfig(model.chunk, config.stm_window + FUTURE, args.gaps)
+        adam = torch.optim.AdamW(expert.parameters(), args.rate, betas=(0.9, 0.95), weight_decay=0.0)
+        optimisers: dict[str, torch.optim.Optimizer] = {"adam": adam}
+    else:
+        network, windows = expert, WindowConfig(model.chunk, 1, gaps=0.0, most_old=0)
+        optimisers = make_optimisers(expert, expert.matrices(), args)
     if args.compile:
-        model.net.base.run = torch.compile(model.net.base.run, dynamic=False)
-    windows = WindowConfig(model.chunk, config.stm_window + FUTURE, args.gaps)
-    optimiser = torch.optim.AdamW(expert.parameters(), args.rate, betas=(0.9, 0.95), weight_decay=0.0)
-    return Training(expert, {"adam": optimiser}, Objective(model, data, windows, args))
+        network.run = torch.compile(network.run, dynamic=False)
+    return Training(expert, optimisers, Objective(model, data, windows, args))
