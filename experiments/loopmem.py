@@ -158,7 +158,7 @@ def find_rows(args: LoopMemArgs) -> list[Row]:
 def _untrained(args: LoopMemArgs, row: Row) -> WorldModel:
     """A row's network with fresh weights."""
     system, name, _ = parse_world(args.worlds[0])
-    return untrained(row.world(), name, args.seed, system=system or args.system)
+    return untrained(row.world(), name, args.seed, system=system or args.system, memory_budget=args.memory_budget)
 
 
 def setting_of_all(rows: Sequence[Row]) -> str:

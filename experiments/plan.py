@@ -330,7 +330,14 @@ class Stage:
         if model == "untrained":
             own = gym.spec(id).kwargs
             name = self.args.checkpoint or own["checkpoint"]
-            world = untrained(self.world, name, self.args.seed, system=own.get("system"), pose_source="actions")
+            world = untrained(
+                self.world,
+                name,
+                self.args.seed,
+                system=own.get("system"),
+                pose_source="actions",
+                memory_budget=self.keywords.get("memory_budget"),
+            )
             return cast(VectorEnv, make_env(world, self.task, num_envs=lanes, setting=own["setting"], twin=own["twin"], **how))
         return gym.make_vec(id, lanes, **{**self.keywords, **how, **({"memory": "none"} if model == "none" else {})})
 

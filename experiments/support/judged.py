@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -64,10 +64,19 @@ def made_with(world: WorldModel) -> dict[str, str]:
     return {"weights": world.provenance.weights, "dtype": world.dtype_name}
 
 
-def untrained(world: WorldModel, name: str, seed: int, *, system: str | None = None, pose_source: str | None = None) -> WorldModel:
-    """The world of checkpoint `name` with fresh network weights, behind the trained autoencoder, with the memories and sampler of `world`.
+def untrained(
+    world: WorldModel,
+    name: str,
+    seed: int,
+    *,
+    system: str | None = None,
+    pose_source: str | None = None,
+    memory_budget: int | None = None,
+) -> WorldModel:
+    """The world of checkpoint `name` with fresh network weights, behind the trained autoencoder, with the memory and sampler of `world`.
 
-    system: what the checkpoint was loaded as; by default its own. pose_source: "actions" for the poses of the kinematics alone.
+    system, memory_budget: with which the checkpoint was loaded; by default its own. pose_source: "actions" for the poses of the kinematics
+    alone. Memories are made anew: one that fits adapters must fit those of the fresh network.
     """
     loaded = load(resolve(name), system=system)
     build = system_of(world).build
@@ -77,7 +86,9 @@ def untrained(world: WorldModel, name: str, seed: int, *, system: str | None = N
         fresh = build(loaded.config)
     fresh.autoencoder.load_state_dict(loaded.model.autoencoder.state_dict())
     fresh.to(world.device, next(world.net.parameters()).dtype).eval()
-    chosen = {"memories": world.settings.memories, "sampler": world.settings.sampler}
+    config = replace(loaded.config, memory=world.provenance.memory, memory_budget=memory_budget or loaded.config.memory_budget)
+    memories = system_of(world).settings(fresh.net, config, world.settings.options).memories
+    chosen = {"memories": memories, "sampler": world.settings.sampler}
     return fresh.with_settings(**chosen, **({} if pose_source is None else {"pose_source": pose_source}))
 
 
