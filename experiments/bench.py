@@ -1,4 +1,5 @@
-"""`wmgym bench`: frames per second of a ground truth, milliseconds per dreamed step, examples per second of a training."""
+"""`wmgym bench`: frames per second of a ground truth, milliseconds per dreamed step, examples per second of a training,
+milliseconds per update of adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ import torch
 
 from wmgym import checkpoint as checkpoints
 from wmgym import systems
+from wmgym.agents.collect import parse_kwargs
 from wmgym.benchmarks import speed
+from wmgym.benchmarks.memorising import memorising_times
 from wmgym.benchmarks.training import training_times
 from wmgym.experiments.support.judged import system_of
 from wmgym.experiments.support.report import check_positive, write_tables
@@ -202,10 +205,51 @@ def bench_train(args: TrainArgs) -> dict[str, Any]:
     return _finish(args, {**about, "device": _device_name(device), "threads": torch.get_num_threads(), **times})
 
 
+@dataclass(frozen=True)
+class MemoriseArgs:
+    """Time a memory that is fitted while a world runs: milliseconds per update of its adapters, alone and in company.
+
+    Needs a checkpoint and a memory that fits adapters. Prints the report, and writes it to a folder if --out is given.
+    """
+
+    checkpoint: str
+    """Bundled name, path, or hub name."""
+    system: str | None = None
+    """System that runs the weights; by default the checkpoint's."""
+    memory: str | None = None
+    """The memory; by default the checkpoint's, or the system's if --system is given."""
+    options: str = "{}"
+    """The system's own keywords as JSON, such as {"rank": 12}."""
+    lanes: tuple[int, ...] = (1, 8)
+    """Numbers of lanes that are fitted together."""
+    rounds: int = 5
+    """Measurements of each number, after one to warm up."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, ..."""
+    dtype: str = "auto"
+    """float32 or bfloat16; auto: bfloat16 where the device multiplies it natively, else float32."""
+    out: Path | None = None
+    """Folder for args.json, result.json and table.txt."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lanes", "rounds")
+        parse_kwargs(self.options, "options")
+
+
+def bench_memorise(args: MemoriseArgs) -> dict[str, Any]:
+    """The report. All times are of one run, taken in turns."""
+    given = parse_kwargs(args.options, "options")
+    device, dtype = args.device, args.dtype
+    world = checkpoints.load_world(args.checkpoint, system=args.system, memory=args.memory, options=given, device=device, dtype=dtype)
+    about = {"checkpoint": args.checkpoint, "memory": world.provenance.memory, "dtype": world.dtype_name}
+    times = memorising_times(world, args.lanes, args.rounds)
+    return _finish(args, {**about, "device": _device_name(world.device), "threads": torch.get_num_threads(), **times})
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _finish(args: TruthArgs | ModelArgs | TrainArgs, report: dict[str, Any]) -> dict[str, Any]:
+def _finish(args: TruthArgs | ModelArgs | TrainArgs | MemoriseArgs, report: dict[str, Any]) -> dict[str, Any]:
     write_tables(args.out, args, report)
     return report if args.out is None else {**report, "out": str(args.out)}

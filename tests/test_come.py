@@ -15,8 +15,10 @@ from torch import Tensor
 
 import wmgym
 from wmgym import rng, tree
+from wmgym.benchmarks.memorising import memorising_times
 from wmgym.checkpoint import load_world, read, save
 from wmgym.core import Adapters, Clip, Condition, Context, Seen, WorldState
+from wmgym.experiments.bench import MemoriseArgs, bench_memorise
 from wmgym.memory.lora_memory import Fitting, LoraMemory, LoraState, _adamw
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.composed import Composed, ComposedConfig, Role
@@ -530,3 +532,22 @@ def test_training_needs_a_base_and_a_known_expert(tmp_path: Path) -> None:
         TrainArgs((tmp_path,), tmp_path)
     with pytest.raises(ValueError, match=r"expert must be one of \['stm', 'sltm'\], got 'ltm'"):
         TrainArgs((tmp_path,), tmp_path, base="x", expert="ltm")
+
+
+# -- speed --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_updates_are_timed_alone_and_in_company(checkpoint: str, tmp_path: Path) -> None:
+    report = bench_memorise(MemoriseArgs(checkpoint, "come", "ltm", lanes=(1, 2), rounds=1, device="cpu", out=tmp_path))
+    assert [row["lanes"] for row in report["updates"]] == [1, 2] and report["updates"][0]["times_faster_per_lane_than_1"] == 1
+    assert all(row["ms_per_update"] == pytest.approx(row["lanes"] * row["ms_per_update_and_lane"]) for row in report["updates"])
+    assert report["update_over_training_step"] > 0 and report["windows_per_update"] == 8 and (tmp_path / "table.txt").exists()
+    with pytest.raises(ValueError, match="memory 'none' fits no adapters"):
+        bench_memorise(MemoriseArgs(checkpoint, "come", "none", device="cpu"))
+
+
+def test_timing_leaves_the_weights_frozen(checkpoint: str) -> None:
+    model = world(checkpoint)
+    before = [p.clone() for p in model.net.parameters()]
+    memorising_times(model, (1,), 1)
+    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, model.net.parameters(), strict=True))

@@ -54,6 +54,9 @@ COMMANDS = (
     Command("bench truth", "wmgym.experiments.bench:TruthArgs:bench_truth", "measure frames per second of a ground truth"),
     Command("bench model", "wmgym.experiments.bench:ModelArgs:bench_model", "measure milliseconds per dreamed step"),
     Command("bench train", "wmgym.experiments.bench:TrainArgs:bench_train", "measure examples per second of a training, by part"),
+    Command(
+        "bench memorise", "wmgym.experiments.bench:MemoriseArgs:bench_memorise", "measure updates of a memory that is fitted as it runs"
+    ),
     Command("minecraft install", "wmgym.envs.minecraft.prismarine.install:InstallArgs:install", "install the Prismarine backend"),
     Command("demo", "wmgym.experiments.demo:DemoArgs:demo", "two loops, ground truth beside dream: films, strips and a map"),
 )

@@ -156,7 +156,7 @@ class LoraMemory:
         values = [part.clone() for name in names for part in memory.adapters.layers[name]]
         moments = [[part[i].clone() for name in names for part in memory.moments[name]] for i in (0, 1)]
         version = memory.adapters.version
-        source = _Windows(memory.frames, how.window if how.replay == "window" else self.budget, self.chunk * how.chunks)
+        source = self.windows(memory)
         with Progress(total=how.updates, desc="memorising", unit="step", delay=2, leave=False, disable=None) as bar:
             for _ in range(how.updates):
                 keys, version = rng.next_keys(keys), version + 1
@@ -169,6 +169,11 @@ class LoraMemory:
         firsts, seconds = moments
         kept = {n: ((firsts[2 * i], seconds[2 * i]), (firsts[2 * i + 1], seconds[2 * i + 1])) for i, n in enumerate(names)}
         return replace(memory, adapters=adapters, moments=kept, pending=torch.zeros_like(memory.pending), keys=keys)
+
+    def windows(self, memory: LoraState) -> Windows:
+        """What random windows are drawn from."""
+        how = self.fitting
+        return Windows(memory.frames, how.window if how.replay == "window" else self.budget, self.chunk * how.chunks)
 
     def _gradients(
         self, names: list[str], values: list[Tensor], version: Tensor, window: Seen, origin: Tensor, keys: Tensor
@@ -202,7 +207,7 @@ def _adamw(values: list[Tensor], gradients: tuple[Tensor, ...], moments: list[li
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
     """Random windows of consecutive frames from those that a bank holds."""
 
     frames: Bank
