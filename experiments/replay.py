@@ -49,6 +49,9 @@ RECALL = """\
 After the last step. `recall`: share of the 16 tiles whose mean squared error is below 2e-5 (pixels in [0, 1]). `recall_turned`: the same
 share of the tiles that differ from the last observed frame, which no copy can get right.
 """
+ITERATIONS = """\
+PSNR of each block, which is dreamed after all true frames before it.
+"""
 REWARDS = """\
 Teacher-forced: from the true latents before and after each step of whole episodes. `said` counts predicted rewards, `true` true ones,
 `hits` those that are both, and `expected` is the sum of the head's probabilities. Precision is the share of the predicted rewards that came
@@ -74,6 +77,8 @@ class ReplayArgs(DreamArgs):
     """Frames observed."""
     steps: int = replay.STEPS
     """Frames dreamed."""
+    iterations: int = 1
+    """Blocks of `steps` frames; the true frames are observed after each, and the next is dreamed. CoME's stream has 11."""
     data: Path | None = None
     """Folder of episodes (and its subfolders). By default they are collected, and kept in OUT/episodes."""
     env_id: str | None = None
@@ -92,7 +97,7 @@ class ReplayArgs(DreamArgs):
     def __post_init__(self) -> None:
         if self.modes == ():
             raise ValueError("modes must name at least one")
-        check_positive(self, "windows", "context", "steps", "lanes")
+        check_positive(self, "windows", "context", "steps", "lanes", "iterations")
         check_seed(self.seed)
         parse_kwargs(self.env_kwargs)
 
@@ -100,19 +105,22 @@ class ReplayArgs(DreamArgs):
 def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     """Make the cells that are missing, then the report (also in `result.json`)."""
     check_plots()
-    out, group = args.out, replay.group(args.context, args.steps)
+    out, group = args.out, replay.group(args.context, args.steps, args.iterations)
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
     model = world_of(modes[0])
     free = {"modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
-    open_run_folder(out, {**asdict(args), **made_with(model), "measures": cell_files.MEASURES}, free, OLDER)
+    open_run_folder(out, {**asdict(args), **made_with(model), "measures": cell_files.MEASURES}, free, {**OLDER, "iterations": 1})
     paths = _episodes(args, model, progress)
     more = {"more": replay.tile_scores} if model.provenance.setting == "memory_cards" else {}
-    how = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, model), **more)
-    windows = {group.name: partial(replay.read_windows, paths, args.context, args.steps)}
+    block = args.steps if args.iterations > 1 else None
+    how = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, model), block, **more)
+    windows = {group.name: partial(replay.read_windows, paths, args.context, args.steps * args.iterations)}
     with Progress(disable=not progress, unit="frame") as bar:
         cells = cell_files.evaluate(windows, modes, world_of, partial(reconstruct, model), out, how, show_in(bar))
     found = replay.tables(cells, group, modes, system)
+    if block:
+        found["iterations"] = replay.by_iteration(cells, group, modes, system, block)
     rewards = kept(out / "cells" / "rewards.json", partial(_rewards, model, paths)) if model.reward_head is not None else None
     plot_curves(cells, group.name, modes, out / "curves.png")
     plot_strips(out, [group.name], pair_of(system, modes))
@@ -130,6 +138,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     write_result(out, report)
     text = tables.markdown(found, replay.PREFACE.format(context=args.context, steps=args.steps))
     for title, words, rows in (
+        ("Iterations", ITERATIONS, found.get("iterations")),
         ("Tile recall", RECALL, found.get("tile_recall")),
         ("Reward head", REWARDS, [rewards] if rewards else None),
     ):
@@ -151,7 +160,7 @@ def _rewards(model: WorldModel, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _episodes(args: ReplayArgs, model: WorldModel, progress: bool) -> list[Path]:
-    frames = args.context + args.steps
+    frames = args.context + args.steps * args.iterations
     folder = args.data or _collected(args, model, frames, progress)
     paths = replay.find_windows(folder, args.windows, frames)
     for path in paths:

@@ -123,6 +123,19 @@ def test_lanes_share_a_forward() -> None:
     assert world.steps == max(loop.leg for loop in loops())
 
 
+def test_blocks_are_dreamed_from_true_history() -> None:
+    """Each block of a stream is the start of a dream whose opening is all that came before it; without noise, frame for frame."""
+    world = StandInWorld(SIZE, noise=0)
+    walks, block = loops(), 3
+    streamed = dream_legs(world, walks, [0] * 4, block=block)
+    for walk, dream in zip(walks, streamed, strict=True):
+        assert len(dream.frames) == len(dream.poses) == len(dream.retrieved) == walk.leg
+        for begin in range(0, walk.leg, block):
+            begun = replace(walk, split=walk.split + begin)
+            fresh = dream_legs(world, [begun], [0])[0]
+            assert np.array_equal(dream.frames[begin : begin + block], fresh.frames[:block])
+
+
 def test_next_frames_are_made_from_true_history() -> None:
     """Each agrees with a dream that begins right there, for a world whose frame depends on noise and all that was seen."""
     world, walks = StandInWorld(SIZE, noise=0), loops()

@@ -19,6 +19,7 @@ from wmgym.envs.memory_cards import table as cards
 from wmgym.envs.memory_cards.table import Table
 from wmgym.experiments import replay as command
 from wmgym.experiments.replay import ReplayArgs, evaluate
+from wmgym.metrics.image import judge
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.systems.worldpack import WorldPackConfig, build
@@ -204,3 +205,16 @@ def test_a_memory_that_the_system_lacks_is_named_before_anything_is_made(checkpo
 def test_bad_arguments_are_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ReplayArgs(**changes)
+
+
+def test_a_stream_is_judged_by_block(checkpoint: str, tmp_path: Path) -> None:
+    report = run(checkpoint, tmp_path, iterations=2, modes=("none",))
+    rows = {row["mode"]: row for row in report["iterations"]}
+    assert rows.keys() == {"none", "copy", "ceiling"} and rows["ceiling"]["psnr_1"] == rows["ceiling"]["psnr_2"] == 60
+    window = load_episode(list_episodes(tmp_path / "episodes")[0])
+    assert len(window) == 32 + 2 * 3
+    cell = json.loads((tmp_path / "cells" / "32+3x2-copy.json").read_text())["loops"][0]["steps"]["psnr"]
+    for step in range(6):  # the second block is copied from its own last observed frame
+        shown, truth = window.frames[31 if step < 3 else 34], window.frames[32 + step]
+        assert cell[step] == pytest.approx(judge(shown[None], truth[None])["psnr"][0], abs=1e-3)
+    assert "## Iterations" in (tmp_path / "table.md").read_text()

@@ -84,6 +84,7 @@ class Settings:
     lanes: int = 32
     with_lpips: bool = False
     encode: Encode | None = None  # for feature_distance, which is left out without it
+    block: int | None = None  # true frames are observed after so many dreamed ones
     more: Callable[[np.ndarray, Walk], dict[str, np.ndarray]] = lambda shown, walk: {}  # further scores of a leg's frames, [L] each
 
 
@@ -128,7 +129,7 @@ def world_cell(
     legs, singles = [], []
     for k in range(dreams):
         seeds = [settings.seed * 1_000_000 + k * 100_000 + i for i in range(len(walks))]
-        legs.append(dream_legs(world, walks, seeds, settings.lanes, tick))
+        legs.append(dream_legs(world, walks, seeds, settings.lanes, tick, settings.block))
         singles.append(next_frames(world, walks, seeds, settings.lanes, tick=tick))
     shown = [replace(each[0], frames=_mean_frames([dream.frames for dream in each])) for each in zip(*legs, strict=True)]
     rows = []
@@ -152,7 +153,8 @@ def baseline_cell(name: str, mode: str, walks: Sequence[Walk], settings: Setting
     for walk in walks:
         truth, steps = walk.frames[walk.split :], steps_made(walk)
         if mode == "copy":
-            shown = np.repeat(walk.frames[walk.split - 1 : walk.split], walk.leg, 0)
+            last = np.arange(walk.leg) // (settings.block or walk.leg) * (settings.block or walk.leg)
+            shown = walk.frames[walk.split - 1 + last]
             one = judge(walk.frames[walk.split - 1 + steps], truth[steps], settings)
             scores = judge(shown, truth, settings)
         else:

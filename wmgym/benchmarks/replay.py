@@ -7,6 +7,8 @@ Episodes may be of any setting and walker. Each gives one window, its first fram
 (`cells.py`): PSNR, SSIM and LPIPS frame by frame, the baselines `copy` and `ceiling`, paired noise, and bootstrap intervals over windows.
 As in the paper, the observed frames are never judged.
 
+In a stream (section 4.2, figure 2) the true frames are observed after each block of dreamed ones, and the next block is dreamed.
+
 Memory Cards also has tile recall (appendix D.1), at each step; the paper's is that of the last step:
 
     recall         share of the 16 tiles whose error is below 2e-5
@@ -41,9 +43,9 @@ repeats the last observed frame (for the next frame: the one before); `ceiling` 
 """
 
 
-def group(context: int, steps: int) -> Group:
+def group(context: int, steps: int, iterations: int = 1) -> Group:
     """The windows of a replay, as the tables show them."""
-    name = f"{context}+{steps}"
+    name = f"{context}+{steps}" + (f"x{iterations}" if iterations > 1 else "")
     return Group(name, {"replay": name}, count="windows", length="steps")
 
 
@@ -62,6 +64,19 @@ def read_windows(paths: Sequence[Path], context: int, steps: int) -> list[Walk]:
         episode = load_episode(path, 0, context + steps)
         windows.append(Walk(episode.frames, episode.actions, episode.poses, context, episode.meta.seed))
     return windows
+
+
+def by_iteration(cells: Cells, windows: Group, modes: Sequence[str], system: System, steps: int) -> list[dict[str, Any]]:
+    """PSNR of each block of `steps` frames, each dreamed after all true frames before it: a row for each memory and baseline."""
+    lines = []
+    for mode in (*modes, *BASELINES):
+        psnr = np.array([row["steps"]["psnr"] for row in cells[f"{windows.name} {mode}"]["loops"]])
+        blocks = psnr.reshape(len(psnr), -1, steps).mean(2)
+        line: dict[str, Any] = {"mode": row_title(mode, system), "windows": len(psnr)}
+        for number, block in enumerate(blocks.T, 1):
+            line |= columns(f"psnr_{number}", bootstrap_interval(block.tolist()))
+        lines.append(line)
+    return lines
 
 
 def tile_scores(shown: np.ndarray, window: Walk) -> dict[str, np.ndarray]:

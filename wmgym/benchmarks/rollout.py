@@ -47,25 +47,49 @@ class Dream:
     retrieved: np.ndarray  # int64 [L, R]: which frames of the walk the memory retrieved, padded with -1
 
 
-def dream_legs(world: World, walks: Sequence[Walk], seeds: Sequence[int], lanes: int = 32, tick: Tick = lambda frames: None) -> list[Dream]:
-    """Dream each walk's leg along its true actions. `seeds` seed the noise, one per walk. Walks of similar length share a batch."""
+def dream_legs(
+    world: World,
+    walks: Sequence[Walk],
+    seeds: Sequence[int],
+    lanes: int = 32,
+    tick: Tick = lambda frames: None,
+    block: int | None = None,
+) -> list[Dream]:
+    """Dream each walk's leg along its true actions. `seeds` seed the noise, one per walk. Walks of similar length share a batch.
+
+    block: the true frames are observed after each so many dreamed ones, and the dream goes on from there.
+    """
     dreams: dict[int, Dream] = {}
     for rows in _groups(walks, lanes):
         parts: dict[int, list[tuple[np.ndarray, ...]]] = {row: [] for row in rows}
-        state, alive = _open(world, walks, seeds, rows), len(rows)
-        for first in range(0, walks[rows[0]].leg, world.chunk):
-            state, alive = _keep(state, alive, sum(walks[row].leg > first for row in rows))
-            state, shown = world.step(state, _actions(world, walks, rows[:alive], first))
-            shown.check()
-            pixels, poses = shown.pixels.cpu().numpy(), shown.poses.cpu().numpy()
-            retrieved = state.retrieval.indices.cpu().numpy()
-            for lane, row in enumerate(rows[:alive]):
-                parts[row].append((pixels[lane], poses[lane], retrieved[lane][None].repeat(world.chunk, 0)))
-            tick(alive * world.chunk)
+        longest = walks[rows[0]].leg
+        true, left = _open(world, walks, seeds, rows), len(rows)
+        for begin in range(0, longest, block or longest):
+            end = min(begin + (block or longest), longest)
+            true, left = _keep(true, left, sum(walks[row].leg > begin for row in rows))
+            state, alive = replace(true, keys=rng.fold(true.keys, begin)) if begin else true, left
+            for first in range(begin, end, world.chunk):
+                state, alive = _keep(state, alive, sum(walks[row].leg > first for row in rows))
+                state, shown = world.step(state, _actions(world, walks, rows[:alive], first))
+                shown.check()
+                pixels, poses = shown.pixels.cpu().numpy(), shown.poses.cpu().numpy()
+                retrieved = state.retrieval.indices.cpu().numpy()[:, None].repeat(world.chunk, 1)
+                for lane, row in enumerate(rows[:alive]):
+                    parts[row].append(tuple(part[lane, : end - first] for part in (pixels, poses, retrieved)))
+                tick(alive * min(world.chunk, end - first))
+            true, left = _keep(true, left, sum(walks[row].leg > end for row in rows))
+            if left:
+                true = _observe(world, true, walks, rows[:left], begin, end)
         for row in rows:
             frames, poses, retrieved = (np.concatenate(part)[: walks[row].leg] for part in zip(*parts[row], strict=True))
             dreams[row] = Dream(frames, poses, retrieved)
     return [dreams[i] for i in range(len(walks))]
+
+
+def _observe(world: World, state: WorldState, walks: Sequence[Walk], rows: Sequence[int], begin: int, end: int) -> WorldState:
+    """The state after these rows' true frames `begin` to `end` of their legs."""
+    parts = [slice(walks[row].split + begin, walks[row].split + end) for row in rows]
+    return world.observe(state, clip_of([walks[row] for row in rows], parts, world.device))
 
 
 @dataclass(frozen=True)
@@ -94,8 +118,7 @@ def next_frames(
             tick(alive)
             state, alive = _keep(state, alive, sum(walks[row].leg > first + every for row in rows))
             if alive:
-                parts = [slice(walks[row].split + first, walks[row].split + first + every) for row in rows[:alive]]
-                state = world.observe(state, clip_of([walks[row] for row in rows[:alive]], parts, world.device))
+                state = _observe(world, state, walks, rows[:alive], first, first + every)
     return [NextFrames(steps_made(walk, every), np.stack(made[i])) for i, walk in enumerate(walks)]
 
 
