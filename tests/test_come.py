@@ -16,16 +16,16 @@ from torch import Tensor
 import wmgym
 from wmgym import rng, tree
 from wmgym.benchmarks.memorising import memorising_times
-from wmgym.checkpoint import load_world, read, save
+from wmgym.checkpoint import load, load_world, read, save
 from wmgym.core import Adapters, Clip, Condition, Context, Seen, WorldState
 from wmgym.experiments.bench import MemoriseArgs, bench_memorise
 from wmgym.memory.lora_memory import Fitting, LoraMemory, LoraState, _adamw
 from wmgym.nets.autoencoder import AutoencoderConfig
-from wmgym.nets.composed import Composed, ComposedConfig, Role
+from wmgym.nets.composed import AttentionExpert, Composed, ComposedConfig, Role
 from wmgym.nets.lora import LowRank, fresh, linear, shapes_of
 from wmgym.nets.two_streams import Stream, two_streams
 from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
-from wmgym.systems import video
+from wmgym.systems import come, video
 from wmgym.systems.window_loss import VideoWindowLoss
 from wmgym.train.come import TrainArgs, train
 from wmgym.world_model import SamplerConfig, WorldModel
@@ -148,9 +148,9 @@ def random_adapters(net: VideoDiT, rows: int = 1) -> Adapters:
 # -- the composed network -----------------------------------------------------------------------------------------------------------------
 
 
-def composed(rank: int = 0) -> Composed:
+def composed() -> Composed:
     torch.manual_seed(0)
-    net = Composed(ComposedConfig(NET, rank, stm_window=4, stm_reach=1, stm_full=(2,)))
+    net = Composed(ComposedConfig(NET))
     return with_random_gates(net).eval().requires_grad_(False)  # type: ignore[return-value]
 
 
@@ -202,13 +202,19 @@ def test_the_addressed_composition_moves_the_base_by_what_the_adapters_add() -> 
     torch.testing.assert_close(net.bind(now, contexts)(x, level), plain + 0.5 * (adapted - plain))
 
 
-def test_a_composition_needs_roles_and_the_base_first() -> None:
+def test_a_composition_needs_roles_that_it_has() -> None:
     with pytest.raises(ValueError, match="needs the role of each context, got None"):
         composed().bind(condition(1), (Context(),))
-    with pytest.raises(ValueError, match=r"first context must be the base expert's, got those of \['ltm'\]"):
-        composed().bind(condition(1), (Context(role=Role("ltm")),))
-    with pytest.raises(ValueError, match="these weights have no expert 'stm'"):
+    with pytest.raises(ValueError, match="needs a context for each of its experts, got none"):
+        composed().bind(condition(1), ())
+    with pytest.raises(ValueError, match=r"these weights have the experts \['base', 'ltm'\], not 'stm'"):
         composed().bind(condition(1), (Context(role=Role("base")), Context(role=Role("stm"))))
+
+
+def test_attention_slides_but_for_the_layers_that_see_the_whole_window() -> None:
+    assert AttentionExpert().layers(6) == (4, 9, 4, 9, 4, 4)  # the paper's two full layers
+    assert AttentionExpert(window=51, reach=None).layers(3) == (50, 50, 50)
+    assert AttentionExpert().layers(1) == (9,)  # a shallow network has a full layer too
 
 
 # -- fitting ------------------------------------------------------------------------------------------------------------------------------
@@ -444,7 +450,7 @@ def arguments(checkpoint: str, folder: Path, **changed: Any) -> TrainArgs:
 def test_a_trained_expert_holds_only_its_difference(checkpoint: str, expert: Path) -> None:
     assert expert.name == "come-stm-minecraft.safetensors"
     stored = read(expert)
-    assert all(name.startswith("net.stm.") for name in stored.tensors) and stored.base is not None
+    assert all(name.startswith("net.attention.stm.") for name in stored.tensors) and stored.base is not None
     assert stored.base["sha256"] == read(checkpoint).sha256
     ups = [t for name, t in stored.tensors.items() if ".up." in name]
     assert ups and all(t.any() for t in ups)
@@ -469,6 +475,19 @@ def test_the_spatial_expert_has_larger_patches_and_adapters_of_its_own(expert: P
     assert ltm.adapters.layers.keys() != sltm.adapters.layers.keys()  # a network of its own, with fewer blocks
 
 
+@pytest.mark.parametrize("name", ["sliding", "full"])
+def test_long_windows_are_read_by_one_network_alone(checkpoint: str, tmp_path: Path, name: str) -> None:
+    base = load(checkpoint, system="come")
+    config = replace(base.config, experts=(name,))
+    model = come.build(config)
+    model.load_state_dict(base.model.state_dict(), strict=False)
+    save(tmp_path / f"come-{name}-minecraft.safetensors", model, config, base=checkpoint)
+    opened = world(str(tmp_path / f"come-{name}-minecraft.safetensors"), name)
+    state, frames = opened.step(begun(opened, opening(1, frames=16)), torch.tensor([[1, 2]]))
+    assert len(state.memories) == 1 and int(state.footprint.frames) == 18 and frames.finite.all()
+    assert opened.net.attending(name)[0].config.reach == ((50, 50) if name == "full" else (4, 50))
+
+
 def test_base_and_expert_have_keys_of_their_own(expert: Path) -> None:
     state = begun(world(str(expert), "stm"), opening(1, frames=24))
     base, stm = (memory.recent.archive.data.layers[0].keys for memory in state.memories)
@@ -488,8 +507,8 @@ def test_the_expert_dreams_as_it_is_trained(expert: Path) -> None:
     everything = torch.ones(1, chunks, dtype=torch.bool), torch.ones(1, chunks * F, dtype=torch.bool)
     still = replace(whole, egomotion=wmgym.geometry.relative_pose(whole.poses, torch.cat([start[:, None], whole.poses[:, :-1]], 1)))
     clean, other = Stream(shown.latents, torch.zeros(1, chunks * F), still), Stream(noisy, levels, whole)
-    assert net.stm is not None
-    wanted, _ = two_streams(net.short_term(), clean, other, *everything, net.stm.adapters())
+    network, adapters = net.attending("stm")
+    wanted, _ = two_streams(network, clean, other, *everything, adapters)
     kept: list[Any] = []
     for chunk in range(chunks):
         part = slice(chunk * F, (chunk + 1) * F)
@@ -504,7 +523,7 @@ def test_the_expert_dreams_as_it_is_trained(expert: Path) -> None:
             else ()
         )
         kv = wmgym.core.ContextKV(layers, frames, torch.ones_like(frames, dtype=torch.bool), whole.poses[:, : chunk * F]) if kept else None
-        bound = net._bind_short_term(now, Context(kv=kv))
+        bound = net._bind_attending(now, Context(kv=kv), "stm")
         torch.testing.assert_close(bound(noisy[:, part], torch.full((1,), 0.5)), wanted[:, part], atol=1e-5, rtol=1e-4)
         kept.append(bound.trace(shown.latents[:, part], now.poses).kv)
 
@@ -530,7 +549,7 @@ def test_an_expert_of_other_weights_is_refused(expert: Path, tmp_path: Path) -> 
 def test_training_needs_a_base_and_a_known_expert(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base must name the checkpoint of a video network"):
         TrainArgs((tmp_path,), tmp_path)
-    with pytest.raises(ValueError, match=r"expert must be one of \['stm', 'sltm'\], got 'ltm'"):
+    with pytest.raises(ValueError, match=r"expert must be one of \['sltm', 'stm', 'sliding', 'full'\], got 'ltm'"):
         TrainArgs((tmp_path,), tmp_path, base="x", expert="ltm")
 
 

@@ -11,14 +11,15 @@ own: a trace holds those of all experts that cache any, in the order of the cont
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from wmgym.core import Adapters, Condition, Context, ContextFrames, ContextKV, Trace
 from wmgym.diffusion.compose import Composition, Expert
+from wmgym.diffusion.flow import Velocity
 from wmgym.geometry import step_back
 from wmgym.nets.lora import LowRank, shapes_of
 from wmgym.nets.video_dit import VideoBound, VideoDiT, VideoDiTConfig
@@ -31,7 +32,7 @@ BLOCK_LAYERS = ("qkv", "out", "mlp_in", "mlp_out")  # that get adapters (CoME, a
 class Role:
     """How a composition reads a context."""
 
-    expert: str  # "base", "stm", "ltm" or "sltm"
+    expert: str  # "base", "ltm", "sltm", or the name of an attention expert
     mode: str = "guided"  # of the composition (`diffusion.compose.MODES`); read from the first context
     weight: float = 1.0
     alpha: float = 1.0
@@ -44,22 +45,28 @@ class Role:
 
 
 @dataclass(frozen=True)
+class AttentionExpert:
+    """The base with trained adapters and another reach of its layers."""
+
+    window: int = 10  # chunks that it attends to, its own included
+    reach: int | None = 4  # past chunks that a sliding layer attends to; None: no layer slides
+    full: tuple[int, ...] = (2, 4)  # layers that do not slide, counted from 1
+    rank: int = 32  # of its adapters
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Reach of each layer."""
+        most = self.window - 1
+        full = [i for i in self.full if i <= depth] or [depth]
+        return tuple(most if self.reach is None or layer in full else min(self.reach, most) for layer in range(1, depth + 1))
+
+
+@dataclass(frozen=True)
 class ComposedConfig:
-    """Sizes of a composed network, in addition to those of the base."""
+    """The experts of a composed network."""
 
     base: VideoDiTConfig
-    stm_rank: int = 0  # of the short-term expert's adapters; 0: there is no such expert
-    stm_window: int = 10  # chunks that it attends to, its own included
-    stm_reach: int = 4  # past chunks that its sliding layers attend to
-    stm_full: tuple[int, ...] = (2, 4)  # layers that attend to all chunks of its window, counted from 1
+    attention: Mapping[str, AttentionExpert] = field(default_factory=dict)  # by name
     sltm: VideoDiTConfig | None = None  # the spatial expert's network; None: there is no such expert
-
-    @property
-    def stm_layers(self) -> tuple[int, ...]:
-        """Reach of each layer of the short-term expert."""
-        depth = self.base.depth
-        full = [i for i in self.stm_full if i <= depth] or [depth]
-        return tuple(self.stm_window - 1 if layer in full else self.stm_reach for layer in range(1, depth + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,50 +93,54 @@ class Composed(nn.Module):
         self.config = config
         self.base = VideoDiT(config.base)
         self.chunk, self.latent_shape = self.base.chunk, self.base.latent_shape
-        self.stm = LowRank(shapes_of(self.base, BLOCK_LAYERS), config.stm_rank) if config.stm_rank else None
+        layers = shapes_of(self.base, BLOCK_LAYERS)
+        self.attention = nn.ModuleDict({name: LowRank(layers, expert.rank) for name, expert in config.attention.items()})
         self.sltm = VideoDiT(config.sltm) if config.sltm is not None else None
 
     def matrices(self) -> Iterable[nn.Parameter]:
         return self.base.matrices()
 
-    def short_term(self) -> VideoDiT:
-        """The base's weights with the attention of the short-term expert."""
-        return self.base.with_reach(self.config.stm_layers, self.config.stm_window)
+    def attending(self, expert: str) -> tuple[VideoDiT, Adapters]:
+        """The base's weights with the attention of an expert, and the expert's adapters."""
+        how = self.config.attention[expert]
+        return self.base.with_reach(how.layers(self.config.base.depth), how.window), self.attention[expert].adapters()
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> ComposedBound:
-        """Bind each expert to the context with its role. The first context is the base's."""
+        """Bind each expert to the context with its role, in the order of the contexts."""
         roles = [self._role(context) for context in contexts]
-        if not roles or roles[0].expert != "base":
-            raise ValueError(f"the first context must be the base expert's, got those of {[role.expert for role in roles]}")
-        base = self.base.bind(condition, (contexts[0],))
+        if not roles:
+            raise ValueError("a composition needs a context for each of its experts, got none")
+        base = self.base.bind(condition, tuple(c for role, c in zip(roles, contexts, strict=True) if role.expert == "base"))
         empty = base.without_past()
-        experts = [Expert(base, empty, roles[0].alpha, roles[0].weight)]
-        traced = [base] if contexts[0].kv is not None else []
-        for role, context in zip(roles[1:], contexts[1:], strict=True):
-            if role.expert == "stm":
-                bound = self._bind_short_term(condition, context)
-                traced.append(bound)  # its keys are cached also where its weight is 0
-                expert = Expert(bound, bound.without_past(), role.alpha, role.weight)
+        experts, traced = list[Expert](), list[VideoBound]()
+        for role, context in zip(roles, contexts, strict=True):
+            bound: Velocity = base
+            baseline: Velocity = empty
+            if role.expert in self.attention:
+                bound = self._bind_attending(condition, context, role.expert)
+                baseline = bound.without_past()
             elif role.expert == "sltm":
                 assert self.sltm is not None
-                adapted, plain = (self.sltm.bind(condition, given) for given in ((Context(adapters=context.adapters),), ()))
-                expert = Expert(adapted, plain, role.alpha, role.weight)
-            else:
+                bound, baseline = (self.sltm.bind(condition, given) for given in ((Context(adapters=context.adapters),), ()))
+            elif role.expert == "ltm":
                 bound = self._bind_adapted(condition, context, role) if role.weight else base
-                expert = Expert(bound, base if role.baseline == "context" else empty, role.alpha, role.weight)
-            experts.append(expert)
+                baseline = base if role.baseline == "context" else empty
+            experts.append(Expert(bound, baseline, role.alpha, role.weight))
+            if context.kv is not None and isinstance(bound, VideoBound):
+                traced.append(bound)  # its keys are cached also where its weight is 0
         return ComposedBound(Composition(tuple(experts), roles[0].mode), tuple(traced))
 
     def _role(self, context: Context) -> Role:
         if not isinstance(context.role, Role):
             raise ValueError(f"a composition needs the role of each context, got {context.role!r}")
-        if getattr(self, context.role.expert, self) is None:
-            raise ValueError(f"these weights have no expert {context.role.expert!r}")
+        have = ["base", "ltm", *self.attention, *(["sltm"] if self.sltm is not None else [])]
+        if context.role.expert not in have:
+            raise ValueError(f"these weights have the experts {have}, not {context.role.expert!r}")
         return context.role
 
-    def _bind_short_term(self, condition: Condition, context: Context) -> VideoBound:
-        assert self.stm is not None
-        return self.short_term().bind(condition, (replace(context, adapters=self.stm.adapters()),))
+    def _bind_attending(self, condition: Condition, context: Context, expert: str) -> VideoBound:
+        network, adapters = self.attending(expert)
+        return network.bind(condition, (replace(context, adapters=adapters),))
 
     def _bind_adapted(self, condition: Condition, context: Context, role: Role) -> VideoBound:
         """The base under a row's adapters. The keys of its past are computed here, under the same adapters."""

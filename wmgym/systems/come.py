@@ -10,6 +10,7 @@ window          the base reading L_train - 1 past chunks
 stm, ltm, sltm  the base and this expert
 stm-ltm         the base and these two
 come            all of them
+sliding, full   not composed: the base with trained adapters, reading 50 past chunks; attention slides as in stm, or sees all of them
 
 `ltm` has two settings. "literal" is the paper's: windows of 5 chunks with one chunk of context, adapters in attention and MLP layers, the
 training's own rate. "addressed" departs from it where the paper's gave nothing in our trials: windows of one chunk without a past, adapters
@@ -37,7 +38,7 @@ from wmgym.diffusion.compose import MODES
 from wmgym.memory.lora_memory import Fitting, LoraMemory
 from wmgym.memory.role import RoleMemory
 from wmgym.memory.slots import SlotMemory
-from wmgym.nets.composed import BLOCK_LAYERS, Composed, ComposedConfig, Role
+from wmgym.nets.composed import BLOCK_LAYERS, AttentionExpert, Composed, ComposedConfig, Role
 from wmgym.nets.lora import shapes_of
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems.latent import build_model
@@ -46,8 +47,9 @@ from wmgym.systems.video import VideoConfig, chunk_sizes
 from wmgym.systems.window_loss import VideoWindowLoss
 from wmgym.world_model import WorldModel
 
-EXPERTS = ("base", "stm", "ltm", "sltm")
-TRAINED = ("stm", "sltm")  # experts with weights of their own
+ATTENTION = {"stm": AttentionExpert(), "sliding": AttentionExpert(window=51), "full": AttentionExpert(window=51, reach=None)}
+EXPERTS = ("base", "ltm", "sltm", *ATTENTION)
+TRAINED = ("sltm", *ATTENTION)  # experts with weights of their own
 SETTINGS = ("addressed", "literal")
 LITERAL_CHUNKS = 5  # of a window: 20 frames
 
@@ -57,15 +59,13 @@ class CoMEConfig(VideoConfig):
     system: str = "come"
     memory: str = "ltm"
     experts: tuple[str, ...] = ()  # trained experts that these weights have
-    stm_rank: int = 32
-    stm_window: int = 10  # chunks that the short-term expert attends to, its own included
 
     def composed(self) -> ComposedConfig:
         """Sizes of the network."""
         net: VideoDiTConfig = self.net
         spatial = replace(net, patch=2 * net.patch, depth=max(1, net.depth // 2), pose_rotary=False, address=True, window=1, reach=())
-        stm_rank = self.stm_rank if "stm" in self.experts else 0
-        return ComposedConfig(net, stm_rank, self.stm_window, sltm=spatial if "sltm" in self.experts else None)
+        attention = {name: ATTENTION[name] for name in self.experts if name in ATTENTION}
+        return ComposedConfig(net, attention, spatial if "sltm" in self.experts else None)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) ->
     """The memories of these experts. window: chunks that the base attends to, its own included; None: L_train."""
     net: VideoDiTConfig = host.config.net
     options: CoMEOptions = host.options
-    recent = {"base": (window or net.window) - 1, "stm": host.config.stm_window - 1}
+    recent = {"base": (window or net.window) - 1, **{name: expert.window - 1 for name, expert in ATTENTION.items()}}
     memories: list[Memory[Any]] = []
     layers = 0
     for expert in experts:
@@ -183,8 +183,9 @@ def base_name(name: str) -> str:
     return f"net.base.{name.removeprefix('net.')}" if name.startswith("net.") else name
 
 
-def _choice(*experts: str, window: int | None = 2) -> MemoryChoice:
-    return MemoryChoice(partial(_memories, ("base", *experts), window), deltas=tuple(e for e in experts if e in TRAINED))
+def _choice(*experts: str, base: bool = True, window: int | None = 2) -> MemoryChoice:
+    chosen = ("base", *experts) if base else experts
+    return MemoryChoice(partial(_memories, chosen, window), deltas=tuple(e for e in experts if e in TRAINED))
 
 
 SYSTEM = System(
@@ -199,6 +200,8 @@ SYSTEM = System(
         "sltm": _choice("sltm"),
         "stm-ltm": _choice("stm", "ltm"),
         "come": _choice("stm", "ltm", "sltm"),
+        "sliding": _choice("sliding", base=False),
+        "full": _choice("full", base=False),
     },
     default_memory="ltm",
     options=CoMEOptions,

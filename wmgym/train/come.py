@@ -1,6 +1,6 @@
 r"""`wmgym train come`: a trained expert of CoME, as a small difference to a video network.
 
-    episodes --the base's autoencoder--> latents --> windows of 13 chunks, two streams in one pass --> low-rank adapters (stm)
+    episodes --the base's autoencoder--> latents --> windows of chunks, two streams in one pass --> low-rank adapters (stm, sliding, full)
                                                  \-> windows of one chunk ------------------------> a coarse network (sltm)
 
 Only the expert is trained; the file holds nothing else and names the base by its SHA-256.
@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from wmgym.checkpoint import delta_name, load, resolve
 from wmgym.data.latents import Latents
 from wmgym.nets.composed import Composed
-from wmgym.systems.come import SYSTEM, TRAINED, CoMEConfig, build
+from wmgym.systems.come import ATTENTION, SYSTEM, TRAINED, build
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers
 from wmgym.train.video import coverage_of
@@ -35,14 +35,16 @@ FUTURE = 3  # chunks of a training window beyond those that the expert attends t
 class TrainArgs(RunArgs):
     """Train an expert of CoME on the frozen weights of a video network.
 
-    Reads episodes of at least 13 chunks. Writes OUT/come-EXPERT-SETTING.safetensors, a difference to the base, OUT/result.json and films of
-    held-out episodes in OUT/samples. A killed run goes on where it was last saved when the command is repeated.
+    Reads episodes of at least 13 chunks (sliding, full: 54). Writes OUT/come-EXPERT-SETTING.safetensors, a difference to the base,
+    OUT/result.json and films of held-out episodes in OUT/samples. A killed run goes on where it was last saved when the command is
+    repeated.
     """
 
     base: str = ""
     """Checkpoint of the video network (name or path)."""
     expert: str = "stm"
-    """The expert: stm (short-term memory: reads 9 past chunks) or sltm (spatial long-term memory: knows where each token looks)."""
+    """The expert: stm (short-term memory: reads 9 past chunks), sltm (spatial long-term memory: knows where each token looks), or one
+    that is not composed: sliding and full (read 50 past chunks)."""
     steps: int = 5_000
     """Training steps of the expert."""
     batch: int = 8
@@ -72,7 +74,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     memories = ("none", args.expert)
     views = {name: model.with_settings(memories=SYSTEM.settings(model.net, replace(config, memory=name)).memories) for name in memories}
     file = delta_name(SYSTEM.name, args.expert, config.setting)
-    training = partial(_training, args, model, config, run.device)
+    training = partial(_training, args, model, run.device)
     return train_world(run, model, config, training, views, "wmgym train come", file=file, base=args.base)
 
 
@@ -92,9 +94,9 @@ class Objective:
             windows = draw_windows(self.data, draw, self.args.batch, self.windows, coverage_of(net.base.config))
             batch = make_batch(self.data, windows, model.kinematics, self.windows.chunk, draw.torch, loss)
         with record_function(FORWARD), half_precision(self.data.latents.device):
-            if self.args.expert == "stm":
-                assert net.stm is not None
-                flow = flow_loss(net.short_term(), batch, draw.torch, loss, net.stm.adapters())
+            if self.args.expert in ATTENTION:
+                network, adapters = net.attending(self.args.expert)
+                flow = flow_loss(network, batch, draw.torch, loss, adapters)
             else:
                 assert net.sltm is not None
                 flow = flow_loss(net.sltm, batch, draw.torch, loss)
@@ -102,13 +104,13 @@ class Objective:
         return with_total(parts), {"latents": batch.latents, "poses": batch.clean.poses, "actions": batch.actions}
 
 
-def _training(args: TrainArgs, model: WorldModel, config: CoMEConfig, device: torch.device, data: Latents) -> Training:
+def _training(args: TrainArgs, model: WorldModel, device: torch.device, data: Latents) -> Training:
     """How the expert is trained."""
     data = data.to(device) if device.type == "cuda" else data
-    expert = getattr(model.net, args.expert)
+    expert = model.net.attention[args.expert] if args.expert in ATTENTION else model.net.sltm
     expert.requires_grad_(True).train()
-    if args.expert == "stm":
-        network, windows = model.net.base, WindowConfig(model.chunk, config.stm_window + FUTURE, args.gaps)
+    if args.expert in ATTENTION:
+        network, windows = model.net.base, WindowConfig(model.chunk, ATTENTION[args.expert].window + FUTURE, args.gaps)
         adam = torch.optim.AdamW(expert.parameters(), args.rate, betas=(0.9, 0.95), weight_decay=0.0)
         optimisers: dict[str, torch.optim.Optimizer] = {"adam": adam}
     else:
