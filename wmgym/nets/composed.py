@@ -102,8 +102,9 @@ class Composed(nn.Module):
 
     def attending(self, expert: str) -> tuple[VideoDiT, Adapters]:
         """The base's weights with the attention of an expert, and the expert's adapters."""
-        how = self.config.attention[expert]
-        return self.base.with_reach(how.layers(self.config.base.depth), how.window), self.attention[expert].adapters()
+        how, difference = self.config.attention[expert], self.attention[expert]
+        assert isinstance(difference, LowRank)
+        return self.base.with_reach(how.layers(self.config.base.depth), how.window), difference.adapters()
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> ComposedBound:
         """Bind each expert to the context with its role, in the order of the contexts."""
