@@ -6,11 +6,15 @@
 With `--openings`, the first frames of some of these episodes become the clips of `opening="bundled"` in that setting: frames, actions,
 poses, and the seed with which the ground truth starts, so that a twin can walk them. Replace a bundled file only with one that measures
 better by more than the interval.
+
+A model is refused unless its notes hold all commands that lead to it (`wmgym.train.provenance`), from the collection of its episodes on.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,13 @@ import torch
 import tyro
 
 from wmgym import settings
+from wmgym.agents.collect import parse_walkers, setting_of
+from wmgym.benchmarks.loopnav import courses
 from wmgym.checkpoint import BUNDLED, load, save
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.experiments.support.report import check_positive
 from wmgym.openings import Opening, write_clips
+from wmgym.train.provenance import chain, missing, walkers
 from wmgym.world_model import WorldModel
 
 MOST = 8_000_000  # bytes a file
@@ -53,6 +60,7 @@ def main(args: Args) -> list[Path]:
     """The files that were written; those of an older checkpoint of this name are removed."""
     loaded = load(args.run / "model.safetensors")
     model, config, notes = loaded.model, loaded.config, loaded.notes
+    notes = {**notes, "commands": commands_of(args, notes)}
     files = []
     if args.openings is not None:
         files.append(write_openings(config.setting, opening_clips(args.openings, args.clips, args.clip_frames)))
@@ -62,6 +70,19 @@ def main(args: Args) -> list[Path]:
     files += save(BUNDLED / f"{args.name}.safetensors", model, config, dtype=DTYPE, max_bytes=MOST, notes=notes)
     (BUNDLED / f"{args.name}.md").write_text(card(args.name, model, config, notes))
     return files
+
+
+def commands_of(args: Args, notes: dict[str, Any]) -> list[str]:
+    """The commands that lead to the bundled files; ValueError if they do not begin from nothing."""
+    openings = [] if args.openings is None else [args.openings]
+    words = ["python", "-m", "wmgym.experiments.bundle", "--run", str(args.run), "--name", args.name]
+    words += [word for folder in openings for word in ("--openings", str(folder))]
+    commands = list(dict.fromkeys([*notes.get("commands", []), *chain(shlex.join(words), openings)]))
+    if lacking := missing(commands):
+        why = f"its commands start from {', '.join(lacking)}, which none of them makes"
+        how = "train on folders that `wmgym collect` made, and start only from checkpoints whose notes name their commands"
+        raise ValueError(f"{args.run} cannot be reproduced: {why}; {how}")
+    return commands
 
 
 def opening_clips(folder: Path, count: int, frames: int) -> list[Opening]:
@@ -98,10 +119,15 @@ def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> st
         "",
         f"A world model of `{place}` at {size} x {size} (system `{config.system}`): {millions:.1f} million parameters, in bfloat16.",
         "",
-        "- Trained by: " + f"`{notes.get('command', '')}`",
-        f"- Data: {notes.get('frames')} frames of our own walkers; docs/systems/{config.system}.md has the commands.",
-        "- No other data was used.",
+        f"- Made with wmgym {notes.get('wmgym_version', '?')} by the commands below, from nothing else.",
+        f"- Data: {notes.get('frames')} frames of our own walkers. No other data was used.",
+        *_walkers(notes["commands"]),
+        *_examples(notes),
         "- Licence: MIT, as the code.",
+        "",
+        "```",
+        *notes["commands"],
+        "```",
         "",
         "At the end of training, on episodes of worlds that were not trained on (PSNR in dB):",
         "",
@@ -113,6 +139,24 @@ def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> st
         lines += ["", f"The reward head on such episodes (steps, and shares): {given}; {counted}:", ""]
         lines += _figures(head)
     return "\n".join(lines) + "\n"
+
+
+def _walkers(commands: Sequence[str]) -> list[str]:
+    """The walkers in the data, and which of them the benchmarks use."""
+    collections = [shlex.split(command) for command in commands if shlex.split(command)[:2] == ["wmgym", "collect"]]
+    named: dict[str, None] = {}
+    for words, text in zip(collections, walkers(commands), strict=True):
+        named |= dict.fromkeys(parse_walkers(text or setting_of(words[2]).walkers)[0])
+    judged = [name for name in named if name in {course.walker for course in courses()}]
+    lines = [f"- Walkers in the data: {', '.join(named)}."]
+    if judged:
+        lines.append(f"- `wmgym eval loopnav` judges walks of {', '.join(judged)} too, in other worlds.")
+    return lines
+
+
+def _examples(notes: dict[str, Any]) -> list[str]:
+    seen = ", ".join(f"{mode} {count}" for mode, count in notes.get("examples", {}).items())
+    return [f"- Training examples per memory: {seen}."] if seen else []
 
 
 def _figures(values: dict[str, float]) -> list[str]:

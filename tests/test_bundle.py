@@ -1,5 +1,6 @@
 """Bundled weights and openings: what is put among the weights is what an env opens with, and a twin begins where its dream begins."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 import wmgym
 from wmgym import checkpoint, make
 from wmgym.agents.collect import CollectArgs, collect
-from wmgym.checkpoint import save
+from wmgym.checkpoint import load, save
 from wmgym.experiments import bundle
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
 from wmgym.openings import read_clips
 from wmgym.systems.worldpack import WorldPackConfig, build
+from wmgym.train.provenance import chain
 
 CODER = AutoencoderConfig(kind="pixels", factor=8, frame_size=48)
 DREAM = "CardsDream-v0"
@@ -37,9 +39,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     assert model.reward_head is not None
     with torch.no_grad():
         model.reward_head.pair.exit[-1].bias.copy_(torch.tensor([0.0, 5.0]))  # sees a reward in every step
-    notes = {"command": "wmgym train", "frames": 9, "reward_recall": 0.5, "copy": 20.0}
-    save(folder / "run" / "model.safetensors", model, config, notes=notes)
     collect(CollectArgs("MemoryCards-v0", "cards-random", 200, folder / "data", seed=100, episode_length=40, processes=1), progress=False)
+    commands = chain(f"wmgym train worldpack --data {folder / 'data'} --out {folder / 'run'}", [folder / "data"])
+    notes = {"commands": commands, "frames": 9, "reward_recall": 0.5, "copy": 20.0, "examples": {"none": 64, "worldpack": 128}}
+    save(folder / "run" / "model.safetensors", model, config, notes=notes)
     return folder / "run", folder / "data"
 
 
@@ -88,7 +91,29 @@ def test_the_card_tells_the_reward_heads_figures_apart(made: tuple[Path, Path], 
     text = (weights / "cards.md").read_text()
     assert "`MemoryCards-v0` at 48 x 48" in text
     quality, head = text.split("The reward head")
+    assert "Training examples per memory: none 64, worldpack 128." in quality
+    assert "Walkers in the data: cards-random.\n" in quality and "eval loopnav" not in quality
+    commands = text.split("```\n")[1].splitlines()
+    assert [shlex.split(command)[:2] for command in commands] == [["wmgym", "collect"], ["wmgym", "train"], ["python", "-m"]]
     assert "| copy | 20.00 |" in quality and "reward_recall" not in quality and "| reward_recall | 0.50 |" in head
+
+
+def test_a_model_without_all_its_commands_is_refused(made: tuple[Path, Path], weights: Path, tmp_path: Path) -> None:
+    loaded = load(made[0] / "model.safetensors")
+    commands = loaded.notes["commands"]
+    other = commands[1] + " --init worldpack-minecraft --autoencoder runs/first"
+    for given, lacks in ((commands[1:], "data"), ([commands[0], other], "worldpack-minecraft, runs/first"), ([], "run")):
+        save(tmp_path / "run" / "model.safetensors", loaded.model, loaded.config, notes={"commands": given})
+        run = made[0] if given else tmp_path / "run"  # the folder that the commands name
+        with pytest.raises(ValueError, match=rf"{run} cannot be reproduced: its commands start from .*{lacks}, which none of them makes"):
+            bundle.commands_of(bundle.Args(run, "cards"), {"commands": given})
+    assert not [path for path in weights.iterdir() if path.suffix in (".md", ".npz")]
+
+
+def test_a_card_names_the_walkers_that_a_benchmark_uses(made: tuple[Path, Path]) -> None:
+    lines = bundle._walkers(["wmgym collect Minecraft-v0 --walker explorer:2,loop-ABA-5 --out a", "wmgym collect MemoryCards-v0 --out b"])
+    assert lines[0] == "- Walkers in the data: explorer, loop-ABA-5, cards-random."
+    assert lines[1] == "- `wmgym eval loopnav` judges walks of loop-ABA-5 too, in other worlds."
 
 
 def test_what_cannot_be_bundled_is_named_and_replaces_nothing(

@@ -20,7 +20,7 @@ from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.nets.cdit import SIZES, CDiT
 from wmgym.nets.heads import HeadConfig, MotionHead, RewardHead
 from wmgym.systems.worldpack import build, preset
-from wmgym.train import loop, rehearsal, run, worldpack
+from wmgym.train import held_out, loop, rehearsal, run, worldpack
 from wmgym.train.loop import Average, LoopConfig, draw, fit
 from wmgym.train.run import half_precision
 from wmgym.train.worldpack import TrainArgs, train
@@ -97,7 +97,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(data: Path, tmp_path: Path
     assert not (out.out / "latents.safetensors").exists()
     killed(worldpack, "next_batch", 4)  # the network's fourth step, after a save at the second
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "2"
-    killed(run, "_mean_psnr", 1)  # the measuring after the save at the fourth
+    killed(held_out, "_mean_psnr", 1)  # the measuring after the save at the fourth
     assert read_file(out.out / "net-state.safetensors")[1]["step"] == "4"
     train(out, progress=False)
     for name in ("autoencoder", "latents", "net-state", "model"):

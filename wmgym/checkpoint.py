@@ -458,12 +458,22 @@ def _warn_slow(dtype: str) -> None:
     warnings.warn(f"dtype={dtype!r} is slow on this processor, which has no instructions for it: use 'auto' or 'float32'", stacklevel=4)
 
 
+def notes_of(path: Path) -> dict[str, Any]:
+    """The notes of a checkpoint, without its weights: how it was made, and its figures."""
+    return json.loads(_header(path).get("notes", "{}"))
+
+
 def _system_in(path: Path) -> System:
     """The system named in a checkpoint's header."""
-    first = _parts(path)[0]
+    with _naming(path):
+        return systems.get(json.loads(_header(path)["config"])["system"])
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The header of a checkpoint's first file."""
     try:
-        with _naming(path), safe_open(str(first), "pt") as file:
-            return systems.get(json.loads((file.metadata() or {})["config"])["system"])
+        with safe_open(str(_parts(path)[0]), "pt") as file:
+            return dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
 

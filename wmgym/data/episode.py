@@ -31,6 +31,7 @@ SUFFIX = ".safetensors"
 ARRAYS = ("frames", "actions", "poses", "rewards", "terminated", "truncated")
 DEPTH = "depth"  # the array that not every episode has
 CHECKSUMS = "checksums"  # uint8 [1 + n, 32]: SHA-256 of the metadata and of the n arrays, by name. Files of version 0.1 have none.
+RECORDED = "recon:"  # an `env_id` of recorded drives begins so; their seed says nothing
 RETURN = "return"  # name of the segment in which a walker returns to its start
 
 
@@ -74,6 +75,11 @@ class Metadata:
         firsts = [segment.first for segment in self.segments]
         if firsts != sorted(firsts):
             raise ValueError(f"segments must be in temporal order, got first frames {firsts}")
+
+    @property
+    def world(self) -> tuple[str, int] | None:
+        """What decides the episode's world: its environment and seed; None for recordings of a world that is not known."""
+        return None if self.seed < 0 or self.env_id.startswith(RECORDED) else (self.env_id, self.seed)
 
     def to_json(self) -> str:
         values = asdict(self)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from wmgym.data.episode import Episode, Metadata, save_episode
+from wmgym.data.episode import RECORDED, Episode, Metadata, save_episode
 from wmgym.extras import need
 from wmgym.files import as_json, write_atomically
 from wmgym.data.unpickle import load_plain
@@ -247,7 +247,7 @@ def to_episode(trajectory: Trajectory, moves: Displacement, size: int, dataset: 
         rewards=np.zeros(count, np.float32),
         terminated=np.zeros(count, np.bool_),
         truncated=np.zeros(count, np.bool_),
-        meta=Metadata(env_id=f"recon:{dataset}", seed=0, walker=trajectory.name, action_space=space),
+        meta=Metadata(env_id=f"{RECORDED}{dataset}", seed=0, walker=trajectory.name, action_space=space),
     )
 
 

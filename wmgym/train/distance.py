@@ -12,7 +12,6 @@ The distance is bound to its autoencoder, whose SHA-256 is in the file's header.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.metrics import image
 from wmgym.metrics.statistics import bootstrap_interval, rank_correlation
 from wmgym.nets.distance import DistanceConfig, StepDistance
+from wmgym.train.held_out import split
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
-from wmgym.train.reward import encode_with
-from wmgym.train.run import options_in_words, split
+from wmgym.train.provenance import options_in_words
+from wmgym.train.reward import encode_once, encode_with
 
 FILE = "distance.safetensors"
 HEADER = "distance"  # entry of the file's header: config and autoencoder
@@ -90,7 +90,7 @@ def train(args: DistanceArgs, progress: bool = True) -> dict[str, Any]:
     open_run_folder(args.out, made_with, {"device", "out", "save_every"}, {f.name: f.default for f in fields(DistanceArgs)})
     torch.manual_seed(args.seed)
     net = StepDistance(DistanceConfig(model.autoencoder.latent_shape, args.most, args.width)).to(device)
-    data = _kept_latents(args.out / "latents.safetensors", lambda: encode_with(model, [training[i] for i in chosen]))
+    data = encode_once(args.out / "latents.safetensors", model, [training[i] for i in chosen])
     fit_distance(net, data.to(device), args, progress)
     command, folders = f"wmgym train distance {options_in_words(args)}", [str(folder) for folder in args.data]
     told = {"command": command, "data": folders, "frames": int(data.lengths.sum())}
@@ -209,10 +209,3 @@ def load_distance(path: Path | str, autoencoder: str) -> StepDistance:
     net = StepDistance(from_dict(DistanceConfig, about["config"]))
     net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
-
-
-def _kept_latents(file: Path, make: Callable[[], Latents]) -> Latents:
-    """Latents that a killed run has already encoded, or new ones."""
-    if not file.is_file():
-        write_tensors(file, make().tensors())
-    return Latents(**read_file(file)[0])

@@ -26,9 +26,11 @@ from wmgym.metrics.events import count_events
 from wmgym.nets.heads import RewardHead
 from wmgym.progress import Progress
 from wmgym.train import rehearsal, reward
+from wmgym.train.held_out import split
 from wmgym.train.loop import Draw, LoopConfig, draw, fit
+from wmgym.train.provenance import chain, options_in_words
 from wmgym.train.reward import Pairs
-from wmgym.train.run import half_precision, options_in_words, split
+from wmgym.train.run import half_precision
 from wmgym.world_model import WorldModel
 
 EARNING = 0.5  # share of the stretches that contain a reward
@@ -115,8 +117,9 @@ def train(args: RewardArgs, progress: bool = True) -> dict[str, Any]:
     _fit(head, data["train"], lessons, args, device, progress)
     figures = {**_figures(head, data["held-out"], tests), "dreamed_events": float(held_events)}
     report |= {f"after_{name}": value for name, value in figures.items()}
-    command = f"{notes.get('command', '')}; wmgym train reward {options_in_words(args)}"
-    save(args.out / "model.safetensors", model, config, notes={**notes, **figures, "command": command})
+    own = f"wmgym train reward {options_in_words(args)}"
+    told = {"command": f"{notes.get('command', '')}; {own}", "commands": chain(own, args.data, (args.checkpoint,))}
+    save(args.out / "model.safetensors", model, config, notes={**notes, **figures, **told})
     report["checkpoint"] = str(args.out / "model.safetensors")
     write_atomically(args.out / "result.json", as_json(report))
     return report

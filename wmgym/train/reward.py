@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmgym.checkpoint import read_file, write_tensors
 from wmgym.data.episode import read_array
 from wmgym.data.latents import Latents, encode
 from wmgym.metrics.events import count_events
@@ -233,3 +234,10 @@ class HeldOutEvents:
 def encode_with(model: WorldModel, paths: Sequence[Path]) -> Latents:
     """Encode episodes with a model's autoencoder; latents on the CPU."""
     return encode(paths, lambda frames: model.encode(frames[None].to(model.device))[0], model.frame_shape[0], progress=False)
+
+
+def encode_once(file: Path, model: WorldModel, paths: Sequence[Path]) -> Latents:
+    """`encode_with`, or what a killed run has already encoded and kept in `file`."""
+    if not file.is_file():
+        write_tensors(file, encode_with(model, paths).tensors())
+    return Latents(**read_file(file)[0])

@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmgym import rng, settings
+from wmgym import settings
 from wmgym.checkpoint import choose_device, choose_dtype, load, read_file, resolve, save, write_tensors
-from wmgym.core import Clip
 from wmgym.data import recon
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents, encode
 from wmgym.files import as_json, open_run_folder, write_atomically
 from wmgym.geometry import walk
 from wmgym.kinematics import Displacement, Kinematics
-from wmgym.metrics.image import BEST_PSNR, psnr
-from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
+from wmgym.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wmgym.progress import Progress
+from wmgym.train.held_out import split
 from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.train.muon import Muon
+from wmgym.train.provenance import chain, options_in_words
+from wmgym.version import __version__
 from wmgym.world_model import WorldModel
 
-HELD_OUT = 50  # one episode in so many is kept for measuring
 FREE = frozenset({"steps", "decay", "device", "save_every", "compile", "out"})  # what a run may be resumed with otherwise
 
 
@@ -121,25 +121,21 @@ def begin(args: RunArgs, progress: bool) -> Run:
     return Run(args, device, training, held_out, displacement, coder, _writer(args.out), progress)
 
 
-def split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Held-out and training episodes. A single episode is both: enough for a test of the machinery."""
-    held_out, training = paths[::HELD_OUT], [p for i, p in enumerate(paths) if i % HELD_OUT]
-    return held_out, training or held_out
-
-
 def finish(
     run: Run,
     model: WorldModel,
     config: Any,
     data: Latents,
-    figures: Mapping[str, float],
+    figures: Mapping[str, Any],
     command: str,
     file: str = "model",
     base: str | None = None,
 ) -> dict[str, Any]:
     """Write the model and `result.json`; the report."""
     args = run.args
-    told = {"command": f"{command} {options_in_words(args)}", "data": [str(d) for d in args.data], "frames": int(data.lengths.sum())}
+    own = f"{command} {options_in_words(args)}"
+    told: dict[str, Any] = {"command": own, "commands": chain(own, args.data, (args.init, args.autoencoder, base)), "wmgym_version": __version__}
+    told |= {"data": [str(d) for d in args.data], "frames": int(data.lengths.sum())}
     notes = {**told, **figures}
     path = args.out / f"{file}.safetensors"
     save(path, model, config, notes=notes, base=base)
@@ -235,6 +231,9 @@ def make_latents(run: Run, world: WorldModel) -> Latents:
     assert isinstance(model, Autoencoder)
     if cache.exists():
         tensors, _ = read_file(cache)
+        if len(tensors["lengths"]) != len(run.training):
+            found = f"{cache} holds {len(tensors['lengths'])} episodes, there are {len(run.training)} for training now"
+            raise ValueError(f"{found}; delete it, or use another --out")
         model.mean.copy_(tensors.pop("mean"))
         model.std.copy_(tensors.pop("std"))
         return Latents(**tensors)
@@ -312,86 +311,9 @@ def half_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype("auto", device.type) == "bfloat16")
 
 
-class HeldOutFilms:
-    """Held-out episodes, dreamed at every save: the next frame after a true past, and the quarter after it on the dream's own.
-
-    `worlds` are views of one model, by name: its ways to remember.
-    """
-
-    FRAMES = 96
-
-    def __init__(self, worlds: Mapping[str, WorldModel], run: Run) -> None:
-        self.worlds, self.run = worlds, run
-        episodes = [load_episode(p) for p in run.held_out[:12]]
-        self.episodes = [e for e in episodes if len(e) >= self.FRAMES] or [max(episodes, key=len)]
-
-    @torch.no_grad()
-    def __call__(self, step: int) -> dict[str, float]:
-        chunk = next(iter(self.worlds.values())).chunk
-        frames = min([self.FRAMES, *(len(e) for e in self.episodes)])
-        dreamed = max(1, frames // 4) // chunk * chunk
-        if frames < 2 or not dreamed:
-            return {}
-        clip, split = self._clip(frames), frames - dreamed
-        seen = Clip(clip.frames[:, :split], clip.actions[:, :split], clip.poses[:, :split], clip.valid[:, :split])
-        truth = clip.frames[:, split:]
-        keys = rng.make_keys(list(range(len(self.episodes))), self.run.device)
-        figures, films = {}, [truth]
-        for name, world in self.worlds.items():
-            world.eval()
-            state, shown = world.start(seen, keys), []
-            for t in range(split, frames, chunk):
-                state, now = world.step(state, clip.actions[:, t : t + chunk])
-                shown.append(now.pixels)
-            films.append(torch.cat(shown, 1))
-            figures[f"{name}_next"] = _mean_psnr(films[-1][:, 0], truth[:, 0])
-            figures[f"{name}_dream"] = _mean_psnr(films[-1], truth)
-        figures["autoencoder"] = _mean_psnr(to_uint8(world.autoencoder.decode(world.encode(truth))), truth)
-        figures["copy"] = _mean_psnr(clip.frames[:, split - 1 : split].expand_as(truth), truth)
-        self._show(step, films)
-        for world in self.worlds.values():
-            world.train()
-        return figures
-
-    def _clip(self, frames: int) -> Clip:
-        def stack(name: str) -> Tensor:
-            return torch.from_numpy(np.stack([getattr(e, name)[:frames] for e in self.episodes])).to(self.run.device)
-
-        there = torch.ones(len(self.episodes), frames, dtype=torch.bool, device=self.run.device)
-        return Clip(stack("frames"), stack("actions"), stack("poses"), there)
-
-    def _show(self, step: int, films: list[Tensor]) -> None:
-        """Truth above the dreams, as a strip and a film."""
-        import cv2
-
-        folder = self.run.args.out / "samples"
-        folder.mkdir(exist_ok=True)
-        strip = torch.cat([torch.cat(list(film[0, ::3]), 1) for film in films], 0).cpu().numpy()
-        cv2.imwrite(str(folder / f"{step:06d}.png"), strip[..., ::-1])
-        moving = torch.cat([torch.cat(list(film[:6]), 2) for film in films], 1).cpu().numpy()  # [T, rows * H, lanes * W, 3]
-        film = cv2.VideoWriter(str(folder / f"{step:06d}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (moving.shape[2], moving.shape[1]))
-        for frame in moving:
-            film.write(frame[..., ::-1])
-        film.release()
-        if self.run.writer is not None:
-            self.run.writer.add_image("truth above dreams", strip, step, dataformats="HWC")
-
-
-def _mean_psnr(frames: Tensor, truth: Tensor) -> float:
-    """Mean over frames uint8 [..., H, W, 3], in dB."""
-    return float(psnr(frames.flatten(0, -4), truth.flatten(0, -4)).clamp(max=BEST_PSNR).mean())
-
-
 def _writer(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
     return SummaryWriter(str(out))
-
-
-def options_in_words(args: Any) -> str:
-    """The options of a command that are not at their default, as they are typed."""
-    default = {field.name: field.default for field in fields(args)}
-    changed = {k: v for k, v in vars(args).items() if v != default[k]}
-    return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items())
