@@ -26,7 +26,17 @@ from wmgym.benchmarks import cells as cell_files
 from wmgym.benchmarks import replay, tables
 from wmgym.benchmarks.cells import BASELINES
 from wmgym.data.episode import Header, read_header
-from wmgym.experiments.support.judged import OLDER, DreamArgs, context_lengths, encoded, loader, made_with, modes_of, reconstruct
+from wmgym.experiments.support.judged import (
+    OLDER,
+    DreamArgs,
+    context_lengths,
+    encoded,
+    loader,
+    made_with,
+    modes_of,
+    reconstruct,
+    training_in_words,
+)
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import kept, open_run_folder, write_atomically
@@ -126,6 +136,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     plot_strips(out, [group.name], pair_of(system, modes))
     report = {
         "checkpoint": args.checkpoint,
+        "training": training_in_words(args.checkpoint),
         "windows": args.windows,
         "episodes": str(args.data or out / "episodes"),
         "env_id": read_header(paths[0]).meta.env_id,
@@ -136,7 +147,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
         "out": str(out),
     }
     write_result(out, report)
-    text = tables.markdown(found, replay.PREFACE.format(context=args.context, steps=args.steps))
+    text = tables.markdown(found, replay.PREFACE.format(context=args.context, steps=args.steps), report["training"])
     for title, words, rows in (
         ("Iterations", ITERATIONS, found.get("iterations")),
         ("Tile recall", RECALL, found.get("tile_recall")),

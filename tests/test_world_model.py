@@ -23,7 +23,7 @@ from wmgym.settings.minecraft import WALK
 from wmgym.systems.worldpack import LAYOUTS, WorldPackConfig, build, preset
 from wmgym.train.loop import draw
 from wmgym.train.worldpack import draw_batch
-from wmgym.train.worldpack_loss import Batch, hide_recent, losses
+from wmgym.train.worldpack_loss import Batch, Perturbation, hide_recent, losses
 from wmgym.tree import Shared, Slots
 from wmgym.world_model import SamplerConfig, WorldModel
 
@@ -516,7 +516,7 @@ def test_a_small_world_learns_to_look_back() -> None:
     optimiser, steps, flow = torch.optim.Adam(model.parameters()), 150, []
     for step in range(steps):
         randomness = draw(0, step, "cpu")
-        parts = losses(model, draw_batch(data, randomness, 32), randomness.torch, context_noise=0.0)
+        parts = losses(model, draw_batch(data, randomness, 32), randomness.torch, Perturbation(0.0))
         optimiser.param_groups[0]["lr"] = 5e-3 * min(1, (step + 1) / 20, (steps - step) / 60)
         optimiser.zero_grad()
         (parts["flow"] + parts["motion"]).backward()

@@ -13,7 +13,7 @@ import torch
 from wmgym import systems
 from wmgym.agents.collect import parse_kwargs
 from wmgym.benchmarks.cells import MEASURES_0_1
-from wmgym.checkpoint import load, load_world, resolve
+from wmgym.checkpoint import load, load_world, notes_of, resolve
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.systems import System
 from wmgym.world_model import WorldModel
@@ -62,6 +62,16 @@ def modes_of(world_of: WorldOf, asked: Sequence[str] | None) -> tuple[System, tu
 def made_with(world: WorldModel) -> dict[str, str]:
     """What decides a dream besides the arguments: the weights, and the dtype that "auto" chose on this device."""
     return {"weights": world.provenance.weights, "dtype": world.dtype_name}
+
+
+def training_in_words(checkpoint: str) -> str:
+    """How a checkpoint's weights were trained, as far as its notes say; empty for published weights in another format."""
+    if systems.loader_of(checkpoint) is not None:
+        return ""
+    notes = notes_of(resolve(checkpoint))
+    seen = ", ".join(f"{mode} {count}" for mode, count in notes.get("examples", {}).items()) or "not recorded"
+    command = notes.get("command", "a command that is not recorded")
+    return f"Weights `{checkpoint}`: trained by `{command}`. Training examples per memory: {seen}."
 
 
 def untrained(

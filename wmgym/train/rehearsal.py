@@ -18,6 +18,7 @@ from wmgym import rng
 from wmgym.core import Footprint, FramePayload, Retrieval, WorldState
 from wmgym.data.latents import Latents
 from wmgym.memory.bank import Bank, recorded
+from wmgym.memory.coverage import CoverageConfig, shown, target_points
 from wmgym.memory.retrieval import RetrievalConfig, log_score
 from wmgym.train.loop import Draw
 from wmgym.train.worldpack_loss import Batch
@@ -44,12 +45,12 @@ def past(data: Latents, rows: Tensor, first: Tensor, room: int = 0) -> Bank:
 
 
 def draw_starts(
-    data: Latents, draw: Draw, size: int, revisits: float, steps: int = 1, retrieval: RetrievalConfig | None = None
+    data: Latents, draw: Draw, size: int, revisits: float, steps: int = 1, likeness: RetrievalConfig | CoverageConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw training examples of `steps` frames: episodes [size] and times [size] of their first frames.
 
-    A share `revisits` of them are revisits: of several candidates, the one whose last pose is most similar to a pose long before the first
-    frame.
+    A share `revisits` of them are revisits: of several candidates, those whose last pose resembles the past from long before the first
+    frame most. likeness: by the best score of a past pose (the default), or by the share of the view that all past poses together show.
     """
     chosen = round(revisits * size)
     rows, first = (x.to(data.latents.device) for x in data.draw(draw.numpy, size - chosen + chosen * DRAWS, steps))
@@ -58,11 +59,21 @@ def draw_starts(
     pool = slice(size - chosen, None)
     time = torch.arange(data.latents.shape[1], device=rows.device)
     long_past = first[pool, None] - time > LONG_PAST
-    target = data.poses[rows[pool], first[pool] + steps - 1]
-    likeness = torch.where(long_past, log_score(target, data.poses[rows[pool]], retrieval or RetrievalConfig()), -torch.inf).amax(1)
-    best = likeness.topk(chosen).indices + size - chosen
+    target, poses = data.poses[rows[pool], first[pool] + steps - 1], data.poses[rows[pool]]
+    if isinstance(likeness, CoverageConfig):
+        alike = _covered(target, poses, long_past, likeness)
+    else:
+        alike = torch.where(long_past, log_score(target, poses, likeness or RetrievalConfig()), -torch.inf).amax(1)
+    best = alike.topk(chosen).indices + size - chosen
     kept = torch.cat([torch.arange(size - chosen, device=rows.device), best])
     return rows[kept], first[kept]
+
+
+def _covered(target: Tensor, past: Tensor, allowed: Tensor, config: CoverageConfig) -> Tensor:
+    """How much of the views from `target` [B, 5] the allowed past poses [B, S, 5] together show: [B] in [0, 1]."""
+    points, directions = target_points(target[:, None], config)
+    quality = shown(points, directions, past, config) * allowed[..., None]
+    return quality.amax(1).mean(1)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ where the data hold rewards (reward.py).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +22,15 @@ from torch.profiler import record_function
 from wmgym.data.latents import Latents
 from wmgym.geometry import relative_pose
 from wmgym.kinematics import Displacement
+from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.retrieval import RetrievalConfig
-from wmgym.systems.worldpack import WorldPackConfig, build, memory_of, preset
+from wmgym.systems.worldpack import WorldPackConfig, build, layout, memory_of, preset
 from wmgym.train import rehearsal, reward
-from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
+from wmgym.train.distil_loss import Denoising
+from wmgym.train.loop import DRAWING, FORWARD, Draw, Training, draw
 from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers, random_latents
-from wmgym.train.world import train_world, trained_parts, with_total
-from wmgym.train.worldpack_loss import Batch, losses
+from wmgym.train.world import loop_config, train_world, trained_parts, with_total
+from wmgym.train.worldpack_loss import Batch, Perturbation, inputs, losses
 from wmgym.world_model import WorldModel
 
 REHEARSED = 1.5  # stretches dreamed at a time, in batches
@@ -43,13 +47,19 @@ class TrainArgs(RunArgs):
     furthest: int = 1
     """Setting recon only: half of the examples are jumps of up to so many frames at once (NWM: 64)."""
     modes: str = "none:2,packing:2,retrieval:3,worldpack:4"
-    """Memory modes and how often each is trained."""
+    """Memory modes and how often each is trained, such as none:1,packing:1,retrieval:1,worldpack:1 for equal terms."""
     context_noise: float = 0.1
     """Noise on context latents, so that the dream bears its own errors."""
     context_drop: float = 0.5
     """Share of examples in which recent frames are hidden, so that the others are learned to be used."""
+    hide: str = "groups"
+    """Which are hidden. groups: all groups of a memory's layout but the last, which spares a memory with one group (none). newest: the
+    newest 1 to 3 frames that the memory shows, the same rule for all memories."""
     revisits: float = 0.5
     """Share of examples drawn for a view that something long past resembles: only these teach what a memory is for."""
+    revisit_by: str = "score"
+    """What resembles. score: by the retrieval score, with which some of the memories choose frames. coverage: by the share of the view
+    that the past shows, which is neutral."""
     rehearsal: float = 0.25
     """Share of batches whose recent frames the model dreamed itself, so that it learns to find back to the truth."""
     rehearsal_frames: int = 16
@@ -63,10 +73,31 @@ class TrainArgs(RunArgs):
             raise ValueError(f"furthest must be positive, and 1 but in setting 'recon', got {self.furthest}")
         if self.rehearsal > 0 and self.save_every % self.rehearse_every:
             raise ValueError(f"save_every must be a multiple of rehearse_every {self.rehearse_every}, got {self.save_every}")
+        if self.revisit_by not in ("score", "coverage"):
+            raise ValueError(f"revisit_by must be score or coverage, got {self.revisit_by!r}")
+        self.perturbation()
+        self.mode_weights()
 
     def mode_weights(self) -> dict[str, float]:
-        pairs = dict(item.split(":") for item in self.modes.split(","))
-        return {k: float(v) for k, v in pairs.items()}
+        """The share of each mode, up to a factor. ValueError for an unknown mode or a share that is not positive."""
+        weights = {}
+        for item in self.modes.split(","):
+            mode, _, share = item.partition(":")
+            layout(mode)
+            try:
+                weights[mode] = float(share)
+            except ValueError:
+                weights[mode] = math.nan
+            if not 0 < weights[mode] < math.inf:
+                raise ValueError(f"modes must be names with positive shares such as 'none:1,worldpack:2', got {item!r} in {self.modes!r}")
+        return weights
+
+    def perturbation(self) -> Perturbation:
+        return Perturbation(self.context_noise, self.context_drop, self.hide)
+
+    def likeness(self, config: WorldPackConfig) -> RetrievalConfig | CoverageConfig:
+        """By what revisits are chosen."""
+        return config.retrieval if self.revisit_by == "score" else CoverageConfig(config.net.field_of_view, config.net.aspect)
 
 
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
@@ -76,7 +107,8 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     config = replace(config, outcomes=reward.outcomes(run.training))
     model = build(config).to(run.device)
     training_of = partial(_training, args, model, config, run.device)
-    return train_world(run, model, config, training_of, _modes(args, model, config), "wmgym train worldpack")
+    told = {"examples": examples_per_mode(args)}
+    return train_world(run, model, config, training_of, _modes(args, model, config), "wmgym train worldpack", told)
 
 
 def draw_batch(
@@ -84,14 +116,14 @@ def draw_batch(
     draw: Draw,
     size: int,
     revisits: float = 0.0,
-    retrieval: RetrievalConfig | None = None,
+    likeness: RetrievalConfig | CoverageConfig | None = None,
     jumps: tuple[Displacement, int] | None = None,
 ) -> Batch:
-    """Examples with their whole past as a memory; the mode decides what of it is read. `revisits`: see `rehearsal.draw_starts`.
+    """Examples with their whole past as a memory; the mode decides what of it is read. revisits, likeness: see `rehearsal.draw_starts`.
 
     With `jumps` (what actions mean, and how far at most) half of the examples are further ahead than one step, told the whole displacement.
     """
-    rows, first = rehearsal.draw_starts(data, draw, size, revisits, retrieval=retrieval)
+    rows, first = rehearsal.draw_starts(data, draw, size, revisits, likeness=likeness)
     before, target = first - 1, first[:, None]
     actions = data.actions[rows[:, None], target]
     if jumps is not None:
@@ -115,13 +147,13 @@ def next_batch(
     stretch: rehearsal.Stretch | None,
     draw: Draw,
     args: TrainArgs,
-    retrieval: RetrievalConfig,
+    likeness: RetrievalConfig | CoverageConfig,
     jumps: tuple[Displacement, int] | None = None,
 ) -> Batch:
     """A batch of true pasts, or now and then one whose recent frames were dreamed."""
     if stretch is not None and draw.numpy.random() < args.rehearsal:
         return rehearsal.draw_batch(data, stretch, draw, args.batch)
-    return draw_batch(data, draw, args.batch, args.revisits, retrieval, jumps)
+    return draw_batch(data, draw, args.batch, args.revisits, likeness, jumps)
 
 
 def synthetic(size: str, batch: int, device: torch.device, compile: bool) -> Training:
@@ -138,35 +170,60 @@ def _modes(args: TrainArgs, model: WorldModel, config: WorldPackConfig) -> dict[
     return {mode: model.with_settings(memories=(memory_of(config, mode),)) for mode in args.mode_weights()}
 
 
+def _draw_mode(args: TrainArgs, draw: Draw) -> int:
+    """The number of a step's mode: what the step draws first."""
+    shares = np.array(list(args.mode_weights().values()))
+    return int(draw.numpy.choice(len(shares), p=shares / shares.sum()))
+
+
+def examples_per_mode(args: TrainArgs) -> dict[str, int]:
+    """How many examples of each mode this training sees, whether or not it was resumed. Those of `--init` are not among them."""
+    seed = loop_config(args).seed
+    counts = np.bincount([_draw_mode(args, draw(seed, step, "cpu")) for step in range(args.steps)], minlength=len(args.mode_weights()))
+    return {mode: args.batch * int(count) for mode, count in zip(args.mode_weights(), counts, strict=True)}
+
+
+class Examples:
+    """Draws a memory mode, and a batch for it. Now and then some stretches are dreamed, from which a share of the batches is taken."""
+
+    def __init__(self, args: TrainArgs, model: WorldModel, config: WorldPackConfig, data: Latents, denoise_steps: int = 2) -> None:
+        """model: it dreams the stretches, in `denoise_steps` steps."""
+        self.args, self.data, self.denoise_steps = args, data, denoise_steps
+        self.worlds = list(_modes(args, model, config).values())
+        self.likeness = args.likeness(config)
+        self.jumps = (model.kinematics, args.furthest) if isinstance(model.kinematics, Displacement) and args.furthest > 1 else None
+        self.length = min(args.rehearsal_frames, int(data.lengths.max()) - 1)
+        self.stretch: rehearsal.Stretch | None = None  # the newest dreamed ones
+
+    def __call__(self, draw: Draw) -> tuple[WorldModel, Batch]:
+        """The model with the mode's memory, and a batch."""
+        args, world = self.args, self.worlds[_draw_mode(self.args, draw)]
+        if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and self.length > 1:
+            where = rehearsal.draw_starts(self.data, draw, round(REHEARSED * args.batch), args.revisits, self.length, self.likeness)
+            with half_precision(self.data.latents.device):
+                self.stretch = rehearsal.dream(world, self.data, draw, where, self.length, self.denoise_steps)
+        with record_function(DRAWING):
+            return world, next_batch(self.data, self.stretch, draw, args, self.likeness, self.jumps)
+
+
 def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, device: torch.device, data: Latents) -> Training:
     """How network, motion head and reward head are trained together."""
-    weights = args.mode_weights()
-    worlds = _modes(args, model, config)
-    odds = np.array(list(weights.values())) / sum(weights.values())
     data = data.to(device) if device.type == "cuda" else data
+    examples, perturb = Examples(args, model, config, data), args.perturbation()
     trained, earned = trained_parts(model, data)
     if args.compile:
         model.net.denoise = torch.compile(model.net.denoise)  # CDiT's
     model.train()
-    stretch: rehearsal.Stretch | None = None
     dreamed: reward.DreamedExamples | None = None
-    jumps = (model.kinematics, args.furthest) if isinstance(model.kinematics, Displacement) and args.furthest > 1 else None
-    length = min(args.rehearsal_frames, int(data.lengths.max()) - 1)
-    rehearsed = round(REHEARSED * args.batch)
 
     def step_losses(draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        world = list(worlds.values())[draw.numpy.choice(len(odds), p=odds)]
-        nonlocal stretch, dreamed
-        if args.rehearsal > 0 and draw.step % args.rehearse_every == 0 and length > 1:
-            where = rehearsal.draw_starts(data, draw, rehearsed, args.revisits, length, config.retrieval)
-            with half_precision(device):
-                stretch = rehearsal.dream(world, data, draw, where, length)
-            if earned is not None:
-                dreamed = reward.DreamedExamples(earned.head, reward.dreamed_pairs(earned.head, data, [stretch])[0])
-        with record_function(DRAWING):
-            batch = next_batch(data, stretch, draw, args, config.retrieval, jumps)
+        nonlocal dreamed
+        before = examples.stretch
+        world, batch = examples(draw)
+        if earned is not None and examples.stretch is not None and examples.stretch is not before:
+            dreamed = reward.DreamedExamples(earned.head, reward.dreamed_pairs(earned.head, data, [examples.stretch])[0])
         with record_function(FORWARD), half_precision(device):
-            parts = losses(world, batch, draw.torch, args.context_noise, args.context_drop)
+            parts = losses(world, batch, draw.torch, perturb)
             if earned is not None:
                 parts["reward"] = earned.loss(draw, args.batch, args.context_noise)
                 if dreamed is not None and dreamed.complete:
@@ -175,3 +232,16 @@ def _training(args: TrainArgs, model: WorldModel, config: WorldPackConfig, devic
 
     period = args.rehearse_every if args.rehearsal > 0 else 1
     return Training(trained, make_optimisers(trained, model.net.matrices(), args), step_losses, period)
+
+
+def denoising(args: TrainArgs, student: WorldModel, config: WorldPackConfig, data: Latents) -> Callable[[Draw], Denoising]:
+    """The batches of this training for `wmgym distil`: the same examples, memories, perturbations and rehearsal."""
+    examples, perturb = Examples(args, student, config, data, config.sampler.denoise_steps), args.perturbation()
+
+    def draw_one(draw: Draw) -> Denoising:
+        world, batch = examples(draw)
+        condition, context = inputs(world, batch, draw.torch, perturb)
+        there = torch.ones_like(batch.times, dtype=torch.bool)
+        return Denoising(batch.latents.float(), there, lambda net: net.bind(condition, (context,)))
+
+    return draw_one

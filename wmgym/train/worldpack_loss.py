@@ -2,6 +2,9 @@
 
 Recent frames explain most of the next one, so a network is slow to learn to use the rest of the context. Therefore the recent frames are
 hidden in a share of the rows. A little noise on the context latents makes dreams robust to their own small errors.
+
+Which frames are hidden is said by a rule (`HIDE`). "groups" hides all groups of a layout but the last, so a memory with one group is
+spared. "newest" hides the newest 1 to 3 frames that a memory shows, whichever memory it is: examples of all memories are equally hard.
 """
 
 from __future__ import annotations
@@ -12,11 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmgym.core import Condition, ContextFrames
+from wmgym.core import Condition, Context, ContextFrames
 from wmgym.diffusion.flow import corrupt, logit_normal, target_velocity
 from wmgym.geometry import relative_pose
 from wmgym.nets.merge import merge
 from wmgym.world_model import WorldModel
+
+HIDE = ("groups", "newest")
+MOST_HIDDEN = 3  # newest frames: every memory of the ablation shows at least four
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What is done to the context of a training example."""
+
+    noise: float = 0.1  # standard deviation, on the latents
+    drop: float = 0.0  # share of the rows in which recent frames are hidden
+    hide: str = "groups"  # which (`HIDE`)
+
+    def __post_init__(self) -> None:
+        if self.hide not in HIDE:
+            raise ValueError(f"hide must be one of {', '.join(HIDE)}, got {self.hide!r}")
 
 
 @dataclass(frozen=True)
@@ -32,38 +51,42 @@ class Batch:
     times: Tensor  # int64 [B, F]
 
 
-def losses(
-    world: WorldModel, batch: Batch, generator: torch.Generator, context_noise: float = 0.1, context_drop: float = 0.0
-) -> dict[str, Tensor]:
-    """Flow-matching loss of the network, "flow", and regression loss of the motion head, "motion".
-
-    The target is conditioned on the poses that the kinematics expect, as in a dream, so obstacles must be inferred from the context. In a
-    share `context_drop` of the rows the recent frames are hidden, completely or partly, so only the last group of the context (the
-    retrieved or oldest frames) is certain to remain.
-    """
-
-    def normal(shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-    egomotion = world.kinematics.motion(batch.actions)
-    query = world.query(batch.pose, egomotion, batch.times[:, 0] - 1)
-    context = merge(world.read(batch.memories, query))
-    shown = hide_recent(context.frames, generator, context_drop) if context_drop > 0 else context.frames
-    noisy = tuple(replace(g, latents=g.latents.float() + context_noise * normal(g.latents.shape)) for g in shown)
+def losses(world: WorldModel, batch: Batch, generator: torch.Generator, perturb: Perturbation = Perturbation()) -> dict[str, Tensor]:
+    """Flow-matching loss of the network, "flow", and regression loss of the motion head, "motion"."""
+    condition, context = inputs(world, batch, generator, perturb)
     data = batch.latents.float()
-    level = logit_normal(normal((len(data),)))
-    noise = normal(data.shape)
-    condition = Condition(batch.actions, egomotion, query.poses, query.times, batch.pose, batch.pose)
-    bound = world.net.bind(condition, (replace(context, frames=noisy),))
+    level = logit_normal(_normal((len(data),), generator))
+    noise = _normal(data.shape, generator)
+    bound = world.net.bind(condition, (context,))
     velocity = bound(corrupt(data, noise, level), level).float()
     flow = (velocity - target_velocity(data, noise)).square().mean()
     if world.motion_head is None:
         return {"flow": flow}
     pairs = torch.cat([batch.before[:, None].float(), batch.latents.float()], 1)
-    return {"flow": flow, "motion": _motion_loss(world, batch, egomotion, pairs + context_noise * normal(pairs.shape))}
+    return {"flow": flow, "motion": _motion_loss(world, batch, pairs + perturb.noise * _normal(pairs.shape, generator))}
 
 
-def _motion_loss(world: WorldModel, batch: Batch, egomotion: Tensor, pairs: Tensor) -> Tensor:
+def inputs(world: WorldModel, batch: Batch, generator: torch.Generator, perturb: Perturbation) -> tuple[Condition, Context]:
+    """What the network is given besides the noisy frames: `net.bind(condition, (context,))`.
+
+    The condition has the poses that the kinematics expect, as in a dream, so obstacles must be inferred from the context. In a share
+    `perturb.drop` of the rows recent frames are hidden, and all context latents carry noise.
+    """
+    egomotion = world.kinematics.motion(batch.actions)
+    query = world.query(batch.pose, egomotion, batch.times[:, 0] - 1)
+    context = merge(world.read(batch.memories, query))
+    hide = hide_newest if perturb.hide == "newest" else hide_recent
+    shown = hide(context.frames, generator, perturb.drop) if perturb.drop > 0 else context.frames
+    noisy = tuple(replace(g, latents=g.latents.float() + perturb.noise * _normal(g.latents.shape, generator)) for g in shown)
+    return Condition(batch.actions, egomotion, query.poses, query.times, batch.pose, batch.pose), replace(context, frames=noisy)
+
+
+def _normal(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _motion_loss(world: WorldModel, batch: Batch, pairs: Tensor) -> Tensor:
+    egomotion = world.kinematics.motion(batch.actions)
     poses = torch.cat([batch.pose[:, None], batch.poses], 1)
     correction = relative_pose(poses[:, 1:], poses[:, :-1]) - egomotion
     before, after = pairs[:, :-1].flatten(0, 1), pairs[:, 1:].flatten(0, 1)
@@ -84,3 +107,20 @@ def hide_recent(groups: tuple[ContextFrames, ...], generator: torch.Generator, s
     hidden = torch.rand(len(groups) - 1, rows, generator=generator, device=device) < odds
     kept = [replace(g, valid=g.valid & ~gone[:, None]) for g, gone in zip(groups[:-1], hidden, strict=True)]
     return (*kept, groups[-1])
+
+
+def hide_newest(groups: tuple[ContextFrames, ...], generator: torch.Generator, share: float) -> tuple[ContextFrames, ...]:
+    """Hide the newest 1 to `MOST_HIDDEN` frames in `share` of the rows, whichever group they are in. The oldest frame always remains.
+
+    Which rows, and how many frames, does not depend on the groups.
+    """
+    device = groups[0].valid.device
+    rows = len(groups[0].valid)
+    chosen = torch.rand(rows, generator=generator, device=device) < share
+    count = torch.randint(1, MOST_HIDDEN + 1, (rows,), generator=generator, device=device) * chosen
+    times = torch.cat([torch.where(g.valid, g.times, -1) for g in groups], 1)
+    newer = (times[:, None] > times[:, :, None]).sum(2)  # frames that are newer than each
+    oldest = (times >= 0) & (times == torch.where(times >= 0, times, times.amax(1, keepdim=True)).amin(1, keepdim=True))
+    hidden = (newer < count[:, None]) & ~oldest
+    parts = hidden.split([g.valid.shape[1] for g in groups], 1)
+    return tuple(replace(g, valid=g.valid & ~gone) for g, gone in zip(groups, parts, strict=True))
