@@ -40,6 +40,7 @@ COMMANDS = (
     Command("collect", "wmgym.agents.collect:CollectArgs:collect", "collect episodes of scripted walkers in a ground truth"),
     Command("import memory-maze", "wmgym.data.memory_maze:ImportArgs:import_episodes", "convert the published dataset to episodes"),
     *(Command(f"train {name}", f"system {name}", row.trains) for name, row in SYSTEMS.items() if row.trains),
+    Command("distil", "wmgym.train.distil:DistilArgs:train", "fine-tune a checkpoint so that fewer denoising steps do"),
     Command("train reward", "wmgym.train.dreamed_rewards:RewardArgs:train", "fit a checkpoint's reward head to its own dreams"),
     Command("train distance", "wmgym.train.distance:DistanceArgs:train", "learn the distance in steps between two frames, for goal images"),
     Command("train ppo", "wmgym.experiments.ppo:PPOArgs:train", "train an agent in a dream with PPO, evaluate it in the ground truth"),

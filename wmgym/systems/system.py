@@ -64,6 +64,7 @@ class System:
     context_cost: Callable[[WorldModel], dict[str, Any]] | None = None  # size of the context that a world's memory gives, in frames
     train: str | None = None  # "module:Options:function" of `wmgym train NAME`
     synthetic: str | None = None  # "module:function", (size, batch, device, compile) -> loop.Training on random latents
+    denoising: str | None = None  # "module:function", its training's batches for `wmgym distil` (`train/distil.py`)
     train_delta: str = ""  # the command that trains a delta, with {delta} and {setting}
     base: str | None = None  # the system whose checkpoints its deltas are based on
     on_base: Callable[[Any, tuple[str, ...]], Any] | None = None  # (the base's config, deltas) -> this system's config

@@ -71,4 +71,5 @@ SYSTEM = System(
     default_memory="none",
     train="wmgym.train.video:TrainArgs:train",
     synthetic="wmgym.train.video:synthetic",
+    denoising="wmgym.train.video:denoising",
 )

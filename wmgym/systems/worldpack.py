@@ -148,5 +148,6 @@ SYSTEM = System(
     preset=preset,
     train="wmgym.train.worldpack:TrainArgs:train",
     synthetic="wmgym.train.worldpack:synthetic",
+    denoising="wmgym.train.worldpack:denoising",
     renamed={"world": "setting"},
 )

@@ -7,6 +7,7 @@ A motion head is trained beside it, and a reward head where the data hold reward
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,18 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from wmgym.data.latents import Latents
+from wmgym.diffusion.flow import Velocity
 from wmgym.kinematics import Kinematics
 from wmgym.memory.coverage import CoverageConfig
 from wmgym.nets.heads import MotionHead
+from wmgym.nets.two_streams import Stream, two_streams
 from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
 from wmgym.systems.video import VideoConfig, build, preset
 from wmgym.train import reward
+from wmgym.train.distil_loss import Denoising
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers, random_latents
-from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
+from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch, noisy_stream, past_levels
 from wmgym.train.windows import WindowConfig, Windows, draw_windows
 from wmgym.train.world import train_world, trained_parts, with_total
 from wmgym.world_model import WorldModel
@@ -130,6 +134,29 @@ def _training(args: TrainArgs, model: WorldModel, config: VideoConfig, device: t
     model.train()
     objective = Objective(model, data, args.windows(), coverage_of(config.net), args.loss, events, args.batch)
     return Training(trained, make_optimisers(trained, model.net.matrices(), args), objective)
+
+
+def denoising(args: TrainArgs, student: WorldModel, config: VideoConfig, data: Latents) -> Callable[[Draw], Denoising]:
+    """The batches of this training for `wmgym distil`: the same windows and pasts. All chunks of a window are at one level."""
+    moves, coverage = student.kinematics, coverage_of(config.net)
+    windows = replace(args, chunk=config.net.chunk, window=config.net.window).windows()
+
+    def draw_one(draw: Draw) -> Denoising:
+        batch = make_batch(data, draw_windows(data, draw, args.batch, windows, coverage), moves, windows.chunk, draw.torch, args.loss)
+        levels, visible = past_levels(args.batch, windows.window, draw.torch, args.loss)
+        noise = torch.randn(batch.latents.shape, generator=draw.torch, device=draw.torch.device)
+        clean = noisy_stream(batch.latents, noise, levels.repeat_interleave(windows.chunk, 1), batch.clean)
+
+        def velocity(net: VideoDiT) -> Velocity:
+            def at(x: Tensor, level: Tensor) -> Tensor:
+                noisy = Stream(x, level[:, None].expand(batch.valid.shape), batch.expected)
+                return two_streams(net, clean, noisy, visible, batch.valid)[0]
+
+            return at
+
+        return Denoising(batch.latents, batch.valid, velocity)
+
+    return draw_one
 
 
 def coverage_of(net: VideoDiTConfig) -> CoverageConfig:

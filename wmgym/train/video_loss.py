@@ -93,29 +93,31 @@ def flow_loss(
     (size, frames), device, chunk = batch.valid.shape, batch.latents.device, net.config.chunk
     chunks = frames // chunk
 
+    levels, visible = past_levels(size, chunks, generator, config)
+    noisy_levels = logit_normal(torch.randn(size, chunks, generator=generator, device=device))
+    noise = torch.randn(2, *batch.latents.shape, generator=generator, device=device)
+    clean = noisy_stream(batch.latents, noise[0], levels.repeat_interleave(chunk, 1), batch.clean)
+    noisy = noisy_stream(batch.latents, noise[1], noisy_levels.repeat_interleave(chunk, 1), batch.expected)
+    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid, adapters)
+    error = (velocity.float() - target_velocity(batch.latents, noise[1])).square().mean((2, 3, 4))
+    return (error * batch.valid).sum() / batch.valid.sum()
+
+
+def past_levels(size: int, chunks: int, generator: torch.Generator, config: VideoLossConfig) -> tuple[Tensor, Tensor]:
+    """Noise levels of the clean chunks of `size` windows, and which of them may be seen: [size, chunks] each."""
+    device = generator.device
+
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    def per_frame(x: Tensor) -> Tensor:
-        return x.repeat_interleave(chunk, 1)
 
     fate = uniform(size, 1)
     levels = config.context_level * uniform(size, chunks)
     levels = torch.where(fate < config.forced, uniform(size, chunks), levels)
     levels = torch.where((fate >= config.forced) & (fate < config.forced + config.drowned), torch.ones_like(levels), levels)
-    visible = (fate < 1 - config.absent).expand(size, chunks)
-    noisy_levels = logit_normal(normal(size, chunks))
-    data = batch.latents
-    noise = normal(2, *data.shape)
+    return levels, (fate < 1 - config.absent).expand(size, chunks)
 
-    def at(level: Tensor, noise: Tensor) -> Tensor:
-        return corrupt(data.flatten(0, 1), noise.flatten(0, 1), per_frame(level).flatten()).view_as(data)
 
-    clean = Stream(at(levels, noise[0]), per_frame(levels), batch.clean)
-    noisy = Stream(at(noisy_levels, noise[1]), per_frame(noisy_levels), batch.expected)
-    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid, adapters)
-    error = (velocity.float() - target_velocity(data, noise[1])).square().mean((2, 3, 4))
-    return (error * batch.valid).sum() / batch.valid.sum()
+def noisy_stream(latents: Tensor, noise: Tensor, levels: Tensor, condition: Condition) -> Stream:
+    """Latents [B, T, C, h, w] with noise at levels [B, T]."""
+    noisy = corrupt(latents.flatten(0, 1), noise.flatten(0, 1), levels.flatten()).view_as(latents)
+    return Stream(noisy, levels, condition)
