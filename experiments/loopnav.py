@@ -23,7 +23,17 @@ from wmgym.benchmarks.cells import BASELINES
 from wmgym.benchmarks.loopnav import Course
 from wmgym.benchmarks.rollout import Walk
 from wmgym.data.loopnav import find_trajectories, read_episode, read_rows
-from wmgym.experiments.support.judged import OLDER, DreamArgs, context_lengths, encoded, loader, made_with, modes_of, reconstruct
+from wmgym.experiments.support.judged import (
+    OLDER,
+    DreamArgs,
+    context_lengths,
+    encoded,
+    loader,
+    made_with,
+    modes_of,
+    reconstruct,
+    training_in_words,
+)
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.files import open_run_folder, write_atomically
@@ -54,6 +64,9 @@ class LoopNavArgs(DreamArgs):
     """Loops of each task and range."""
     dreams: int = 1
     """If more than 1: also a row for the mean of that many dreams of each memory, averaged frame by frame before they are judged."""
+    known: bool = False
+    """Also rows for what could be known: the share of each view that had been seen and splatting, by true depth, and the default memory's
+    frames from true history. Loops are walked with depth; those of --data must have it."""
     data: Path | None = None
     """Folder of collected loops (and its subfolders), or of LoopNav's released films and rows. By default loops are walked, and kept in
     OUT/loops."""
@@ -84,21 +97,23 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
     world_of = loader(args.checkpoint, args)
     system, modes = modes_of(world_of, args.modes)
     first = world_of(modes[0])
-    free = {"tasks", "ranges", "modes", "dreams", "device", "lanes", "out", "checkpoint"}  # change no finished cell
+    free = {"tasks", "ranges", "modes", "dreams", "device", "lanes", "out", "checkpoint", "known"}  # change no finished cell
     open_run_folder(out, {**asdict(args), **made_with(first), "measures": cell_files.MEASURES}, free, OLDER)
-    read: Callable[[Course], list[Walk]] = lambda course: loopnav.read_loops(_walk(args, course, progress))  # noqa: E731
+    read: Callable[[Course], list[Walk]] = lambda course: loopnav.read_loops(_walk(args, course, progress), depth=args.known)  # noqa: E731
     if args.data is not None:
-        read = _from_data(args.data, args.loops, wanted, first.frame_shape[0])
+        read = _from_data(args, wanted, first.frame_shape[0])
+    known = None if not args.known else system.default_memory if system.default_memory in modes else modes[0]
     settings = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, first))
     loops_of = {course.name: partial(read, course) for course in wanted}
     with Progress(disable=not progress, unit="frame") as bar:
         through = partial(reconstruct, first)
-        cells = cell_files.evaluate(loops_of, modes, world_of, through, out, settings, show_in(bar), args.dreams)
-    summary = tables.summarise(cells, [course.group for course in wanted], modes, system, args.dreams)
+        cells = cell_files.evaluate(loops_of, modes, world_of, through, out, settings, show_in(bar), args.dreams, known)
+    summary = tables.summarise(cells, [course.group for course in wanted], modes, system, args.dreams, known)
     plot_curves(cells, wanted, modes, out / "curves.png")
     plot_strips(out, [course.name for course in wanted], pair_of(system, modes))
     report = {
         "checkpoint": args.checkpoint,
+        "training": training_in_words(args.checkpoint),
         "loops": args.loops,
         "worlds": f"{args.env_id}, seeds from {args.seed * 1_000_000}" if args.data is None else str(args.data),
         "lpips": "measured" if settings.with_lpips else "left out: its weights are not here",
@@ -107,19 +122,23 @@ def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:
         "out": str(out),
     }
     write_result(out, report)
-    write_atomically(out / "table.md", tables.markdown(summary, loopnav.PREFACE).encode())
+    preface = loopnav.PREFACE + (loopnav.KNOWN if args.known else "")
+    write_atomically(out / "table.md", tables.markdown(summary, preface, report["training"]).encode())
     return report
 
 
 # -- where loops come from --------------------------------------------------------------------------------------------------------------
 
 
-def _from_data(folder: Path, count: int, wanted: Sequence[Course], size: int) -> Callable[[Course], list[Walk]]:
-    films = find_trajectories(folder)
+def _from_data(args: LoopNavArgs, wanted: Sequence[Course], size: int) -> Callable[[Course], list[Walk]]:
+    assert args.data is not None
+    films = find_trajectories(args.data)
+    if films and args.known:
+        raise ValueError(f"{args.data} holds films, which have no depth; leave out --known")
     if films:
-        return _from_films(films, wanted, count, size)
-    found = loopnav.find_loops(folder, wanted, count)
-    return lambda course: loopnav.read_loops(found[course])
+        return _from_films(films, wanted, args.loops, size)
+    found = loopnav.find_loops(args.data, wanted, args.loops)
+    return lambda course: loopnav.read_loops(found[course], depth=args.known)
 
 
 def _from_films(files: Sequence[Path], wanted: Sequence[Course], count: int, size: int) -> Callable[[Course], list[Walk]]:
@@ -144,7 +163,7 @@ def _walk(args: LoopNavArgs, course: Course, progress: bool) -> list[Path]:
     folder = args.out / "loops" / course.walker
     steps, episodes = args.loops * STEPS_GUESS[course.range], 0
     while episodes < args.loops:
-        wanted = CollectArgs(args.env_id, walker=course.walker, steps=steps, out=folder, seed=args.seed, env_kwargs=args.env_kwargs)
+        wanted = CollectArgs(args.env_id, course.walker, steps, folder, args.seed, env_kwargs=args.env_kwargs, depth=args.known)
         report = collect(wanted, progress=progress)
         episodes = report["episodes"]
         steps = math.ceil(1.1 * report["steps"] * args.loops / episodes) + 1

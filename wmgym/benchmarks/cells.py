@@ -2,6 +2,7 @@
 
     cells/NAME-MODE.json     a cell: NAME is the group's, MODE a memory, the mean of its dreams, or a baseline
     cells/NAME-views.json    how near each view of a leg had been observed
+    cells/NAME-covered.json  which share of its pixels (`known.py`)
     cells/NAME-ROW.png       a strip of the group's first leg: the truth, and each memory's dream
 
 All memories dream the same walks with the same noise, so differences between them are paired. There are two baselines: "copy" repeats
@@ -13,6 +14,9 @@ the sharpness in tables), and `feature_distance`: 1 - cosine between the autoenc
 
 The mean of several dreams with different noise averages their frames before they are judged. It shows how much of the error is sampling
 variance: PSNR rises, sharpness falls.
+
+Three more rows say what could be known (`known`): the share of each view that had been seen, the frame that splatting the observed pixels
+gives, and every frame of the leg made from true history, in which no error accumulates.
 
 A cell's file appears whole or not at all, so a killed run resumes with the cell that it was making.
 """
@@ -28,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from wmgym.benchmarks.known import covered, splat
 from wmgym.benchmarks.rollout import Dream, Tick, Walk, dream_legs, next_frames, steps_made
 from wmgym.core import World
 from wmgym.files import kept, write_png
@@ -37,6 +42,8 @@ from wmgym.metrics import image
 BASELINES = ("copy", "ceiling")
 MEASURES = ("psnr", "ssim", "gradient", "true_gradient", "feature_distance")  # in args.json: cells that lack one are refused
 MEASURES_0_1 = ("psnr", "ssim")  # of folders whose args.json names none
+SPLATTING = "splatting"
+COVERED = "covered"  # the mode of the cell that says which share of each view had been observed
 VIEWS = "views"  # the mode of the cell that says how near each view of a leg had been observed
 COLUMNS = 10  # frames of a strip
 _MOVED = 0.02  # blocks or radians: below this the view counts as standing still
@@ -102,6 +109,11 @@ def mean_of(mode: str, dreams: int) -> str:
     return mode if dreams == 1 else f"{mode} (mean of {dreams})"
 
 
+def history_of(mode: str) -> str:
+    """The mode of the cell whose leg is made frame by frame from true history."""
+    return f"{mode} (true history)"
+
+
 def ticker(progress: Progress, what: str, total: int) -> Tick:
     """A function that adds up the frames made, and reports them."""
     done = 0
@@ -149,21 +161,40 @@ def _mean_frames(frames: Sequence[np.ndarray]) -> np.ndarray:
 
 def baseline_cell(name: str, mode: str, walks: Sequence[Walk], settings: Settings, reconstruct: Reconstruct) -> dict[str, Any]:
     """The same scores for the baseline "copy" or "ceiling"."""
+    if mode == "copy":
+        return film_cell(name, mode, walks, settings, [_copied(walk, settings.block or walk.leg) for walk in walks])
+    return film_cell(name, mode, walks, settings, [reconstruct(walk.frames[walk.split :]) for walk in walks])
+
+
+def _copied(walk: Walk, block: int) -> np.ndarray:
+    """For each block of the leg, the last frame before it."""
+    return walk.frames[walk.split - 1 + np.arange(walk.leg) // block * block]
+
+
+def film_cell(name: str, mode: str, walks: Sequence[Walk], settings: Settings, legs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The same scores for frames uint8 [L, H, W, 3] of each leg that are not dreamed.
+
+    As the single next frame, "copy" shows the true frame before it.
+    """
     rows = []
-    for walk in walks:
+    for walk, shown in zip(walks, legs, strict=True):
         truth, steps = walk.frames[walk.split :], steps_made(walk)
+        scores = judge(shown, truth, settings)
+        one = {metric: value[steps] for metric, value in scores.items()}
         if mode == "copy":
-            last = np.arange(walk.leg) // (settings.block or walk.leg) * (settings.block or walk.leg)
-            shown = walk.frames[walk.split - 1 + last]
             one = judge(walk.frames[walk.split - 1 + steps], truth[steps], settings)
-            scores = judge(shown, truth, settings)
-        else:
-            shown = reconstruct(truth)
-            scores = judge(shown, truth, settings)
-            one = {metric: value[steps] for metric, value in scores.items()}
         scores |= settings.more(shown, walk)
         rows.append(_row(walk, scores, {**one, "moved": moved(walk)[steps]}))
     return _cell(name, mode, rows)
+
+
+def history_legs(
+    world: World, name: str, mode: str, walks: Sequence[Walk], settings: Settings, progress: Progress = lambda *_: None
+) -> list[np.ndarray]:
+    """Each frame of the legs, made from the true frames before it."""
+    seeds = [settings.seed * 1_000_000 + i for i in range(len(walks))]
+    tick = ticker(progress, f"{name} {history_of(mode)}", sum(walk.leg for walk in walks))
+    return [made.frames for made in next_frames(world, walks, seeds, settings.lanes, every=1, tick=tick)]
 
 
 def _cell(name: str, mode: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,32 +220,50 @@ def evaluate(
     settings: Settings,
     progress: Progress = lambda *_: None,
     dreams: int = 1,
+    known: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The cells by "NAME MODE", for each group of walks, with each memory, both baselines and `VIEWS`.
 
     groups: name -> a function that returns the walks. It is called only if a cell of the group is missing; finished cells are read.
     dreams: if more than 1, each memory also has a cell for the mean of that many dreams (`mean_of`).
+    known: also cells for what could be known: `COVERED`, `SPLATTING`, and this memory's frames from true history (`history_of`). The walks
+    must have depth.
     """
 
     def make(name: str, mode: str, count: int, walks_of: Callable[[], Sequence[Walk]]) -> dict[str, Any]:
         walks = walks_of()
         if mode == VIEWS:
             return _cell(name, mode, [{"nearest": nearest_views(walk).round(3).tolist()} for walk in walks])
+        if mode == COVERED:
+            return _cell(name, mode, [{"covered": covered(walk).round(4).tolist()} for walk in walks])
         if mode in BASELINES:
             write_strip(strip_file(out, name, "truth"), walks[0].frames[walks[0].split :])
             return baseline_cell(name, mode, walks, settings, reconstruct)
+        if known is not None and mode in known_rows(known):
+            if mode == SPLATTING:
+                legs = [splat(walk) for walk in walks]
+            else:
+                legs = history_legs(world_of(known), name, known, walks, settings, progress)
+            write_strip(strip_file(out, name, mode), legs[0])
+            return film_cell(name, mode, walks, settings, legs)
         cell, shown = world_cell(world_of(mode), name, mode, walks, settings, progress, count)
         write_strip(strip_file(out, name, mean_of(mode, count)), shown[0].frames)
         return cell
 
+    more = () if known is None else (*known_rows(known), COVERED)
     cells: dict[str, dict[str, Any]] = {}
     for name, read in groups.items():
         walks_of = cache(read)
-        for mode in (*BASELINES, *modes, VIEWS):
+        for mode in (*BASELINES, *modes, VIEWS, *more):
             for count in sorted({1, dreams}) if mode in modes else (1,):
                 row = mean_of(mode, count)
                 cells[f"{name} {row}"] = kept(cell_file(out, name, row), partial(make, name, mode, count, walks_of))
     return cells
+
+
+def known_rows(known: str | None) -> tuple[str, ...]:
+    """The rows of what could be known, for the memory whose frames are made from true history; none without one."""
+    return () if known is None else (SPLATTING, history_of(known))
 
 
 def cell_file(out: Path, name: str, mode: str) -> Path:

@@ -38,6 +38,12 @@ pose at the end of the leg. Terminal frames are the last 21, 31, 61, 101 at the 
 """
 
 
+KNOWN = """
+`splatting` draws all observed pixels into the view, by true depth and poses; unseen pixels have the mean colour of their row.
+`true history` is the leg with every frame made from the true frames before it.
+"""
+
+
 @dataclass(frozen=True, order=True)
 class Course:
     """A task at a range."""
@@ -83,7 +89,8 @@ def loop_of(episode: Episode) -> Walk:
     if split is None or split < 1:
         raise ValueError(f"the episode of walker {episode.meta.walker!r} is no loop: it has no frames before a {RETURN!r} segment")
     end = next((s.first for s in episode.meta.segments if s.first > split and s.name != RETURN), len(episode))
-    return Walk(episode.frames[:end], episode.actions[:end], episode.poses[:end], split, episode.meta.seed)
+    depth = None if episode.depth is None else episode.depth[:end]
+    return Walk(episode.frames[:end], episode.actions[:end], episode.poses[:end], split, episode.meta.seed, depth, episode.meta.depth)
 
 
 def find_loops(folder: Path, wanted: Sequence[Course], count: int) -> dict[Course, list[Path]]:
@@ -105,5 +112,6 @@ def _is_loop(header: Header) -> bool:
     return header.meta.outcome == "done" and any(s.name == RETURN and s.first > 0 for s in header.meta.segments)
 
 
-def read_loops(paths: Iterable[Path]) -> list[Walk]:
-    return [loop_of(load_episode(path)) for path in paths]
+def read_loops(paths: Iterable[Path], *, depth: bool = False) -> list[Walk]:
+    """depth: with their depth images; ValueError if they have none."""
+    return [loop_of(load_episode(path, depth=depth)) for path in paths]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wmgym import rng, tree
 from wmgym.core import Clip, World, WorldState
+from wmgym.data.depth import DepthCamera
 
 EVERY = 4  # steps between two frames that are made from true history
 
@@ -31,6 +32,8 @@ class Walk:
     poses: np.ndarray  # float32 [T, 5]
     split: int
     seed: int  # of the true world
+    depth: np.ndarray | None = None  # float32 [T, H, W] (`data/depth.py`)
+    camera: DepthCamera | None = None  # of the depth
 
     @property
     def leg(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.benchmarks.cells import BASELINES, VIEWS, mean_of
+from wmgym.benchmarks.cells import BASELINES, COVERED, VIEWS, known_rows, mean_of
 from wmgym.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from wmgym.systems import System
 
@@ -21,6 +21,7 @@ METRICS = ("psnr", "ssim", "lpips", "sharpness", "feature_distance")  # columns,
 AT_THE_END = ("psnr", "ssim", "lpips")  # also of the terminal frames alone
 RATIOS = {"sharpness": ("gradient", "true_gradient")}  # column -> scores whose means over a walk are divided
 NEAR = (0, 1.5, 3, 6, 10, math.inf)  # blocks: bounds of the bins of nearest views
+SEEN = (0, 0.25, 0.5, 0.75, 0.9, math.inf)  # bounds of the bins of shares that had been seen
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,18 @@ class Group:
     length: str = "leg"  # the column of their mean length
 
 
-def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System, dreams: int = 1) -> dict[str, Any]:
+def summarise(
+    cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System, dreams: int = 1, known: str | None = None
+) -> dict[str, Any]:
     """All tables: each cell, paired differences between memories, gains by nearest view, and the next frame from true history.
 
-    dreams: if more than 1, the mean of that many dreams is a row after each memory.
+    dreams: if more than 1, the mean of that many dreams is a row after each memory. known: also the rows of what could be known
+    (`cells.evaluate`).
     """
     titles = {mean_of(mode, n): mean_of(system.title(mode), n) for mode in modes for n in sorted({1, dreams})}
     table, differences, single = [], [], []
     for group in groups:
-        here = {mode: cells[f"{group.name} {mode}"]["loops"] for mode in (*titles, *BASELINES)}
+        here = {mode: cells[f"{group.name} {mode}"]["loops"] for mode in (*titles, *BASELINES, *known_rows(known))}
         metrics = [m for m in METRICS if all(set(RATIOS.get(m, (m,))) <= row["steps"].keys() for rows in here.values() for row in rows)]
         for mode, rows in here.items():
             title = titles.get(mode, mode)
@@ -54,7 +58,10 @@ def summarise(cells: Cells, groups: Sequence[Group], modes: Sequence[str], syste
                 for metric in metrics:
                     line |= columns(metric, paired_difference(leg_means(here[a], metric), leg_means(here[b], metric)))
                 differences.append(line)
-    return {"cells": table, "differences": differences, "views": _by_view(cells, groups, modes, system), "next_frame": single}
+    tables = {"cells": table, "differences": differences, "views": _by_view(cells, groups, modes, system, VIEWS), "next_frame": single}
+    if known is not None:
+        tables |= {"covered": [_covered(cells, group) for group in groups], "by_cover": _by_view(cells, groups, modes, system, COVERED)}
+    return tables
 
 
 def row_title(mode: str, system: System) -> str:
@@ -76,26 +83,37 @@ def _cell(group: Group, title: str, rows: Sequence[Row], metrics: Sequence[str],
     return line
 
 
-def _by_view(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System) -> list[dict[str, Any]]:
-    """What memory gains, by how near each view had been observed: means over the walks that have such frames."""
+def _covered(cells: Cells, group: Group) -> dict[str, Any]:
+    """The share of the views' pixels that had been seen."""
+    rows = cells[f"{group.name} {COVERED}"]["loops"]
+    shares = bootstrap_interval([float(np.mean(row["covered"])) for row in rows])
+    return {**group.labels, group.count: len(rows), **columns("share_seen_before", shares)}
+
+
+def _by_view(cells: Cells, groups: Sequence[Group], modes: Sequence[str], system: System, by: str) -> list[dict[str, Any]]:
+    """What memory gains, by how near each view had been observed (`VIEWS`) or by the share of it that had been (`COVERED`).
+
+    Means over the walks that have such frames.
+    """
+    values_of, bins, column = ("nearest", NEAR, "blocks_away") if by == VIEWS else ("covered", SEEN, "seen_before")
     lines: list[dict[str, Any]] = []
     pair = system.default_memory, system.reference
     if not set(pair) <= set(modes):
         return lines
     for group in groups:
-        views = cells.get(f"{group.name} {VIEWS}")
+        views = cells.get(f"{group.name} {by}")
         if views is None:
             continue
-        nearest = [np.array(row["nearest"]) for row in views["loops"]]
+        nearest = [np.array(row[values_of]) for row in views["loops"]]
         with_it, without = ([np.array(row["steps"]["psnr"]) for row in cells[f"{group.name} {m}"]["loops"]] for m in pair)
-        for low, high in pairwise(NEAR):
+        for low, high in pairwise(bins):
             masks = [(low <= n) & (n < high) for n in nearest]
             if not any(mask.any() for mask in masks):
                 continue
             share = float(np.concatenate(masks).mean())
             a, b = ([float(v[mask].mean()) for v, mask in zip(values, masks, strict=True) if mask.any()] for values in (with_it, without))
             words = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-            line = {**group.labels, "blocks_away": words, "share_of_frames": f"{share:.0%}", group.count: len(a)}
+            line = {**group.labels, column: words, "share_of_frames": f"{share:.0%}", group.count: len(a)}
             lines.append(line | columns(f"{pair[0]}_minus_{pair[1]}_psnr", paired_difference(a, b)))
     return lines
 
@@ -140,15 +158,18 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
 # -- markdown ---------------------------------------------------------------------------------------------------------------------------
 
 
-def markdown(summary: Mapping[str, Any], preface: str) -> str:
-    """The tables of `summarise` as a page."""
+def markdown(summary: Mapping[str, Any], preface: str, footer: str = "") -> str:
+    """The tables of `summarise` as a page. footer: what is known of the weights."""
     lines = [preface, "## The leg, dreamed", "", *markdown_rows(summary["cells"])]
     lines += ["", "## Paired differences over the leg", "", *markdown_rows(summary["differences"])]
     if summary.get("views"):
         lines += ["", "## What memory gains, by how near a view in that direction (within 30 degrees) had been seen", ""]
         lines += markdown_rows(summary["views"])
+    if "covered" in summary:
+        lines += ["", "## Share of the views' pixels whose surface had been seen", "", *markdown_rows(summary["covered"])]
+        lines += ["", "## What memory gains, by the share of the view that had been seen", "", *markdown_rows(summary["by_cover"])]
     lines += ["", "## The next frame from true history, where the view moves", "", *markdown_rows(summary["next_frame"])]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", footer] if footer else [])]) + "\n"
 
 
 def markdown_rows(rows: Sequence[Row]) -> list[str]:

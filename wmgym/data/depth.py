@@ -1,7 +1,8 @@
 """Depth images: float32 [H, W], the distance to the surface at each pixel.
 
 Depth is in metres along the camera's optical axis (z-depth), at the pixel's centre, without anti-aliasing. A wall at a right angle to the
-axis has the same depth everywhere. Pixels without a surface, such as sky, have infinite depth. `unproject` converts depth to points.
+axis has the same depth everywhere. Pixels without a surface, such as sky, have infinite depth. `unproject` converts depth to points, and
+`project` finds points in an image.
 
 An env that measures depth has a `DepthCamera` as `metadata["depth"]`, and a method `depth()`. Episodes store the array `depth`
 [T, H, W], with the camera in their metadata (episode.py).
@@ -53,3 +54,27 @@ def unproject(depth: NDArray[np.floating], pose: NDArray[np.floating], camera: D
         sideways = left - depth * right
         vertical = above + depth * (np.sin(pitch) + up * np.cos(pitch))
         return np.stack([forward * cos - sideways * sin, forward * sin + sideways * cos, vertical], -1) + pose[..., None, None, :3]
+
+
+def project(
+    points: NDArray[np.floating], pose: NDArray[np.floating], camera: DepthCamera, shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Where world points [..., n, 3] are in images of `shape` (H, W) at poses [..., 5]: row, column and depth, [..., n] each.
+
+    The inverse of `unproject`. Rows and columns are in pixels, whole at a pixel's centre, and may lie outside of the image. Points that are
+    not in front of the camera have a depth of at most 0, and no meaningful row and column.
+    """
+    pose, (height, width) = np.asarray(pose, np.float64), shape
+    cos, sin = np.cos(pose[..., None, 3]), np.sin(pose[..., None, 3])
+    pitch = pose[..., None, 4] + camera.tilt
+    away = np.asarray(points, np.float64) - pose[..., None, :3]
+    ahead, left, above = camera.eye
+    forward = away[..., 0] * cos + away[..., 1] * sin - ahead
+    sideways = away[..., 1] * cos - away[..., 0] * sin - left
+    vertical = away[..., 2] - above
+    depth = forward * np.cos(pitch) + vertical * np.sin(pitch)
+    half = math.tan(camera.field_of_view / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        up = (vertical * np.cos(pitch) - forward * np.sin(pitch)) / depth / half
+        right = -sideways / depth / (half * width / height)
+    return ((1 - up) * height - 1) / 2, ((1 + right) * width - 1) / 2, depth
