@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmgym.core import Adapters, Condition, KeysValues
+from wmgym.diffusion.flow import corrupt
 from wmgym.nets.layers import attend
 from wmgym.nets.video_dit import Attend, FrameInputs, Rotations, VideoDiT
 
@@ -20,6 +21,11 @@ class Stream:
     latents: Tensor  # [B, L * F, C, h, w]
     levels: Tensor  # [B, L * F]
     condition: Condition  # of the L * F frames; `start` and `at` are not used
+
+
+def noisy_stream(latents: Tensor, noise: Tensor, levels: Tensor, condition: Condition) -> Stream:
+    """Latents [B, T, C, h, w] with noise at levels [B, T]."""
+    return Stream(corrupt(latents.flatten(0, 1), noise.flatten(0, 1), levels.flatten()).view_as(latents), levels, condition)
 
 
 def two_streams(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from wmgym import rng
 from wmgym.core import Adapters, Condition, Seen
-from wmgym.diffusion.flow import corrupt, logit_normal, target_velocity
+from wmgym.diffusion.flow import logit_normal, target_velocity
 from wmgym.geometry import step_back
-from wmgym.nets.two_streams import Stream, two_streams
+from wmgym.nets.two_streams import Stream, noisy_stream, two_streams
 from wmgym.nets.video_dit import VideoBound, VideoDiT
 
 CONTEXT_LEVEL = 0.1  # clean chunks carry noise of a level in [0, this], as in training
@@ -34,8 +34,8 @@ class VideoWindowLoss:
         empty = ~window.valid.unflatten(1, (chunks, size)).any(2)
         there = window.valid | empty.repeat_interleave(size, 1)  # attention over no keys would give NaN
         if not self.context:
-            levels = rng.uniform(rng.fold(keys, 1), (1,)).expand(-1, chunks)
-            velocity = self._alone(_at(data, noise, levels), levels, condition, there, adapters)
+            levels = rng.uniform(rng.fold(keys, 1), (1,)).expand(window.valid.shape)
+            velocity = self._alone(noisy_stream(data, noise, levels, condition), there, adapters)
             judged = window.valid
         else:
             levels = logit_normal(rng.noise(rng.fold(keys, 1), (chunks,)))
@@ -44,13 +44,13 @@ class VideoWindowLoss:
         error = (velocity.to(data.dtype) - target_velocity(data, noise)).square().mean((2, 3, 4))
         return (error * judged).sum(1) / judged.sum(1).clamp(min=1)
 
-    def _alone(self, x: Tensor, levels: Tensor, condition: Condition, valid: Tensor, adapters: Adapters | None) -> Tensor:
+    def _alone(self, noisy: Stream, valid: Tensor, adapters: Adapters | None) -> Tensor:
         """Velocity of frames that attend to one another only."""
-        net = self.net
+        net, x = self.net, noisy.latents
         times = torch.arange(x.shape[1], device=x.device).expand(valid.shape)
         masks = (None if x.device.type == "cpu" and bool(valid.all()) else valid.repeat_interleave(net.config.tokens, 1),)
-        inputs = net.frame_inputs(condition, times, adapters)
-        return VideoBound(net, condition, adapters, inputs, (), masks * net.config.depth)(x, levels[:, 0])
+        inputs = net.frame_inputs(noisy.condition, times, adapters)
+        return VideoBound(net, noisy.condition, adapters, inputs, (), masks * net.config.depth)(x, noisy.levels[:, 0])
 
     def _after(
         self, data: Tensor, noise: Tensor, levels: Tensor, condition: Condition, valid: Tensor, keys: Tensor, adapters: Adapters | None
@@ -59,13 +59,7 @@ class VideoWindowLoss:
         clean_levels = CONTEXT_LEVEL * rng.uniform(rng.fold(keys, 2), (levels.shape[1],))
         other = rng.noise(rng.fold(keys, 3), data.shape[1:]).to(data.dtype)
         per_frame = self.net.chunk
-        clean = Stream(_at(data, other, clean_levels), clean_levels.repeat_interleave(per_frame, 1), condition)
-        noisy = Stream(_at(data, noise, levels), levels.repeat_interleave(per_frame, 1), condition)
+        clean = noisy_stream(data, other, clean_levels.repeat_interleave(per_frame, 1), condition)
+        noisy = noisy_stream(data, noise, levels.repeat_interleave(per_frame, 1), condition)
         near = self.net.with_reach((1,) * self.net.config.depth)
         return two_streams(near, clean, noisy, torch.ones_like(levels, dtype=torch.bool), valid, adapters)[0]
-
-
-def _at(data: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Windows [B, L * F, ...] with the noise of their chunks' levels [B, L]."""
-    each = levels.repeat_interleave(data.shape[1] // levels.shape[1], 1)
-    return corrupt(data.flatten(0, 1), noise.flatten(0, 1), each.flatten()).view_as(data)

@@ -134,7 +134,11 @@ def finish(
     """Write the model and `result.json`; the report."""
     args = run.args
     own = f"{command} {options_in_words(args)}"
-    told: dict[str, Any] = {"command": own, "commands": chain(own, args.data, (args.init, args.autoencoder, base)), "wmgym_version": __version__}
+    told: dict[str, Any] = {
+        "command": own,
+        "commands": chain(own, args.data, (args.init, args.autoencoder, base)),
+        "wmgym_version": __version__,
+    }
     told |= {"data": [str(d) for d in args.data], "frames": int(data.lengths.sum())}
     notes = {**told, **figures}
     path = args.out / f"{file}.safetensors"

@@ -22,14 +22,14 @@ from wmgym.diffusion.flow import Velocity
 from wmgym.kinematics import Kinematics
 from wmgym.memory.coverage import CoverageConfig
 from wmgym.nets.heads import MotionHead
-from wmgym.nets.two_streams import Stream, two_streams
+from wmgym.nets.two_streams import Stream, noisy_stream, two_streams
 from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
 from wmgym.systems.video import VideoConfig, build, preset
 from wmgym.train import reward
 from wmgym.train.distil_loss import Denoising
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers, random_latents
-from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch, noisy_stream, past_levels
+from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch, past_levels
 from wmgym.train.windows import WindowConfig, Windows, draw_windows
 from wmgym.train.world import train_world, trained_parts, with_total
 from wmgym.world_model import WorldModel

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from wmgym.core import Adapters, Condition
 from wmgym.data.latents import Latents
-from wmgym.diffusion.flow import corrupt, logit_normal, target_velocity
+from wmgym.diffusion.flow import logit_normal, target_velocity
 from wmgym.geometry import step_back, walk
 from wmgym.kinematics import Kinematics
-from wmgym.nets.two_streams import Stream, two_streams
+from wmgym.nets.two_streams import noisy_stream, two_streams
 from wmgym.nets.video_dit import VideoDiT
 from wmgym.train.windows import Windows
 
@@ -115,9 +115,3 @@ def past_levels(size: int, chunks: int, generator: torch.Generator, config: Vide
     levels = torch.where(fate < config.forced, uniform(size, chunks), levels)
     levels = torch.where((fate >= config.forced) & (fate < config.forced + config.drowned), torch.ones_like(levels), levels)
     return levels, (fate < 1 - config.absent).expand(size, chunks)
-
-
-def noisy_stream(latents: Tensor, noise: Tensor, levels: Tensor, condition: Condition) -> Stream:
-    """Latents [B, T, C, h, w] with noise at levels [B, T]."""
-    noisy = corrupt(latents.flatten(0, 1), noise.flatten(0, 1), levels.flatten()).view_as(latents)
-    return Stream(noisy, levels, condition)
