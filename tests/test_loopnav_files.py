@@ -14,6 +14,7 @@ from wmgym.agents.collect import CollectArgs, collect
 from wmgym.benchmarks.loopnav import Course, loop_of
 from wmgym.data import loopnav
 from wmgym.data.episode import RETURN, list_episodes, load_episode
+from wmgym.data.film import write_film
 from wmgym.experiments.loopnav import _from_films
 from wmgym.geometry import wrap_angle
 
@@ -85,7 +86,7 @@ def release(folder: Path, shift: int) -> tuple[Path, np.ndarray]:
     path = folder / "ABA" / "15" / "village_3" / "1700000000.json"
     frames = np.zeros((len(rows), 48, 64, 3), np.uint8)
     frames[..., 0] = np.linspace(0, 250, len(rows)).astype(np.uint8)[:, None, None]
-    loopnav.write_film(path.with_suffix(".avi"), frames)
+    write_film(path.with_suffix(".avi"), frames, loopnav.RATE, "MJPG")
     path.write_text(json.dumps(rows))
     return path, np.array(poses)
 

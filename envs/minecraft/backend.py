@@ -7,7 +7,7 @@ whole blocks along the same axes. A step is 4 game ticks at 20 Hz. Actions are i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -79,6 +79,14 @@ class DepthBackend(Backend, Protocol):
         ...
 
 
+class BuildBackend(Backend, Protocol):
+    """An engine in which blocks can be set."""
+
+    def build(self, blocks: Mapping[tuple[int, int, int], str]) -> None:
+        """Set cells (x, y, z) to blocks by name, or to "air"; the body stays where it is. ValueError if a cell or a name is unknown."""
+        ...
+
+
 class TickBackend(Backend, Protocol):
     """An engine that also takes a player's keys and camera, one game tick of 50 ms at a time."""
 
@@ -107,6 +115,7 @@ class Engine(NamedTuple):
     action_modes: tuple[str, ...] = ("discrete",)
     saves: bool = True  # whether `save` and `load` work
     depth: bool = False  # whether it is a DepthBackend
+    builds: bool = False  # whether it is a BuildBackend
 
 
 ACTION_MODES = ("discrete", "minerl")
@@ -117,7 +126,7 @@ _NODE = ("version", "view_distance", "heap", "timeout")
 _SERVER = ("host", "port", "username", "realtime", *_NODE)
 _JAVA = ("python", "family", "resolution", "timeout")
 BACKENDS = {
-    "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes", depth=True),
+    "voxel": Engine(f"{_VOXEL}:VoxelBackend", f"{_VOXEL}:VoxelLanes", depth=True, builds=True),
     "prismarine": Engine(f"{_PRISMARINE}:PrismarineBackend", f"{_PRISMARINE}:PrismarineLanes", ("world", *_NODE), ACTION_MODES),
     "server": Engine(f"{_PRISMARINE}:ServerBackend", f"{_PRISMARINE}:ServerLanes", _SERVER, ACTION_MODES, saves=False),
     "minerl": Engine(f"{_MINERL}:MineRLBackend", f"{_MINERL}:MineRLLanes", _JAVA, ACTION_MODES, saves=False),

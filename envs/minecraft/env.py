@@ -27,6 +27,7 @@ from wmgym.envs.checks import check_pose, check_render_mode, check_render_size, 
 from wmgym.envs.minecraft.backend import (
     KEYS,
     Backend,
+    BuildBackend,
     DepthBackend,
     Pose,
     TickBackend,
@@ -85,6 +86,8 @@ class MinecraftEnv(gym.Env):
             self.metadata = {**self.metadata, "render_fps": 20}
         if find_backend(backend).depth:
             self.metadata = {**self.metadata, "depth": depth_camera(cast(DepthBackend, self._engine))}
+        if find_backend(backend).builds:
+            self.metadata = {**self.metadata, "builds": True}
         self.field_of_view = self._engine.field_of_view
         self.observation_space = observation_space(task, self.size)
         self.action_space = action_space(action_mode)
@@ -193,6 +196,17 @@ class MinecraftEnv(gym.Env):
         """Which cells of the box from `low` to `high` (excluded) stop a body: [X, Y, Z], z up."""
         self._running()
         return self._engine.solid(low, high)
+
+    def build(self, blocks: Mapping[tuple[int, int, int], str]) -> None:
+        """Set cells (x, y, z) of the present world to blocks by name, such as "red", or to "air", until the next `reset`.
+
+        The next frame shows them. ValueError if a cell lies outside the world or where the body stands, or a name is unknown;
+        NotImplementedError where the engine cannot set blocks.
+        """
+        if not find_backend(self.backend).builds:
+            raise NotImplementedError(f"backend {self.backend!r} sets no blocks")
+        self._running()
+        cast(BuildBackend, self._engine).build(blocks)
 
     def get_action_meanings(self) -> list[str]:
         """What each action does, in words; in mode "minerl" the parts of an action."""

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from wmgym.data.episode import RETURN, Episode, Metadata, Segment
+from wmgym.data.film import read_film, write_film
 from wmgym.files import write_atomically
 from wmgym.geometry import wrap_angle
 from wmgym.settings.minecraft import HANDS
@@ -83,26 +84,6 @@ def read_trajectory(path: Path, size: int | None = None) -> Trajectory:
     camera = np.array([row["action"].get("camera") or (0, 0) for row in rows], np.float64)
     goals = np.array([[g["x"], -g["z"], g["y"]] if (g := row["goal"]) else [math.nan] * 3 for row in rows], np.float64)
     return Trajectory(frames[:count], poses, keys, camera, goals, dict(rows[0].get("extra_info") or {}))
-
-
-def read_film(path: Path, size: int | None = None) -> np.ndarray:
-    """All frames of a video, RGB uint8 [T, H, W, 3]."""
-    import cv2
-
-    film, frames = cv2.VideoCapture(str(path)), []
-    while True:
-        there, frame = film.read()
-        if not there:
-            break
-        if size is not None:
-            side = min(frame.shape[:2])
-            top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
-            frame = cv2.resize(frame[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
-        frames.append(frame[..., ::-1])
-    film.release()
-    if not frames:
-        raise ValueError(f"{path} holds no frames that can be read")
-    return np.stack(frames)
 
 
 def alignment(poses: np.ndarray, keys: np.ndarray, camera: np.ndarray) -> int:
@@ -211,23 +192,9 @@ def write_trajectory(episode: Episode, folder: Path, name: str) -> Path:
             }
         )
     path = place / f"{name}.json"
-    write_film(path.with_suffix(".avi"), episode.frames)
+    write_film(path.with_suffix(".avi"), episode.frames, RATE, "MJPG")
     write_atomically(path, json.dumps(rows).encode())
     return path
-
-
-def write_film(path: Path, frames: np.ndarray) -> None:
-    """RGB uint8 [T, H, W, 3] as MJPG."""
-    import cv2
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (frames.shape[2], frames.shape[1]))
-    if not film.isOpened():
-        raise OSError(f"{path} cannot be written: OpenCV has no MJPG writer here")
-    film.set(cv2.VIDEOWRITER_PROP_QUALITY, 95)
-    for frame in frames:
-        film.write(np.ascontiguousarray(frame[..., ::-1]))
-    film.release()
 
 
 # ---- parts ----

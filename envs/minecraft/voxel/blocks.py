@@ -78,6 +78,11 @@ FACES: dict[str, tuple] = {
     "pumpkin": (("stripes", (222, 126, 26)), ("rings", (206, 120, 30)), ("rings", (206, 120, 30))),
     "books": (("books", (176, 140, 86)), ("planks", (176, 140, 86)), ("planks", (176, 140, 86))),
     "bedrock": (("cobble", (70, 70, 74)),),
+    # colours that no generated world has, for landmarks that `MinecraftEnv.build` adds
+    "pink": (("wool", (255, 120, 150)),),
+    "turquoise": (("wool", (60, 240, 190)),),
+    "maroon": (("wool", (110, 10, 40)),),
+    "navy": (("wool", (20, 24, 90)),),
 }
 
 NAMES = tuple(FACES)

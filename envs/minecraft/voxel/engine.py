@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,6 +15,7 @@ from wmgym.envs.checks import check_pose
 from wmgym.envs.minecraft.backend import Pose
 from wmgym.envs.minecraft.voxel import physics, render
 from wmgym.envs.minecraft.voxel.blocks import AIR, WATER
+from wmgym.envs.minecraft.voxel.edit import edited, numbered
 from wmgym.envs.minecraft.voxel.textures import atlas
 from wmgym.envs.minecraft.voxel.world import DEPTH, WIDTH, VoxelWorld, generate
 
@@ -28,6 +29,14 @@ def world_of(seed: int) -> VoxelWorld:
     if world is None:
         world = _in_use[seed] = generate(seed)
     return world
+
+
+def _edited(seed: int, built: Mapping[str, int]) -> VoxelWorld:
+    cells = {}
+    for cell, number in built.items():
+        x, y, z = map(int, cell.split())
+        cells[x, y, z] = number
+    return edited(world_of(seed), cells)
 
 
 def start_of(world: VoxelWorld, seed: int) -> Pose:
@@ -74,11 +83,12 @@ class VoxelBackend:
         self._seed = -1
         self._world: VoxelWorld | None = None
         self._body = np.zeros(7) if body is None else body
+        self._built: dict[str, int] = {}  # "x y z" -> block or 0: what `build` has set in the world of the seed
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
         world = world_of(seed)
         pose = start_of(world, seed) if start is None else check_start(world, start)
-        self._seed, self._world = seed, world
+        self._seed, self._world, self._built = seed, world, {}
         self._body[:] = physics.body_at(pose)
         return pose_of(self._body)
 
@@ -105,14 +115,24 @@ class VoxelBackend:
             box[tuple(slice(a, b) for a, b in zip(first - low, last - low))] = (cells < AIR) & (cells != WATER)
         return box
 
+    def build(self, blocks: Mapping[tuple[int, int, int], str]) -> None:
+        present = self.world
+        built = self._built | {" ".join(map(str, cell)): number for cell, number in numbered(present, blocks).items()}
+        world = _edited(self._seed, built)
+        if physics.blocked(world.grid, *(float(v) for v in self._body[:3])):
+            raise ValueError(f"a block cannot be set where the body stands, at {tuple(float(v) for v in self._body[:3])}")
+        self._world, self._built = world, built
+
     def reachable(self, x: float, y: float) -> bool:
         return 0 <= x < WIDTH and 0 <= y < WIDTH and bool(self.world.walkable[int(x), int(y)])
 
     def save(self) -> dict[str, Any]:
-        return {"seed": self._seed, "body": self._body.copy()}
+        state = {"seed": self._seed, "body": self._body.copy()}
+        return {**state, "built": dict(self._built)} if self._built else state
 
     def load(self, state: dict[str, Any]) -> Pose:
-        self._seed, self._world = state["seed"], world_of(state["seed"])
+        self._seed, self._built = state["seed"], dict(state.get("built", {}))
+        self._world = _edited(self._seed, self._built) if self._built else world_of(self._seed)
         self._body[:] = state["body"]
         return pose_of(self._body)
 
