@@ -6,6 +6,7 @@
     path-pan-D        a turn of D degrees and back; two turns onwards from 360 degrees
     path-wander-N     N chunks, each straight on or a turn, chosen at random where nothing blocks, then the same way back
     path-stroll-N     N such chunks without a way back
+    path-mirror-D     a turn of D degrees and the same turn back, for any D: the way out mirrored
 
 A chunk is 4 steps, whatever a model's chunk is, so all systems walk the same paths. "The same way back" is the reverse of the way out,
 frame by frame, if the setting has an action that steps back (Minecraft); otherwise the walker turns about and walks (Memory Maze). Before
@@ -33,7 +34,7 @@ from wmgym.settings import TABLE
 
 CHUNK = 4  # steps
 OPENING = 16  # frames observed before the path
-KINDS = ("aba-N", "ababa-N", "polygon-K-N", "pan-D", "wander-N", "stroll-N")
+KINDS = ("aba-N", "ababa-N", "polygon-K-N", "pan-D", "wander-N", "stroll-N", "mirror-D")
 PATH = "path"  # the segment in which the path is walked
 HEADINGS = 24  # tried before a start is given up
 
@@ -101,7 +102,7 @@ def path_program(name: str, setting: str) -> Callable[[Walker], Moves]:
     motions = motions_of(setting)
     kind, *numbers = re.split(r"-", name)
     sizes = [int(n) for n in numbers if re.fullmatch(r"[1-9]\d*", n)]
-    wanted = {"aba": 1, "ababa": 1, "polygon": 2, "pan": 1, "wander": 1, "stroll": 1}.get(kind)
+    wanted = {"aba": 1, "ababa": 1, "polygon": 2, "pan": 1, "wander": 1, "stroll": 1, "mirror": 1}.get(kind)
     if wanted is None or len(sizes) != len(numbers) or len(sizes) != wanted or (kind == "polygon" and sizes[0] < 3):
         raise ValueError(f"unknown path {name!r}; known: {', '.join(KINDS)}, with N chunks, K >= 3 legs and D degrees")
 
@@ -119,6 +120,10 @@ def path_program(name: str, setting: str) -> Callable[[Walker], Moves]:
             out = motions.turns(math.radians(sizes[0]))
             yield from _opening(walker, motions, [])
             yield from _walk(walker, out * 2 if sizes[0] >= 360 else out + motions.reverse(out))
+        elif kind == "mirror":
+            out = motions.turns(math.radians(sizes[0]))
+            yield from _opening(walker, motions, [])
+            yield from _walk(walker, out + motions.reverse(out))
         else:
             yield from _opening(walker, motions, [motions.forward] * CHUNK, closes=False)
             way = yield from _wander(walker, motions, sizes[0])
@@ -146,9 +151,13 @@ def _opening(walker: Walker, motions: Motions, way: Sequence[int], *, closes: bo
         yield motions.left
     else:
         raise WalkFailed("the path is blocked in all directions")
+    yield from look_aside(motions)
+
+
+def look_aside(motions: Motions) -> list[int]:
+    """Look to both sides, back to the heading, and wait: with the first frame, OPENING frames."""
     aside = min(3, (OPENING - 1) // 4)
-    yield from [motions.left] * aside + [motions.right] * 2 * aside + [motions.left] * aside
-    yield from [0] * (OPENING - 1 - 4 * aside)
+    return [motions.left] * aside + [motions.right] * 2 * aside + [motions.left] * aside + [0] * (OPENING - 1 - 4 * aside)
 
 
 def _wander(walker: Walker, motions: Motions, chunks: int) -> Any:

@@ -121,7 +121,7 @@ def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
     model = world_of(modes[0])
     free = {"modes", "device", "lanes", "out", "checkpoint"}  # change no finished cell
     open_run_folder(out, {**asdict(args), **made_with(model), "measures": cell_files.MEASURES}, free, {**OLDER, "iterations": 1})
-    paths = _episodes(args, model, progress)
+    paths = find_episodes(args, model, progress)
     more = {"more": replay.tile_scores} if model.provenance.setting == "memory_cards" else {}
     block = args.steps if args.iterations > 1 else None
     how = cell_files.Settings(args.seed, args.lanes, lpips_available(), partial(encoded, model), block, **more)
@@ -170,7 +170,8 @@ def _rewards(model: WorldModel, paths: Sequence[Path]) -> dict[str, Any]:
 # -- where episodes come from -----------------------------------------------------------------------------------------------------------
 
 
-def _episodes(args: ReplayArgs, model: WorldModel, progress: bool) -> list[Path]:
+def find_episodes(args: ReplayArgs, model: WorldModel, progress: bool) -> list[Path]:
+    """The episodes of the windows, from `args.data` or collected."""
     frames = args.context + args.steps * args.iterations
     folder = args.data or _collected(args, model, frames, progress)
     paths = replay.find_windows(folder, args.windows, frames)

@@ -24,8 +24,9 @@ from wmgym.benchmarks import loopmem
 from wmgym.benchmarks.loopmem import Tolerance
 from wmgym.benchmarks.revisit import first_seen, last_seen
 from wmgym.benchmarks.rollout import Walk
-from wmgym.experiments import loopmem as program
-from wmgym.experiments.loopmem import LoopMemArgs, evaluate, parse_world
+from wmgym.experiments.loopmem import LoopMemArgs, evaluate
+from wmgym.experiments.support import rows
+from wmgym.experiments.support.rows import parse_world
 from wmgym.metrics import clip
 
 MOVES = settings.get("minecraft").kinematics
@@ -238,13 +239,13 @@ def test_the_program_makes_its_table_and_resumes(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out" / "strips.png").exists() and "| aba-1 | frozen |" in (tmp_path / "out" / "table.md").read_text()
     (tmp_path / "out" / "cells" / "pan-90-untrained.json").unlink()
     dreamt: list[int] = []
-    real = program.dream_legs
+    real = rows.dream_legs
 
     def counted(world: Any, walks: Any, *rest: Any) -> Any:
         dreamt.append(len(walks))
         return real(world, walks, *rest)
 
-    monkeypatch.setattr(program, "dream_legs", counted)
+    monkeypatch.setattr(rows, "dream_legs", counted)
     again = evaluate(replace(args, lanes=1), progress=False)
     assert dreamt == [2]  # only the cell that was missing
     assert json.loads(json.dumps(again["differences"])) == json.loads(json.dumps(report["differences"]))

@@ -28,13 +28,13 @@ import torch
 
 from wmgym.benchmarks.revisit import first_seen
 from wmgym.benchmarks.rollout import Walk
-from wmgym.benchmarks.tables import columns, markdown_rows
+from wmgym.benchmarks.tables import columns, difference_columns, markdown_rows, score_columns
 from wmgym.data.episode import Episode
 from wmgym.geometry import walk as walk_along
 from wmgym.geometry import wrap_angle
 from wmgym.kinematics import Kinematics
 from wmgym.metrics.image import cosine, judge
-from wmgym.metrics.statistics import bootstrap_interval, paired_difference
+from wmgym.metrics.statistics import bootstrap_interval
 
 OPENING = 16  # frames observed
 LAG = 4  # steps between the frames of `scene_drift`
@@ -105,6 +105,13 @@ def motion(frames: np.ndarray) -> np.ndarray:
     return np.abs(frames[1:].astype(np.int16) - frames[:-1]).mean((1, 2, 3))
 
 
+def motions(leg: np.ndarray, walk: Walk) -> dict[str, float]:
+    """Mean motion of a row's leg and of the true one, from the last observed frame on."""
+    start = walk.frames[walk.split - 1 : walk.split]
+    films = {"motion": leg, "truth_motion": walk.frames[walk.split :]}
+    return {name: float(motion(np.concatenate([start, film])).mean()) for name, film in films.items()}
+
+
 def score(shown: np.ndarray, walk: Walk, pairs: np.ndarray, features: Mapping[str, Features]) -> dict[str, Any]:
     """Scores of a film [T, H, W, 3] of a walk, whose first frames are the opening. features: "" (for `pac`), and "clip" if there is one."""
     described = {name: of(shown) for name, of in features.items()}
@@ -143,25 +150,19 @@ def summarise(paths: Mapping[str, Rows], comparisons: Sequence[tuple[str, str]])
     for path, rows in paths.items():
         for name, walks in rows.items():
             line: dict[str, Any] = {"path": path, "row": name, "walks": len(walks), "frames": walks[0]["leg"]}
-            for metric in SCORES:
-                if all(metric in walk for walk in walks):
-                    line |= columns(metric, bootstrap_interval([walk[metric] for walk in walks]))
-            table.append(line | _motion(walks))
+            table.append(line | score_columns(walks, SCORES) | motion_columns(walks))
             for multiple in MULTIPLES[1:]:
                 if all(len(walk["horizons"]["temp_ssim"]) >= multiple for walk in walks):
                     coherence.append({"path": path, "row": name, "horizons": multiple, **_at(walks, multiple)})
         for a, b in comparisons:
             if a in rows and b in rows:
                 line = {"path": path, "difference": f"{a} - {b}"}
-                for metric in COMPARED:
-                    if all(metric in walk for name in (a, b) for walk in rows[name]):
-                        here, there = ([walk[metric] for walk in rows[name]] for name in (a, b))
-                        line |= columns(metric, paired_difference(here, there))
-                differences.append(line)
+                differences.append(line | difference_columns(rows[a], rows[b], COMPARED))
     return {"scores": table, "differences": differences, "coherence": coherence}
 
 
-def _motion(walks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def motion_columns(walks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of the truth's motion, and whether that is enough for the row to be valid."""
     share = float(np.mean([walk["motion"] for walk in walks]) / max(np.mean([walk["truth_motion"] for walk in walks]), 1e-9))
     return {"motion": f"{share:.2f}", "valid": "yes" if share >= STILL else "no: stands still"}
 
@@ -172,7 +173,7 @@ def _at(walks: Sequence[Mapping[str, Any]], multiple: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("temp_ssim", "scene_drift", "error"):
         found |= columns("psnr" if name == "error" else name, bootstrap_interval([row[name] for row in last]))
-    return found | _motion(last)
+    return found | motion_columns(last)
 
 
 def markdown(summary: Mapping[str, Any], features: str) -> str:

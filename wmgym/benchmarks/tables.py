@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -153,6 +153,27 @@ def curve(rows: Sequence[Row], metric: str, share: float = 0.5) -> np.ndarray:
 def columns(name: str, interval: Interval) -> dict[str, float]:
     """A mean and the bounds of its interval as three columns: NAME, NAME_low, NAME_high."""
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def score_columns(walks: Sequence[Row], metrics: Sequence[str], clusters: Sequence[Hashable] | None = None) -> dict[str, float]:
+    """Means with bootstrap intervals of the metrics that all walks have."""
+    line: dict[str, float] = {}
+    for metric in metrics:
+        if all(metric in walk for walk in walks):
+            line |= columns(metric, bootstrap_interval([walk[metric] for walk in walks], clusters=clusters))
+    return line
+
+
+def difference_columns(
+    first: Sequence[Row], second: Sequence[Row], metrics: Sequence[str], clusters: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """Paired differences over the same walks, of the metrics that all of them have."""
+    line: dict[str, float] = {}
+    for metric in metrics:
+        if all(metric in walk for walk in (*first, *second)):
+            a, b = ([walk[metric] for walk in walks] for walks in (first, second))
+            line |= columns(metric, paired_difference(a, b, clusters=clusters))
+    return line
 
 
 # -- markdown ---------------------------------------------------------------------------------------------------------------------------
