@@ -49,6 +49,7 @@ COMMANDS = (
     Command("eval loopnav", "wmgym.experiments.loopnav:LoopNavArgs:evaluate", "walk loops, dream the way back, compare with the truth"),
     Command("eval replay", "wmgym.experiments.replay:ReplayArgs:evaluate", "dream the next frames of episodes, compare with the truth"),
     Command("eval loopmem", "wmgym.experiments.loopmem:LoopMemArgs:evaluate", "dream along closed paths, compare views of the same place"),
+    Command("eval revisit", "wmgym.experiments.revisit:RevisitArgs:evaluate", "leave a view and return: mirrored turns, landmarks, judges"),
     Command("eval maze-returns", "wmgym.experiments.maze_returns:ReturnsArgs:evaluate", "returns of walkers in Memory Maze and of humans"),
     Command("eval recon", "wmgym.experiments.recon:ReconArgs:evaluate", "plan on recorded drives of RECON: ATE, RPE, frames far ahead"),
     Command("eval twin", "wmgym.experiments.twin:TwinArgs:evaluate", "compare a dream with its ground truth along the same actions"),
