@@ -77,7 +77,7 @@ def find_rows(worlds: Sequence[str], args: DreamArgs) -> list[Row]:
 def untrained_row(args: DreamArgs, world: str, row: Row, seed: int) -> Row:
     """The row `untrained`: the network of `row`, which belongs to `world`, with fresh weights."""
     system, name, _ = parse_world(world)
-    make = partial(untrained, name=name, seed=seed, system=system or args.system)
+    make = partial(untrained, name=name, seed=seed, system=system or args.system, memory_budget=args.memory_budget)
     return Row(UNTRAINED, row.system, row.memory, cache(lambda: make(row.world())))
 
 
