@@ -18,6 +18,7 @@ import pytest
 from mazes import needs_maze
 from tiny import tiny_checkpoint
 
+import wmgym
 from wmgym import cli, settings
 from wmgym.agents import scenes
 from wmgym.agents.collect import record
@@ -72,6 +73,17 @@ def test_a_block_is_seen_felt_saved_and_gone_after_reset(world: gym.Env) -> None
     ):
         with pytest.raises(ValueError, match=words):
             env.build(blocks)
+    np.testing.assert_array_equal(env.render(), built)
+
+
+def test_a_world_that_was_built_in_is_saved_to_a_file(world: gym.Env, tmp_path: Path) -> None:
+    env: Any = world.unwrapped
+    x, y, z = (math.floor(v) for v in world.reset(seed=FIRST)[1]["pose"][:3])
+    env.build({(x + 2, y, z + 1): "pink", (x, y + 2, z): "navy"})
+    built = env.render()
+    wmgym.save_state_file(env.save_state(), tmp_path / "built.safetensors")
+    world.reset(seed=FIRST + 1)
+    env.load_state(wmgym.load_state_file(tmp_path / "built.safetensors", world))
     np.testing.assert_array_equal(env.render(), built)
 
 

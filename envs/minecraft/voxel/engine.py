@@ -34,7 +34,7 @@ def world_of(seed: int) -> VoxelWorld:
 def _edited(seed: int, built: Mapping[str, int]) -> VoxelWorld:
     cells = {}
     for cell, number in built.items():
-        x, y, z = map(int, cell.split())
+        x, y, z = map(int, cell.split(","))
         cells[x, y, z] = number
     return edited(world_of(seed), cells)
 
@@ -83,7 +83,7 @@ class VoxelBackend:
         self._seed = -1
         self._world: VoxelWorld | None = None
         self._body = np.zeros(7) if body is None else body
-        self._built: dict[str, int] = {}  # "x y z" -> block or 0: what `build` has set in the world of the seed
+        self._built: dict[str, int] = {}  # "x,y,z" -> block or 0: what `build` has set in the world of the seed
 
     def reset(self, seed: int, start: Pose | None) -> Pose:
         world = world_of(seed)
@@ -117,7 +117,7 @@ class VoxelBackend:
 
     def build(self, blocks: Mapping[tuple[int, int, int], str]) -> None:
         present = self.world
-        built = self._built | {" ".join(map(str, cell)): number for cell, number in numbered(present, blocks).items()}
+        built = self._built | {",".join(map(str, cell)): number for cell, number in numbered(present, blocks).items()}
         world = _edited(self._seed, built)
         if physics.blocked(world.grid, *(float(v) for v in self._body[:3])):
             raise ValueError(f"a block cannot be set where the body stands, at {tuple(float(v) for v in self._body[:3])}")
@@ -127,11 +127,14 @@ class VoxelBackend:
         return 0 <= x < WIDTH and 0 <= y < WIDTH and bool(self.world.walkable[int(x), int(y)])
 
     def save(self) -> dict[str, Any]:
-        state = {"seed": self._seed, "body": self._body.copy()}
-        return {**state, "built": dict(self._built)} if self._built else state
+        built = " ".join(f"{cell}:{number}" for cell, number in self._built.items())  # one entry, so that all states are alike
+        return {"seed": self._seed, "body": self._body.copy(), "built": built}
 
     def load(self, state: dict[str, Any]) -> Pose:
-        self._seed, self._built = state["seed"], dict(state.get("built", {}))
+        self._seed, self._built = state["seed"], {}
+        for entry in state.get("built", "").split():
+            cell, _, number = entry.partition(":")
+            self._built[cell] = int(number)
         self._world = _edited(self._seed, self._built) if self._built else world_of(self._seed)
         self._body[:] = state["body"]
         return pose_of(self._body)
