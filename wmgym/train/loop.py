@@ -54,7 +54,7 @@ class Draw:
     torch: torch.Generator
 
 
-TIMED_STEPS = 2  # before the duration is estimated
+TIMED_STEPS = 3  # before the duration is estimated, by the shortest of them: the first may compile, and some do more than others
 
 # parts of a step, as torch's profiler shows them; the functions that compute losses mark the first two by `record_function`
 DRAWING, FORWARD, BACKWARD, OPTIMISER = PHASES = ("drawing batches", "forward pass", "backward pass", "optimiser step")
@@ -144,15 +144,20 @@ def fit(
     step = _restore(state_file, module, average, optimisers) if state_file.exists() else 0
     monitor = LossMonitor()
     began, first = time.perf_counter(), step
+    clock, shortest = began, math.inf
     with Progress(total=config.steps, initial=step, desc=name, unit="step", disable=not progress, mininterval=5) as bar:
         while step < config.steps:
             losses, batch = trainer.step(step)
             monitor.update(step, losses)
             step += 1
             bar.update()
-            if step == first + TIMED_STEPS and progress:
-                seconds = (time.perf_counter() - began) / TIMED_STEPS
-                bar.write(estimate(name, config.steps - step, seconds, torch.device(device)), file=sys.stderr)
+            if progress and step <= first + TIMED_STEPS:
+                if torch.device(device).type == "cuda":
+                    torch.cuda.synchronize(device)
+                clock, last = time.perf_counter(), clock
+                shortest = min(shortest, clock - last)
+                if step == first + TIMED_STEPS:
+                    bar.write(estimate(name, config.steps - step, shortest, torch.device(device)), file=sys.stderr)
             saves = step % config.save_every == 0 or step == config.steps
             if (monitor.checks_every_step or saves or step % config.log_every == 0) and (bad := monitor.first_bad()) is not None:
                 _refuse(out, name, state_file, bad, batch if bad[0] == step - 1 else step_losses(draw(config.seed, bad[0], device))[1])
