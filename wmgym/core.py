@@ -150,6 +150,7 @@ class ContextFrames:
     poses: Tensor  # float32 [B, n, 5]: absolute
     times: Tensor  # int64 [B, n]
     level: int = 0
+    gains: Tensor | None = None  # [B, n]: factors on the values of a frame's tokens; None: 1
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ class Context:
     adapters: Adapters | None = None
     state: Any = None  # recurrent state, batch first
     retrieval: Retrieval | None = None
+    routing: int | None = None  # past frames that each query reads, those most similar to it (`nets/routing.py`); None: all
     role: Any = None  # for a network that combines several: which of them reads this context, and with which weight
 
 

@@ -67,6 +67,41 @@ def view_direction(pose: Tensor) -> Tensor:
     return torch.stack([pitch.cos() * yaw.cos(), pitch.cos() * yaw.sin(), pitch.sin()], -1)
 
 
+def view_axes(pose: Tensor) -> Tensor:
+    """Directions of the camera's forward, left and up in the world, as the columns of a rotation: [..., 5] -> [..., 3, 3]."""
+    yaw, pitch = pose[..., 3], pose[..., 4]
+    nothing = torch.zeros_like(yaw)
+    forward = view_direction(pose)
+    left = torch.stack([-yaw.sin(), yaw.cos(), nothing], -1)
+    up = torch.stack([-pitch.sin() * yaw.cos(), -pitch.sin() * yaw.sin(), pitch.cos()], -1)
+    return torch.stack([forward, left, up], -1)
+
+
+def relative_camera(pose: Tensor, reference: Tensor) -> Tensor:
+    """Translation (3) and rotation (9, row by row) of `pose` [..., 5] in the camera's axes at `reference`: [..., 12]. Broadcasts.
+
+    Echo-Memory's relative RT. At the reference itself it is (0, 0, 0) and the identity.
+    """
+    pose, reference = torch.broadcast_tensors(pose, reference)
+    own = view_axes(reference)
+    moved = in_axes(pose[..., :3] - reference[..., :3], own)
+    turned = in_axes(view_axes(pose).transpose(-1, -2), own[..., None, :, :])  # rows: the axes of `pose`
+    return torch.cat([moved, turned.transpose(-1, -2).flatten(-2)], -1)
+
+
+def in_axes(vectors: Tensor, axes: Tensor) -> Tensor:
+    """Components of vectors [..., 3] along the columns of axes [..., 3, 3]. Broadcasts.
+
+    A sum rather than a matrix product, which autocast would round to bfloat16.
+    """
+    return (vectors[..., :, None] * axes).sum(-2)
+
+
+def from_axes(components: Tensor, axes: Tensor) -> Tensor:
+    """The vectors [..., 3] with these components [..., 3] along the columns of axes [..., 3, 3]: the inverse of `in_axes`."""
+    return (components[..., None, :] * axes).sum(-1)
+
+
 def token_rays(relative: Tensor, pitch: Tensor, height: int, width: int, field_of_view: float, aspect: float = 1.0) -> Tensor:
     """View rays of the tokens of frames, in the yaw frame of a reference pose.
 

@@ -53,10 +53,7 @@ class TrajectoryMemory:
 
     def blank(self, device: torch.device | str = "cpu") -> FramePayload:
         """A payload of one frame, all zeros."""
-        latents = torch.zeros(1, *self.latent_shape, device=device, dtype=self.dtype)
-        kind = torch.float32 if self.action_size else torch.int64
-        actions = latents.new_zeros(1, *([self.action_size] if self.action_size else []), dtype=kind)
-        return FramePayload(latents, actions, latents.new_zeros(1, 5, dtype=torch.float32), latents.new_zeros(1, dtype=torch.bool))
+        return blank_frame(self.latent_shape, self.action_size, self.dtype, device)
 
     def write(self, memory: Bank, seen: Seen) -> Bank:
         return banks.write(memory, seen.payload, seen.poses, seen.times, seen.valid)
@@ -87,6 +84,14 @@ class TrajectoryMemory:
         if self.retrieval.method == "coverage":
             return choose_views(query.poses, past, times, allowed, n, self.coverage)
         return choose(log_score(query.poses[:, 0], past, self.retrieval), times, allowed, n, self.retrieval.suppression)
+
+
+def blank_frame(latent_shape: tuple[int, int, int], action_size: int, dtype: torch.dtype, device: torch.device | str) -> FramePayload:
+    """A payload of one frame [1, ...], all zeros. action_size: length of a continuous action; 0: discrete actions."""
+    latents = torch.zeros(1, *latent_shape, device=device, dtype=dtype)
+    kind = torch.float32 if action_size else torch.int64
+    actions = latents.new_zeros(1, *([action_size] if action_size else []), dtype=kind)
+    return FramePayload(latents, actions, latents.new_zeros(1, 5, dtype=torch.float32), latents.new_zeros(1, dtype=torch.bool))
 
 
 def context_frames(memory: Bank, slots: Tensor, valid: Tensor, reference: Tensor, now: Tensor, level: int) -> ContextFrames:

@@ -47,8 +47,9 @@ class Mlp(nn.Sequential):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention over [B, tokens, heads, d] tensors; mask bool [B, keys] marks the keys that exist. Returns [B, tokens, heads * d]."""
-    if mask is not None:
+    """Attention over [B, tokens, heads, d] tensors; mask bool marks the keys that exist: [B, keys], or [B, heads, tokens, keys]. Returns
+    [B, tokens, heads * d]."""
+    if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

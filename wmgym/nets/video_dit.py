@@ -33,6 +33,7 @@ from wmgym.nets.lora import linear
 from wmgym.nets.merge import merge
 from wmgym.nets.phases import PhaseConfig, place_phases, pose_phases, share_pairs
 from wmgym.nets.rope import rotate
+from wmgym.nets.routing import routed
 
 RAY_OCTAVES, EYE_OCTAVES = 4, 4
 
@@ -118,6 +119,7 @@ class FrameInputs:
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, rotated q, k, v [B, T * N, heads, d] -> [B, T * N, D]
+After = Callable[[int, Tensor], Tensor]  # layer, tokens after it [B, T, N, D] -> what the next layer gets
 
 
 class Block(nn.Module):
@@ -147,10 +149,12 @@ class VideoBound:
     inputs: FrameInputs
     past: tuple[tuple[Tensor, Tensor], ...]  # per layer: rotated keys and values [B, M, heads, d]; empty without a past
     masks: tuple[Tensor | None, ...]  # per layer: bool [B, M + F * N], keys that exist and are in reach; None: all of them
+    after: After | None = None  # read-outs of a memory between the blocks
+    routing: int | None = None  # past frames that each query reads (`nets/routing.py`); None: all
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
         """Noisy latents [B, F, C, h, w] and noise levels [B] in [0, 1] -> velocity, of x's shape."""
-        return self.net.run(x, level[:, None].expand(-1, x.shape[1]), self.inputs, self._attend, self.adapters)[0]
+        return self.net.run(x, level[:, None].expand(-1, x.shape[1]), self.inputs, self._attend, self.adapters, after=self.after)[0]
 
     def trace(self, latents: Tensor, poses: Tensor) -> Trace:
         """Unrotated keys and values of a clean pass over latents [B, F, C, h, w] at poses [B, F, 5]."""
@@ -160,9 +164,12 @@ class VideoBound:
         return Trace(net.run(latents, level, inputs, self._attend, self.adapters, collect=True)[1])
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self.masks[layer] if self.masks else None
         if self.past:
+            if self.routing is not None:
+                mask = routed(q, self.past[layer][0], mask, self.net.config.tokens, self.routing)
             k, v = torch.cat([self.past[layer][0], k], 1), torch.cat([self.past[layer][1], v], 1)
-        return attend(q, k, v, self.masks[layer] if self.masks else None)
+        return attend(q, k, v, mask)
 
     def without_past(self) -> VideoBound:
         """The same, reading nothing of the past."""
@@ -275,7 +282,15 @@ class VideoDiT(nn.Module):
     # -- passes -----------------------------------------------------------------------------------------------------------------
 
     def run(
-        self, x: Tensor, level: Tensor, inputs: FrameInputs, attention: Attend, adapters: Adapters | None = None, *, collect: bool = False
+        self,
+        x: Tensor,
+        level: Tensor,
+        inputs: FrameInputs,
+        attention: Attend,
+        adapters: Adapters | None = None,
+        *,
+        collect: bool = False,
+        after: After | None = None,
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
         """Latents [B, T, C, h, w] at levels [B, T] -> velocity, and if `collect` each block's unrotated keys and values."""
         dtype, (frames, count) = self.position.dtype, (x.shape[1], self.config.tokens)
@@ -303,6 +318,7 @@ class VideoDiT(nn.Module):
             h = h + gate1 * linear(block.out, gathered, adapters, f"blocks.{i}.out").unflatten(1, (frames, count))
             y = linear(block.mlp_in, modulate(block.norm2(h), shift2, scale2), adapters, f"blocks.{i}.mlp_in")
             h = h + gate2 * linear(block.mlp_out, F.gelu(y, approximate="tanh"), adapters, f"blocks.{i}.mlp_out")
+            h = h if after is None else after(i, h)
         shift, scale = linear(self.final_modulation, c, adapters, "final_modulation")[:, :, None].chunk(2, -1)
         out = linear(self.final, modulate(self.final_norm(h), shift, scale), adapters, "final")
         return _unpatchify(out, self.config).to(x.dtype), tuple(seen)
