@@ -4,6 +4,7 @@ milliseconds per update of adapters."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from wmgym.experiments.support.judged import system_of
 from wmgym.experiments.support.report import check_positive, write_tables
 from wmgym.progress import Progress
 from wmgym.registration import SYSTEMS, default_checkpoint, row_of
+from wmgym.world_model import WorldModel
 
 SETTING = "minecraft"  # whose weights are timed by default
 ENGINES = {"voxel": "wmgym.envs.minecraft.bench", "prismarine": "wmgym.envs.minecraft.prismarine.bench"}  # time an engine alone
@@ -131,7 +133,7 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
     name = args.checkpoint or (default if default in checkpoints.bundled() else None)
     with nullcontext() if name else tempfile.TemporaryDirectory() as folder:
         path = name or str(_random_weights(Path(str(folder)), args.system, args.size))
-        steps, parts, cache = [], [], []
+        steps, parts, cache, context = [], [], [], list[dict[str, Any]]()
         with Progress(total=len(args.dtypes) * (len(args.lanes) + 2), disable=not progress, unit="table") as bar:
             for dtype in args.dtypes:
                 load = partial(checkpoints.load_world, path, system=args.system, device=args.device, dtype=dtype)
@@ -140,6 +142,7 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
                 for lanes in args.lanes:
                     steps += [{"dtype": dtype, **row} for row in speed.step_times(worlds, lanes, args.seconds)]
                     bar.update()
+                context = context or [{"world": mode, **row} for mode, row in _context_costs(worlds).items()]
                 mode, world = list(worlds.items())[-1]
                 for lanes in (min(args.lanes), max(args.lanes)):
                     parts.append({"dtype": dtype, "world": mode, "lanes": lanes, **speed.shares(world, lanes, args.seconds)})
@@ -153,10 +156,17 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "denoise_steps": world.settings.sampler.denoise_steps,
         "steps": steps,
+        **({"context": context} if context else {}),
         "share_of_a_step": parts,
         "context_cached_or_recomputed": cache,
     }
     return _finish(args, report)
+
+
+def _context_costs(worlds: Mapping[str, WorldModel]) -> dict[str, dict[str, Any]]:
+    """What each memory stores and shows the network, for systems that count it."""
+    cost = system_of(next(iter(worlds.values()))).context_cost
+    return {} if cost is None else {mode: cost(world) for mode, world in worlds.items()}
 
 
 def _random_weights(folder: Path, name: str | None, size: str) -> Path:

@@ -127,6 +127,12 @@ def test_kinds_of_kernels_and_phases_are_told_by_name_and_time() -> None:
     assert training.shares(parts, lambda part: training.kind_of(part.name), training.KERNELS)["matrix products"] == 0.75
 
 
+def test_a_report_on_a_model_says_what_its_memories_show(tmp_path: Path) -> None:
+    options = {"lanes": (1,), "dtypes": ("float32",), "denoise_steps": (1,), "seconds": 0.01, "device": "cpu"}
+    report = bench_model(ModelArgs(tiny_checkpoint(tmp_path), modes=("none", "worldpack"), **options), progress=False)
+    assert [(row["world"], row["frames"]) for row in report["context"]] == [("none", 4), ("worldpack", 19)]
+
+
 def test_truths_are_timed() -> None:
     found = speed.truth_times("block_world:BlockTest-v0", 0.05)
     assert found["frames_per_second"] > 0 and found["new_world_seconds"] > 0

@@ -32,6 +32,7 @@ SYSTEMS = {
     "video": SystemRow("wmgym.systems.video", "fit the causal video network of WorldTrace, CoME and Echo-Memory to stored episodes"),
     "worldtrace": SystemRow("wmgym.systems.worldtrace"),
     "come": SystemRow("wmgym.systems.come", "fit an expert of CoME to stored episodes, on the weights of a video network"),
+    "echo": SystemRow("wmgym.systems.echo", "fine-tune a video checkpoint for one of Echo-Memory's memory families"),
 }
 
 
@@ -83,6 +84,8 @@ DREAMS = (
     dream("CoME", "memory_maze", None, "ltm", "come"),
     dream("CoME", "memory_cards", None, "ltm", "come"),
     dream("CoME", "recon", None, "ltm", "come"),
+    dream("Echo", "minecraft", None, "block_wise", "echo"),
+    dream("Echo", "memory_maze", None, "block_wise", "echo"),
 )
 
 TABLE = (
