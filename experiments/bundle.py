@@ -7,7 +7,8 @@ With `--openings`, the first frames of some of these episodes become the clips o
 poses, and the seed with which the ground truth starts, so that a twin can walk them. Replace a bundled file only with one that measures
 better by more than the interval.
 
-A model is refused unless its notes hold all commands that lead to it (`wmgym.train.provenance`), from the collection of its episodes on.
+A model is refused unless its notes hold all commands that lead to it (`wmgym.train.provenance`), from the collection of its episodes on, or
+from another bundled checkpoint, which the card names with its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tyro
 from wmgym import settings
 from wmgym.agents.collect import parse_walkers, setting_of
 from wmgym.benchmarks.loopnav import courses
-from wmgym.checkpoint import BUNDLED, load, save
+from wmgym.checkpoint import BUNDLED, bundled, load, read, resolve, save
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.experiments.support.report import check_positive
 from wmgym.openings import Opening, write_clips
@@ -78,11 +79,16 @@ def commands_of(args: Args, notes: dict[str, Any]) -> list[str]:
     words = ["python", "-m", "wmgym.experiments.bundle", "--run", str(args.run), "--name", args.name]
     words += [word for folder in openings for word in ("--openings", str(folder))]
     commands = list(dict.fromkeys([*notes.get("commands", []), *chain(shlex.join(words), openings)]))
-    if lacking := missing(commands):
+    if lacking := [name for name in missing(commands) if name not in started_from(args.name, commands)]:
         why = f"its commands start from {', '.join(lacking)}, which none of them makes"
         how = "train on folders that `wmgym collect` made, and start only from checkpoints whose notes name their commands"
         raise ValueError(f"{args.run} cannot be reproduced: {why}; {how}")
     return commands
+
+
+def started_from(name: str, commands: Sequence[str]) -> dict[str, str]:
+    """Other bundled checkpoints that the commands start from, with the SHA-256 of their weights."""
+    return {other: read(resolve(other)).sha256 for other in missing(commands) if other in bundled() and other != name}
 
 
 def opening_clips(folder: Path, count: int, frames: int) -> list[Opening]:
@@ -119,7 +125,7 @@ def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> st
         "",
         f"A world model of `{place}` at {size} x {size} (system `{config.system}`): {millions:.1f} million parameters, in bfloat16.",
         "",
-        f"- Made with wmgym {notes.get('wmgym_version', '?')} by the commands below, from nothing else.",
+        f"- Made with wmgym {notes.get('wmgym_version', '?')} by the commands below, from {_begun_with(name, notes['commands'])}.",
         f"- Data: {notes.get('frames')} frames of our own walkers. No other data was used.",
         *_walkers(notes["commands"]),
         *_examples(notes),
@@ -139,6 +145,11 @@ def card(name: str, model: WorldModel, config: Any, notes: dict[str, Any]) -> st
         lines += ["", f"The reward head on such episodes (steps, and shares): {given}; {counted}:", ""]
         lines += _figures(head)
     return "\n".join(lines) + "\n"
+
+
+def _begun_with(name: str, commands: Sequence[str]) -> str:
+    inputs = [f"`{other}` (SHA-256 {sha256[:16]}...)" for other, sha256 in started_from(name, commands).items()]
+    return f"the bundled {', '.join(inputs)} and nothing else" if inputs else "nothing else"
 
 
 def _walkers(commands: Sequence[str]) -> list[str]:

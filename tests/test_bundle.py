@@ -12,7 +12,7 @@ import torch
 import wmgym
 from wmgym import checkpoint, make
 from wmgym.agents.collect import CollectArgs, collect
-from wmgym.checkpoint import load, save
+from wmgym.checkpoint import load, read, save
 from wmgym.experiments import bundle
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.cdit import CDiTConfig
@@ -108,6 +108,17 @@ def test_a_model_without_all_its_commands_is_refused(made: tuple[Path, Path], we
         with pytest.raises(ValueError, match=rf"{run} cannot be reproduced: its commands start from .*{lacks}, which none of them makes"):
             bundle.commands_of(bundle.Args(run, "cards"), {"commands": given})
     assert not [path for path in weights.iterdir() if path.suffix in (".md", ".npz")]
+
+
+def test_a_model_may_start_from_another_bundled_one_which_its_card_names(made: tuple[Path, Path], weights: Path) -> None:
+    loaded = load(made[0] / "model.safetensors")
+    save(weights / "first.safetensors", loaded.model, loaded.config)
+    commands = [*loaded.notes["commands"][:1], loaded.notes["commands"][1] + " --autoencoder first"]
+    notes = {"commands": bundle.commands_of(bundle.Args(made[0], "second"), {"commands": commands})}
+    text = bundle.card("second", loaded.model, loaded.config, notes)
+    assert f"from the bundled `first` (SHA-256 {read(weights / 'first.safetensors').sha256[:16]}...) and nothing else." in text
+    with pytest.raises(ValueError, match="its commands start from first"):  # not from the one that is replaced
+        bundle.commands_of(bundle.Args(made[0], "first"), {"commands": commands})
 
 
 def test_a_card_names_the_walkers_that_a_benchmark_uses(made: tuple[Path, Path]) -> None:
