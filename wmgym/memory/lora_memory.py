@@ -22,7 +22,7 @@ from wmgym import rng
 from wmgym.core import Adapters, Context, Footprint, FramePayload, Query, Seen, WindowLoss
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
-from wmgym.memory.trajectory import context_frames
+from wmgym.memory.trajectory import blank_frame, context_frames
 from wmgym.nets.lora import fresh
 from wmgym.progress import Progress
 from wmgym.tree import map_tensors, select, tensors
@@ -93,10 +93,7 @@ class LoraMemory:
             raise ValueError(f"memory_budget must be at least the {least} frames of a window, got {self.budget}")
 
     def init(self, batch: int, keys: Tensor) -> LoraState:
-        latents = torch.zeros(1, *self.latent_shape, device=keys.device, dtype=self.dtype)
-        kind = torch.float32 if self.action_size else torch.int64
-        actions = latents.new_zeros(1, *([self.action_size] if self.action_size else []), dtype=kind)
-        blank = FramePayload(latents, actions, latents.new_zeros(1, 5, dtype=torch.float32), latents.new_zeros(1, dtype=torch.bool))
+        blank = blank_frame(self.latent_shape, self.action_size, self.dtype, keys.device)
         banks.check_budget(self.budget, batch, blank)
         adapters = fresh(self.shapes, self.fitting.rank, rng.fold(keys, 0), torch.promote_types(self.dtype, torch.float32))
         moments = {name: ((torch.zeros_like(a),) * 2, (torch.zeros_like(b),) * 2) for name, (a, b) in adapters.layers.items()}

@@ -20,8 +20,9 @@ from wmgym.checkpoint import delta_name, load, resolve
 from wmgym.data.latents import Latents
 from wmgym.nets.composed import Composed
 from wmgym.systems.come import ATTENTION, SYSTEM, TRAINED, build
+from wmgym.train.delta import DeltaArgs
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
-from wmgym.train.run import RunArgs, begin, half_precision, make_optimisers
+from wmgym.train.run import begin, half_precision, make_optimisers
 from wmgym.train.video import coverage_of
 from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
 from wmgym.train.windows import WindowConfig, draw_windows
@@ -32,7 +33,7 @@ FUTURE = 3  # chunks of a training window beyond those that the expert attends t
 
 
 @dataclass(frozen=True)
-class TrainArgs(RunArgs):
+class TrainArgs(DeltaArgs):
     """Train an expert of CoME on the frozen weights of a video network.
 
     Reads episodes of at least 13 chunks (sliding, full: 54). Writes OUT/come-EXPERT-SETTING.safetensors, a difference to the base,
@@ -40,15 +41,9 @@ class TrainArgs(RunArgs):
     repeated.
     """
 
-    base: str = ""
-    """Checkpoint of the video network (name or path)."""
     expert: str = "stm"
     """The expert: stm (short-term memory: reads 9 past chunks), sltm (spatial long-term memory: knows where each token looks), or one
     that is not composed: sliding and full (read 50 past chunks)."""
-    steps: int = 5_000
-    """Training steps of the expert."""
-    batch: int = 8
-    """Windows per step."""
     gaps: float = 0.0
     """Share of windows whose first chunks come from long ago."""
     loss: VideoLossConfig = field(default_factory=VideoLossConfig)
@@ -56,8 +51,6 @@ class TrainArgs(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base:
-            raise ValueError("base must name the checkpoint of a video network (a bundled name or a path), got ''")
         if self.expert not in TRAINED:
             raise ValueError(f"expert must be one of {list(TRAINED)}, got {self.expert!r}")
 

@@ -25,9 +25,10 @@ from wmgym.data.latents import Latents
 from wmgym.nets.echo import EchoDiT
 from wmgym.systems.echo import FAMILIES, SYSTEM, EchoConfig, EchoOptions, build, on_video
 from wmgym.systems.video import VideoConfig
+from wmgym.train.delta import DeltaArgs
 from wmgym.train.echo_loss import EchoLossConfig, as_chunks, echo_loss
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
-from wmgym.train.run import Run, RunArgs, begin, half_precision
+from wmgym.train.run import Run, begin, half_precision
 from wmgym.train.video import coverage_of
 from wmgym.train.video_loss import VideoLossConfig, make_batch
 from wmgym.train.windows import WindowConfig, draw_windows
@@ -39,7 +40,7 @@ STEADY = VideoLossConfig(drifting=0.0)  # of the windows' poses only the expecte
 
 
 @dataclass(frozen=True)
-class TrainArgs(RunArgs):
+class TrainArgs(DeltaArgs):
     """Fine-tune a checkpoint of system video for one memory family.
 
     Reads episodes of at least `window` chunks; family geometry needs ones with depth (wmgym collect --depth). Writes
@@ -48,14 +49,8 @@ class TrainArgs(RunArgs):
     repeated.
     """
 
-    base: str = ""
-    """Checkpoint of the video network (name or path)."""
     family: str = "block_wise"
     """The memory family, such as context-5, block_wise or geometry."""
-    steps: int = 5_000
-    """Training steps of the delta."""
-    batch: int = 8
-    """Windows per step."""
     rate: float = 5e-4
     """Learning rate of AdamW."""
     window: int = 8
@@ -69,8 +64,6 @@ class TrainArgs(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base:
-            raise ValueError("base must name the checkpoint of a video network (a bundled name or a path), got ''")
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}")
 
