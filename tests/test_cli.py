@@ -88,7 +88,7 @@ def test_list_tells_the_spaces_as_they_are(row) -> None:
         pytest.skip("no weights here to make it with")
     env = gym.make(row.id)
     assert space_in_words(env.observation_space) == describe(row.observation_space)
-    assert space_in_words(env.action_space) == describe(row.setting.frame_actions)
+    assert space_in_words(env.action_space) == describe(row.action_space)
     env.close()
 
 

@@ -41,7 +41,7 @@ def interrupt(run: subprocess.Popen[str], out: Path, send: Callable[[int, int], 
             time.sleep(0.1)
         family = psutil.Process(run.pid).children(recursive=True)
         send(run.pid, signal.SIGINT)
-        said = run.communicate(timeout=30)
+        said = run.communicate(timeout=120)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)

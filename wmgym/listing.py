@@ -34,7 +34,7 @@ def list_environments(args: ListArgs) -> dict[str, Any]:
                 "imagines": row.twin,
                 "tasks": list(row.setting.tasks),
                 "observation": describe(row.observation_space),
-                "action": describe(row.setting.frame_actions),
+                "action": describe(row.action_space),
                 "memory": row.kwargs.get("memory"),
                 "weights": weights_of(row.kwargs["checkpoint"]) if row.is_dream else None,
             }

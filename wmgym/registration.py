@@ -12,9 +12,11 @@ from gymnasium import spaces
 
 from wmgym import settings
 from wmgym.settings import Setting, Truth
+from wmgym.settings.setting import chunk_space
 
 DREAM = "wmgym.env:WorldModelEnv"
 CHUNK_DREAM = "wmgym.env:WorldModelChunkEnv"  # several frames a step
+CHUNK = 4  # frames a step of the systems on the video network
 DREAM_VECTOR = "wmgym.vector_env:WorldModelVectorEnv"
 
 
@@ -45,12 +47,18 @@ class Row:
     entry_point: str
     vector_entry_point: str
     kwargs: dict[str, Any] = field(default_factory=dict)  # JSON-able only
+    chunk: int = 1  # frames per step; without bundled weights those of its checkpoint
     truth: Truth | None = None  # for ground truths
     twin: str | None = None  # for dreams: the id of the ground truth, if there is one
 
     @property
     def is_dream(self) -> bool:
         return self.truth is None
+
+    @property
+    def action_space(self) -> spaces.Space:
+        """Action space of its bundled weights."""
+        return chunk_space(self.setting.frame_actions, self.chunk, hold_action=False)
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -68,7 +76,8 @@ def dream(prefix: str, setting: str, checkpoint: str | None, memory: str, system
     kwargs = {"setting": setting, "checkpoint": checkpoint, "memory": memory, "twin": place.truth}
     kwargs |= {} if system is None else {"system": system}
     entry_point = DREAM if system is None else CHUNK_DREAM
-    return Row(f"{prefix}-{words}-v0", place, entry_point, DREAM_VECTOR, kwargs, twin=place.truth)
+    chunk = 1 if system is None else CHUNK
+    return Row(f"{prefix}-{words}-v0", place, entry_point, DREAM_VECTOR, kwargs, chunk, twin=place.truth)
 
 
 DREAMS = (
@@ -89,7 +98,7 @@ DREAMS = (
 )
 
 TABLE = (
-    *(Row(t.id, place, t.entry_point, t.vector_entry_point, t.kwargs, t) for place in settings.TABLE.values() for t in place.truths),
+    *(Row(t.id, place, t.entry_point, t.vector_entry_point, t.kwargs, truth=t) for place in settings.TABLE.values() for t in place.truths),
     *DREAMS,
 )
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -24,6 +23,7 @@ from wmgym.core import Clip, World
 from wmgym.episode import FRAME_GOAL, NO_GOAL, POSE_GOAL, EnvState, EpisodeStatus, Identity
 from wmgym.openings import Opening, OpeningPlan, Openings, check_goal, check_opening, plan_opening
 from wmgym.settings import Setting
+from wmgym.settings.setting import chunk_space
 from wmgym.tasks import REVISIT_DISTANCES, Task, horizontal_distance
 from wmgym.vectors import Info, check_actions
 
@@ -267,17 +267,6 @@ def goal_kind(opening: Opening) -> int:
     if opening.goal is None:
         return NO_GOAL
     return FRAME_GOAL if opening.goal.ndim == 3 else POSE_GOAL
-
-
-def chunk_space(frame_actions: gym.Space, chunk: int, hold_action: bool) -> gym.Space:
-    """Action space of an env with `chunk` frames per step."""
-    if chunk == 1 or hold_action:
-        return frame_actions
-    if isinstance(frame_actions, spaces.Discrete):
-        return spaces.MultiDiscrete([int(frame_actions.n)] * chunk)
-    assert isinstance(frame_actions, spaces.Box)
-    shape = (chunk, *frame_actions.shape)
-    return spaces.Box(np.broadcast_to(frame_actions.low, shape), np.broadcast_to(frame_actions.high, shape), shape, np.float32)
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

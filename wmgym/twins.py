@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 
 from wmgym.env import WorldModelEnv
 from wmgym.openings import Openings, frame_of, plan_opening, walk
-from wmgym.shell import chunk_space
+from wmgym.settings.setting import chunk_space
 from wmgym.vectors import final_info
 
 TRUTH_ONLY = ("backend", "render_size")

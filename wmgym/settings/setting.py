@@ -59,3 +59,14 @@ class Setting:
         if truth is not None and truth.extra:
             return spaces.Dict({**truth.extra, "image": frame})
         return next(iter(self.tasks.values())).observation_space(frame)
+
+
+def chunk_space(frame_actions: spaces.Space, chunk: int, hold_action: bool) -> spaces.Space:
+    """Action space of an env with `chunk` frames per step."""
+    if chunk == 1 or hold_action:
+        return frame_actions
+    if isinstance(frame_actions, spaces.Discrete):
+        return spaces.MultiDiscrete([int(frame_actions.n)] * chunk)
+    assert isinstance(frame_actions, spaces.Box)
+    shape = (chunk, *frame_actions.shape)
+    return spaces.Box(np.broadcast_to(frame_actions.low, shape), np.broadcast_to(frame_actions.high, shape), shape, np.float32)
