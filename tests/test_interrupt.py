@@ -19,12 +19,17 @@ from wmgym.data.episode import load_episode
 WALK = {"env_id": "block_world:BlockTest-v0", "walker": "random", "episode_length": 60}
 
 
+def listen() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(out: Path) -> subprocess.Popen[str]:
     """A collection that would never end, in a session of its own, as a terminal would start it."""
     options = ["--walker", WALK["walker"], "--episode-length", WALK["episode_length"], "--steps", 10**9, "--processes", 2]
     return subprocess.Popen(
         [sys.executable, "-m", "wmgym", "collect", WALK["env_id"], *map(str, options), "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen, cwd=Path(__file__).parent,
     )  # fmt: skip
 
 
