@@ -13,17 +13,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from wmgym.core import Context, ContextFrames, Footprint, FramePayload, Query, Seen
+from wmgym.core import Context, ContextFrames, Query
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
-from wmgym.memory.trajectory import TAIL, blank_frame, context_frames
+from wmgym.memory.trajectory import TAIL, FrameStore, context_frames
+from wmgym.tree import map_tensors
 
-FIELDS = ("offsets", "relative", "valid", "actions", "egomotion", "poses", "times", "gains")  # of `ContextFrames`, [B, n, ...]
 COPIES = ((2, 0.25), (4, 0.15))  # of the packed variant: factor on the ratio, gain
 
 
 @dataclass(frozen=True)
-class CompressedMemory:
+class CompressedMemory(FrameStore):
     """`core.Memory` of the newest frame and the `frames` before it.
 
     ratio: frames per mean. decay: factor on the values per frame of distance from the newest; 1: none.
@@ -58,16 +58,6 @@ class CompressedMemory:
     def init(self, batch: int, keys: Tensor) -> Bank:
         return banks.empty(batch, 1 + self.frames, TAIL, self.blank(keys.device))
 
-    def blank(self, device: torch.device | str = "cpu") -> FramePayload:
-        """A payload of one frame, all zeros."""
-        return blank_frame(self.latent_shape, self.action_size, self.dtype, device)
-
-    def write(self, memory: Bank, seen: Seen) -> Bank:
-        return banks.write(memory, seen.payload, seen.poses, seen.times, seen.valid)
-
-    def footprint(self, memory: Bank) -> Footprint:
-        return banks.footprint(memory)
-
     def read(self, memory: Bank, query: Query) -> Context:
         most = max(-(-self.frames // size) * size for size, _ in self.scales)
         slots, valid = banks.newest(memory, 1 + most)
@@ -75,10 +65,10 @@ class CompressedMemory:
         shown = context_frames(memory, slots, valid, query.poses[:, 0], query.times[:, 0], 0)
         gains = torch.pow(self.decay, (shown.offsets - 1).clamp(min=0).float())
         shown = replace(shown, gains=gains)
-        groups = [_part(shown, slice(1))]
+        groups = [map_tensors(lambda x: x[:, :1], shown)]
         for size, gain in self.scales:
-            whole = -(-self.frames // size) * size
-            group = means(_part(shown, slice(1, 1 + whole)), size)
+            older = slice(1, 1 + -(-self.frames // size) * size)
+            group = means(map_tensors(lambda x, part=older: x[:, part], shown), size)
             assert group.gains is not None
             groups.append(replace(group, gains=gain * group.gains))
         return Context(tuple(groups))
@@ -91,12 +81,8 @@ def means(frames: ContextFrames, ratio: int) -> ContextFrames:
     middle = torch.minimum(count - 1, torch.full_like(count, ratio // 2)).clamp(min=0)
     row = torch.arange(valid.shape[0], device=valid.device)[:, None]
     index = torch.arange(valid.shape[1], device=valid.device) * ratio + middle
-    taken = {name: getattr(frames, name)[row, index] for name in FIELDS}
+    taken = map_tensors(lambda x: x[row, index], frames)
     latents = frames.latents.unflatten(1, (-1, ratio))
     weight = valid.to(latents.dtype)[..., None, None, None]
     mean = (latents * weight).sum(2) / count.clamp(min=1).to(latents.dtype)[..., None, None, None]
-    return replace(frames, **{**taken, "latents": mean, "valid": count > 0})
-
-
-def _part(frames: ContextFrames, part: slice) -> ContextFrames:
-    return replace(frames, latents=frames.latents[:, part], **{name: getattr(frames, name)[:, part] for name in FIELDS})
+    return replace(taken, latents=mean, valid=count > 0)

@@ -24,8 +24,26 @@ from wmgym.memory.retrieval import RetrievalConfig, choose, log_score
 TAIL = 32  # frames per lane before the shared archive is rewritten
 
 
+class FrameStore:
+    """What memories share that store frames in a `Bank`, whatever they read of them."""
+
+    latent_shape: tuple[int, int, int]
+    action_size: int  # length of a continuous action; 0: discrete actions
+    dtype: torch.dtype  # of latents
+
+    def blank(self, device: torch.device | str = "cpu") -> FramePayload:
+        """A payload of one frame, all zeros."""
+        return blank_frame(self.latent_shape, self.action_size, self.dtype, device)
+
+    def write(self, memory: Bank, seen: Seen) -> Bank:
+        return banks.write(memory, seen.payload, seen.poses, seen.times, seen.valid)
+
+    def footprint(self, memory: Bank) -> Footprint:
+        return banks.footprint(memory)
+
+
 @dataclass(frozen=True)
-class TrajectoryMemory:
+class TrajectoryMemory(FrameStore):
     """`core.Memory` of frames in a `Bank`."""
 
     layout: Layout
@@ -50,16 +68,6 @@ class TrajectoryMemory:
         blank = self.blank(keys.device)
         banks.check_budget(self.budget, batch, blank)
         return banks.empty(batch, self.budget, TAIL, blank)
-
-    def blank(self, device: torch.device | str = "cpu") -> FramePayload:
-        """A payload of one frame, all zeros."""
-        return blank_frame(self.latent_shape, self.action_size, self.dtype, device)
-
-    def write(self, memory: Bank, seen: Seen) -> Bank:
-        return banks.write(memory, seen.payload, seen.poses, seen.times, seen.valid)
-
-    def footprint(self, memory: Bank) -> Footprint:
-        return banks.footprint(memory)
 
     def read(self, memory: Bank, query: Query) -> Context:
         reference, now = query.poses[:, 0], query.times[:, 0]

@@ -35,6 +35,7 @@ from wmgym.nets.recurrence import KINDS, layers_with_readout
 from wmgym.nets.splat import View, place, render
 from wmgym.nets.summary import CrossAttention, Mixing
 from wmgym.nets.video_dit import After, FrameInputs, VideoBound, VideoDiT, VideoDiTConfig
+from wmgym.tree import map_tensors
 
 READOUTS = ("context", "summary-none", "summary-frame", "summary-condition", "summary-cross", "block_wise", "convolution", "geometry")
 MIXED = READOUTS[2:5]  # that read a spatial summary
@@ -274,9 +275,7 @@ class EchoDiT(nn.Module):
         """The summary as a frame at the newest frame's pose."""
         picture = summary.transpose(1, 2).unflatten(2, self.config.grid)
         latents = picture.repeat_interleave(self.config.patch, 2).repeat_interleave(self.config.patch, 3)[:, None]
-        newest = ContextFrames(
-            latents, *(getattr(frames, name)[:, :1] for name in ("offsets", "relative", "valid", "actions", "egomotion", "poses", "times"))
-        )
+        newest = replace(map_tensors(lambda x: x[:, :1], frames), latents=latents, gains=None)
         found = self._encoded(newest, condition, adapters)
         return replace(found, offsets=torch.full_like(found.offsets, SUMMARY_RANK), valid=given.valid[:, :1])
 
@@ -317,29 +316,21 @@ def drawn(frames: ContextFrames, depth: Tensor, poses: Tensor, camera: Tensor, c
     return render(points, features, exists, poses, camera, view, config.latent_shape[1:])
 
 
-_FIELDS = ("latents", "offsets", "relative", "valid", "actions", "egomotion", "poses", "times")
-
-
 def _joined(groups: tuple[ContextFrames, ...]) -> ContextFrames | None:
     """One group of frames; None without any."""
     if not groups:
         return None
     if any(group.level for group in groups):
         raise ValueError(f"this network reads whole frames, the memory gives levels {[group.level for group in groups]}")
-    gains = None
     if any(group.gains is not None for group in groups):
-        gains = torch.cat([g.gains if g.gains is not None else torch.ones_like(g.offsets, dtype=torch.float32) for g in groups], 1)
-    joined: dict[str, Any] = {name: torch.cat([getattr(group, name) for group in groups], 1) for name in _FIELDS}
-    return replace(groups[0], **joined, gains=gains)
+        groups = tuple(g if g.gains is not None else replace(g, gains=torch.ones_like(g.offsets, dtype=torch.float32)) for g in groups)
+    return map_tensors(_beside, *groups)
 
 
 def _side_by_side(parts: list[ContextKV]) -> ContextKV | None:
     """Several groups of keys and values as one; None without any."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    layers = tuple(
-        KeysValues(torch.cat([x.keys for x in same], 1), torch.cat([x.values for x in same], 1))
-        for same in zip(*(part.layers for part in parts), strict=True)
-    )
-    poses = torch.cat([part.poses for part in parts if part.poses is not None], 1)
-    return ContextKV(layers, torch.cat([p.offsets for p in parts], 1), torch.cat([p.valid for p in parts], 1), poses)
+    return map_tensors(_beside, *parts) if parts else None
+
+
+def _beside(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, 1)
