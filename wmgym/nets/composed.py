@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from wmgym.core import Adapters, Condition, Context, ContextFrames, ContextKV, Trace
@@ -104,7 +103,7 @@ class Composed(nn.Module):
         """The base's weights with the attention of an expert, and the expert's adapters."""
         how, difference = self.config.attention[expert], self.attention[expert]
         assert isinstance(difference, LowRank)
-        return self.base.with_reach(how.layers(self.config.base.depth), how.window), difference.adapters()
+        return self.base.with_reach(how.layers(self.config.base.depth)), difference.adapters()
 
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> ComposedBound:
         """Bind each expert to the context with its role, in the order of the contexts."""
@@ -156,9 +155,5 @@ class Composed(nn.Module):
         """Keys and values of a chunk of remembered frames under some adapters."""
         start = step_back(frames.poses[:, 0], frames.egomotion[:, 0])
         past = Condition(frames.actions, frames.egomotion, frames.poses, frames.times, start, origin)
-        net = self.base
-        inputs = net.frame_inputs(past, torch.arange(frames.poses.shape[1], device=start.device).expand(frames.valid.shape), adapters)
-        there = frames.valid | ~frames.valid.any(1, keepdim=True)  # attention over no keys would give NaN
-        exists = there.repeat_interleave(net.config.tokens, 1)
-        bound = VideoBound(net, past, adapters, inputs, (), (exists,) * net.config.depth)
+        bound = self.base.bind(past, (Context(adapters=adapters),)).among(frames.valid)
         return ContextKV(bound.trace(frames.latents, frames.poses).kv, frames.offsets, frames.valid, frames.poses)

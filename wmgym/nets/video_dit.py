@@ -175,6 +175,13 @@ class VideoBound:
         """The same, reading nothing of the past."""
         return replace(self, past=(), masks=())
 
+    def among(self, valid: Tensor) -> VideoBound:
+        """The same without a past, where frames attend only to those of `valid` (bool [B, F]). In rows that have none they attend to all of
+        theirs, since attention over no keys would give NaN."""
+        there = valid | ~valid.any(1, keepdim=True)
+        mask = None if there.device.type == "cpu" and bool(there.all()) else there.repeat_interleave(self.net.config.tokens, 1)
+        return replace(self, past=(), masks=(mask,) * self.net.config.depth)
+
 
 class VideoDiT(nn.Module):
     """A `core.Network`."""
@@ -208,10 +215,10 @@ class VideoDiT(nn.Module):
         """The matrices of the blocks."""
         return hidden_matrices(self.blocks)
 
-    def with_reach(self, reach: tuple[int, ...], window: int | None = None) -> VideoDiT:
-        """The same weights with another reach of each layer, for windows of another length: a view that shares all parameters."""
+    def with_reach(self, reach: tuple[int, ...]) -> VideoDiT:
+        """The same weights with another reach of each layer: a view that shares all parameters."""
         view = copy.copy(self)
-        view.config = replace(self.config, reach=reach, window=window or self.config.window)
+        view.config = replace(self.config, reach=reach)
         return view
 
     # -- once per env step ------------------------------------------------------------------------------------------------------

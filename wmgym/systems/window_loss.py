@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from wmgym import rng
-from wmgym.core import Adapters, Condition, Seen
+from wmgym.core import Adapters, Condition, Context, Seen
 from wmgym.diffusion.flow import logit_normal, target_velocity
 from wmgym.geometry import step_back
-from wmgym.nets.two_streams import Stream, noisy_stream, two_streams
-from wmgym.nets.video_dit import VideoBound, VideoDiT
+from wmgym.nets.two_streams import noisy_stream, two_streams
+from wmgym.nets.video_dit import VideoDiT
 
 CONTEXT_LEVEL = 0.1  # clean chunks carry noise of a level in [0, this], as in training
 
@@ -31,26 +31,19 @@ class VideoWindowLoss:
         start = step_back(window.poses[:, 0], window.egomotion[:, 0])
         condition = Condition(window.actions, window.egomotion, window.poses, window.times, start, origin)
         noise = rng.noise(rng.fold(keys, 0), data.shape[1:]).to(data.dtype)
-        empty = ~window.valid.unflatten(1, (chunks, size)).any(2)
-        there = window.valid | empty.repeat_interleave(size, 1)  # attention over no keys would give NaN
         if not self.context:
             levels = rng.uniform(rng.fold(keys, 1), (1,)).expand(window.valid.shape)
-            velocity = self._alone(noisy_stream(data, noise, levels, condition), there, adapters)
+            bound = self.net.bind(condition, (Context(adapters=adapters),)).among(window.valid)
+            velocity = bound(noisy_stream(data, noise, levels, condition).latents, levels[:, 0])
             judged = window.valid
         else:
+            empty = ~window.valid.unflatten(1, (chunks, size)).any(2)
+            there = window.valid | empty.repeat_interleave(size, 1)  # attention over no keys would give NaN
             levels = logit_normal(rng.noise(rng.fold(keys, 1), (chunks,)))
             velocity = self._after(data, noise, levels, condition, there, keys, adapters)
             judged = window.valid & (torch.arange(data.shape[1], device=data.device) >= size)
         error = (velocity.to(data.dtype) - target_velocity(data, noise)).square().mean((2, 3, 4))
         return (error * judged).sum(1) / judged.sum(1).clamp(min=1)
-
-    def _alone(self, noisy: Stream, valid: Tensor, adapters: Adapters | None) -> Tensor:
-        """Velocity of frames that attend to one another only."""
-        net, x = self.net, noisy.latents
-        times = torch.arange(x.shape[1], device=x.device).expand(valid.shape)
-        masks = (None if x.device.type == "cpu" and bool(valid.all()) else valid.repeat_interleave(net.config.tokens, 1),)
-        inputs = net.frame_inputs(noisy.condition, times, adapters)
-        return VideoBound(net, noisy.condition, adapters, inputs, (), masks * net.config.depth)(x, noisy.levels[:, 0])
 
     def _after(
         self, data: Tensor, noise: Tensor, levels: Tensor, condition: Condition, valid: Tensor, keys: Tensor, adapters: Adapters | None
