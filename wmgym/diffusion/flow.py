@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Level = TypeVar("Level", float, Tensor)
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], level [B]) -> dx / dlevel
 
 
@@ -37,4 +39,9 @@ def levels(steps: int, shift: float = 1.0) -> tuple[float, ...]:
     if shift <= 0:
         raise ValueError(f"shift must be positive, got {shift}")
     even = [1 - i / steps for i in range(steps + 1)]
-    return tuple(shift * t / (1 + (shift - 1) * t) for t in even)
+    return tuple(shifted(t, shift) for t in even)
+
+
+def shifted(level: Level, shift: float) -> Level:
+    """A noise level in [0, 1], or a tensor of them, moved towards noise by shift > 1 (the same equation)."""
+    return shift * level / (1 + (shift - 1) * level)

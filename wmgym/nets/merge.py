@@ -12,7 +12,7 @@ def merge(contexts: Sequence[Context]) -> Context:
     """One context from those of several memories. Frames are concatenated; any other field may come from one memory only."""
     return Context(
         tuple(group for context in contexts for group in context.frames),
-        *(_only(contexts, name) for name in ("kv", "tokens", "adapters", "state", "retrieval", "routing")),
+        **{name: _only(contexts, name) for name in ("kv", "tokens", "adapters", "state", "retrieval", "routing")},
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmgym.core import Condition, Context, Query
 from wmgym.data.latents import Latents
-from wmgym.diffusion.flow import corrupt, logit_normal, target_velocity
+from wmgym.diffusion.flow import corrupt, logit_normal, shifted, target_velocity
 from wmgym.geometry import step_back
 from wmgym.memory.bank import recorded
 from wmgym.memory.recurrent import StateMemory
@@ -135,8 +135,7 @@ def echo_loss(world: WorldModel, data: Latents, chunks: Chunks, generator: torch
         for context in contexts_of(world, data, chunks, alone)
     )
     contexts = with_states(net, contexts, chunks, noisy(chunks.latents), alone)
-    level = logit_normal(normal(size))
-    level = config.shift * level / (1 + (config.shift - 1) * level)
+    level = shifted(logit_normal(normal(size)), config.shift)
     noise = normal(*chunks.latents.shape)
     velocity = net.bind(chunks.condition, contexts)(corrupt(chunks.latents, noise, level), level)
     error = (velocity.float() - target_velocity(chunks.latents, noise)).square().flatten(1).mean(1)
