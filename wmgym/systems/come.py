@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,7 +43,7 @@ from wmgym.nets.lora import shapes_of
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems.latent import build_model
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.systems.video import VideoConfig, chunk_sizes
+from wmgym.systems.video import VideoConfig, chunk_sizes, taken_over
 from wmgym.systems.window_loss import VideoWindowLoss
 from wmgym.world_model import WorldModel
 
@@ -174,8 +174,7 @@ def build(config: CoMEConfig) -> WorldModel:
 
 def on_video(config: VideoConfig, deltas: tuple[str, ...]) -> CoMEConfig:
     """The config for the weights of a video network and trained experts."""
-    kept = {f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")}
-    return CoMEConfig(**kept, experts=deltas)
+    return CoMEConfig(**taken_over(config), experts=deltas)
 
 
 def base_name(name: str) -> str:

@@ -18,7 +18,7 @@ geometry        frames of depth, fused into points and drawn into the target vie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,7 @@ from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.rng import make_keys
 from wmgym.systems.latent import build_model
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.systems.video import VideoConfig
+from wmgym.systems.video import VideoConfig, taken_over
 from wmgym.world_model import WorldModel
 
 ANCHOR = "context-1"
@@ -158,8 +158,7 @@ def build(config: EchoConfig) -> WorldModel:
 def on_video(config: VideoConfig, deltas: tuple[str, ...]) -> EchoConfig:
     """The config for the weights of a video network, with the delta of one family or with none."""
     family = deltas[0] if deltas else ""
-    shared = {f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")}
-    return EchoConfig(**shared, memory=family or ANCHOR, family=family)
+    return EchoConfig(**taken_over(config), memory=family or ANCHOR, family=family)
 
 
 def context_cost(world: WorldModel) -> dict[str, Any]:

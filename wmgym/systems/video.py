@@ -9,7 +9,7 @@ Its only memory, "none", is the recent window: the newest L_train - 1 chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from wmgym import settings
@@ -48,6 +48,11 @@ def preset(
 def build(config: VideoConfig, system: System | None = None) -> WorldModel:
     """The model with new weights, for a system based on this network."""
     return build_model(config, VideoDiT, system or SYSTEM)
+
+
+def taken_over(config: VideoConfig) -> dict[str, Any]:
+    """What the config of a system on a video network's weights takes over from the network's own."""
+    return {f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")}
 
 
 def chunk_sizes(host: MemoryHost) -> dict[str, Any]:

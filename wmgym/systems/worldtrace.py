@@ -16,7 +16,7 @@ full         not in the paper: all chunks up to the budget, at true positions
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 from wmgym.memory.bank import check_budget
@@ -27,7 +27,7 @@ from wmgym.memory.writers import LandmarkWriter, MeanWriter
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems import video
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.systems.video import VideoConfig, chunk_sizes
+from wmgym.systems.video import VideoConfig, chunk_sizes, taken_over
 from wmgym.world_model import WorldModel
 
 NEWEST = 2  # recent chunks that memory `pose` always reads
@@ -92,7 +92,7 @@ def build(config: WorldTraceConfig) -> WorldModel:
 
 def on_video(config: VideoConfig, deltas: tuple[str, ...]) -> WorldTraceConfig:
     """The config for the weights of a video network."""
-    return WorldTraceConfig(**{f.name: getattr(config, f.name) for f in fields(VideoConfig) if f.name not in ("system", "memory")})
+    return WorldTraceConfig(**taken_over(config))
 
 
 SYSTEM = System(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from wmgym.checkpoint import delta_name, load, resolve
+from wmgym.checkpoint import delta_name
 from wmgym.data.latents import Latents
 from wmgym.nets.composed import Composed
-from wmgym.systems.come import ATTENTION, SYSTEM, TRAINED, build
-from wmgym.train.delta import DeltaArgs
+from wmgym.systems.come import ATTENTION, SYSTEM, TRAINED
+from wmgym.train.delta import DeltaArgs, on_base, open_base
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import begin, half_precision, make_optimisers
 from wmgym.train.video import coverage_of
@@ -57,13 +57,11 @@ class TrainArgs(DeltaArgs):
 
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
     """Train or resume; the figures of the end."""
-    base = load(resolve(args.base), system=SYSTEM.name)
+    base = open_base(args.base, SYSTEM)
     args = replace(args, autoencoder=args.base, setting=base.config.setting)
     run = begin(args, progress)
-    config = replace(base.config, experts=(args.expert,), memory=args.expert)
-    model = build(config)
-    model.load_state_dict(base.model.state_dict(), strict=False)  # all but the expert, which is new
-    model.requires_grad_(False).to(run.device)
+    model, config = on_base(base, SYSTEM, args.expert)
+    model, config = model.to(run.device), replace(config, memory=args.expert)
     memories = ("none", args.expert)
     views = {name: model.with_settings(memories=SYSTEM.settings(model.net, replace(config, memory=name)).memories) for name in memories}
     file = delta_name(SYSTEM.name, args.expert, config.setting)

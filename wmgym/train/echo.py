@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from wmgym.checkpoint import delta_name, load, read_file, resolve, write_tensors
+from wmgym.checkpoint import delta_name, read_file, write_tensors
 from wmgym.data.depth import DepthCamera
 from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents
 from wmgym.nets.echo import EchoDiT
-from wmgym.systems.echo import FAMILIES, SYSTEM, EchoConfig, EchoOptions, build, on_video
-from wmgym.systems.video import VideoConfig
-from wmgym.train.delta import DeltaArgs
+from wmgym.systems.echo import FAMILIES, SYSTEM, EchoConfig, EchoOptions
+from wmgym.train.delta import DeltaArgs, on_base, open_base
 from wmgym.train.echo_loss import EchoLossConfig, as_chunks, echo_loss
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import Run, begin, half_precision
@@ -85,13 +84,7 @@ def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
 
 def start(base: str, family: str, options: EchoOptions | None = None) -> tuple[WorldModel, EchoConfig]:
     """The weights of a video checkpoint, frozen, with a fresh delta of a family. ValueError if the base is of another system."""
-    loaded = load(resolve(base))
-    if not isinstance(loaded.config, VideoConfig) or loaded.config.system != SYSTEM.base:
-        raise ValueError(f"base must be a checkpoint of system {SYSTEM.base!r}, {base} is of system {loaded.config.system!r}")
-    config = on_video(loaded.config, (family,))
-    model = build(config)
-    model.load_state_dict({SYSTEM.base_name(name): value for name, value in loaded.model.state_dict().items()}, strict=False)
-    model.requires_grad_(False)
+    model, config = on_base(open_base(base, SYSTEM), SYSTEM, family)
     model.net.delta.requires_grad_(True)
     model.settings = SYSTEM.settings(model.net, config, options)
     return model, config
