@@ -12,7 +12,6 @@ Longer than 400 lines: half of them make a collection survive killed workers, wh
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import multiprocessing
 import os
@@ -41,7 +40,7 @@ from wmgym.agents.scripted import Walker, find_program, make_walker, world_of
 from wmgym.data import recon
 from wmgym.data.episode import Episode, Header, Metadata, describe_space, load_episode, read_header, save_episode
 from wmgym.data.loopnav import write_trajectory
-from wmgym.files import as_json, open_run_folder, write_atomically, write_png
+from wmgym.files import as_json, json_object, open_run_folder, write_atomically, write_png
 from wmgym.openings import frame_of
 from wmgym.progress import Progress
 from wmgym.registration import nearest_ids
@@ -191,13 +190,7 @@ def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
 
 def parse_kwargs(text: str, name: str = "env_kwargs") -> dict[str, Any]:
     """Keywords from JSON. `name` is the option that held them, for messages."""
-    try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} must be a JSON object, got {text!r}: {error}") from error
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"{name} must be a JSON object, got {text!r}")
-    return kwargs
+    return json_object(text, name)
 
 
 def record(

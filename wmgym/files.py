@@ -57,13 +57,29 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write an image, uint8 [H, W, 3] in RGB, to a PNG file atomically."""
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object that an option holds. ValueError for anything else; `name` is the option's."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be a JSON object, got {text!r}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text!r}")
+    return found
+
+
+def png(picture: np.ndarray) -> bytes:
+    """An image, uint8 [H, W, 3] in RGB, as a PNG file."""
     import cv2
 
     done, content = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     assert done
-    write_atomically(path, content.tobytes())
+    return content.tobytes()
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write an image to a PNG file (`png`) atomically."""
+    write_atomically(path, png(picture))
 
 
 def open_run_folder(

@@ -17,7 +17,7 @@ import numpy as np
 
 from wmgym import systems
 from wmgym.agents.collect import WORLDS_PER_SEED, parse_kwargs
-from wmgym.benchmarks.cells import Progress, cell_file, strip_file, ticker, write_strip
+from wmgym.benchmarks.cells import Progress, cell_file, copied, strip_file, ticker, write_strip
 from wmgym.benchmarks.loopmem import CONTROLS
 from wmgym.benchmarks.rollout import Walk, dream_legs
 from wmgym.experiments.support.judged import DreamArgs, loader, modes_of, untrained
@@ -137,6 +137,6 @@ def _shown(row: Row | str, walks: Sequence[Walk], seeds: Sequence[int], lanes: i
     if row == "truth":
         return [walk.frames[walk.split :] for walk in walks]
     if row == "frozen":
-        return [np.repeat(walk.frames[walk.split - 1 : walk.split], walk.leg, 0) for walk in walks]
+        return [copied(walk) for walk in walks]
     assert isinstance(row, Row)
     return [dream.frames for dream in dream_legs(row.world(), walks, seeds, lanes, tick)]

@@ -94,6 +94,10 @@ class Settings:
     block: int | None = None  # true frames are observed after so many dreamed ones
     more: Callable[[np.ndarray, Walk], dict[str, np.ndarray]] = lambda shown, walk: {}  # further scores of a leg's frames, [L] each
 
+    def seeds(self, walks: int, dream: int = 0) -> list[int]:
+        """Seeds of the noise of each walk's dream number `dream`."""
+        return [self.seed * 1_000_000 + dream * 100_000 + i for i in range(walks)]
+
 
 def judge(frames: np.ndarray, truth: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
     """The scores of each frame: metric -> [N]. PSNR of equal frames counts as `metrics.image.BEST_PSNR`."""
@@ -140,7 +144,7 @@ def world_cell(
     tick = ticker(progress, f"{name} {mode}", dreams * (sum(walk.leg for walk in walks) + sum(len(steps_made(walk)) for walk in walks)))
     legs, singles = [], []
     for k in range(dreams):
-        seeds = [settings.seed * 1_000_000 + k * 100_000 + i for i in range(len(walks))]
+        seeds = settings.seeds(len(walks), k)
         legs.append(dream_legs(world, walks, seeds, settings.lanes, tick, settings.block))
         singles.append(next_frames(world, walks, seeds, settings.lanes, tick=tick))
     shown = [replace(each[0], frames=_mean_frames([dream.frames for dream in each])) for each in zip(*legs, strict=True)]
@@ -162,12 +166,13 @@ def _mean_frames(frames: Sequence[np.ndarray]) -> np.ndarray:
 def baseline_cell(name: str, mode: str, walks: Sequence[Walk], settings: Settings, reconstruct: Reconstruct) -> dict[str, Any]:
     """The same scores for the baseline "copy" or "ceiling"."""
     if mode == "copy":
-        return film_cell(name, mode, walks, settings, [_copied(walk, settings.block or walk.leg) for walk in walks])
+        return film_cell(name, mode, walks, settings, [copied(walk, settings.block) for walk in walks])
     return film_cell(name, mode, walks, settings, [reconstruct(walk.frames[walk.split :]) for walk in walks])
 
 
-def _copied(walk: Walk, block: int) -> np.ndarray:
-    """For each block of the leg, the last frame before it."""
+def copied(walk: Walk, block: int | None = None) -> np.ndarray:
+    """For each frame of the leg, the last one before its block; by default the last observed frame."""
+    block = block or walk.leg
     return walk.frames[walk.split - 1 + np.arange(walk.leg) // block * block]
 
 
@@ -192,9 +197,8 @@ def history_legs(
     world: World, name: str, mode: str, walks: Sequence[Walk], settings: Settings, progress: Progress = lambda *_: None
 ) -> list[np.ndarray]:
     """Each frame of the legs, made from the true frames before it."""
-    seeds = [settings.seed * 1_000_000 + i for i in range(len(walks))]
     tick = ticker(progress, f"{name} {history_of(mode)}", sum(walk.leg for walk in walks))
-    return [made.frames for made in next_frames(world, walks, seeds, settings.lanes, every=1, tick=tick)]
+    return [made.frames for made in next_frames(world, walks, settings.seeds(len(walks)), settings.lanes, every=1, tick=tick)]
 
 
 def _cell(name: str, mode: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from wmgym.benchmarks.judges import PRESENT, Case, Verdict, agreement
 from wmgym.benchmarks.loopmem import motion_columns, motions
 from wmgym.benchmarks.tables import columns, difference_columns, score_columns
+from wmgym.files import png
 from wmgym.metrics.statistics import wilson_interval
 
 SHOWS = ("old", "new", "nothing", "neither")
@@ -25,12 +26,8 @@ Verdicts = Mapping[str, Mapping[str, Sequence[Verdict]]]  # judge -> row -> verd
 
 def view_of(leg: np.ndarray, case: Case) -> dict[str, Any]:
     """What a row shows of a case [L, H, W, 3], as JSON: the last frame, and how much the film moves."""
-    import cv2
-
-    done, content = cv2.imencode(".png", np.ascontiguousarray(leg[-1, ..., ::-1]))
-    assert done
     named = {"case": case.name, "scene": case.scene, "world": case.walk.seed}
-    return {**named, **motions(leg, case.walk), "frame": base64.b64encode(content.tobytes()).decode()}
+    return {**named, **motions(leg, case.walk), "frame": base64.b64encode(png(leg[-1])).decode()}
 
 
 def frame_of(view: Mapping[str, Any]) -> np.ndarray:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wmgym import rng
 from wmgym.core import Seen
-from wmgym.geometry import walk
 from wmgym.memory.lora_memory import LoraMemory, LoraState
 from wmgym.memory.role import RoleMemory
+from wmgym.train.run import random_latents
+from wmgym.tree import to
 from wmgym.world_model import WorldModel
 
 FRAMES = 50  # that are memorised
@@ -69,19 +69,11 @@ def memorising_times(world: WorldModel, lanes: Sequence[int], rounds: int) -> di
 
 def _filled(memory: LoraMemory, world: WorldModel, lanes: int) -> LoraState:
     """A memory of random frames along random walks, not fitted yet."""
-    generator = torch.Generator().manual_seed(0)
-    moves, device = world.kinematics, world.device
-    size = (lanes, FRAMES)
-    actions: Tensor = torch.randint(max(1, moves.num_actions), size, generator=generator)
-    if moves.action_size:
-        actions = 2 * torch.rand((*size, moves.action_size), generator=generator) - 1
-    motion = moves.motion(actions)
-    poses = walk(torch.zeros(lanes, 5), motion)
-    latents = torch.randn((*size, *memory.latent_shape), generator=generator).to(memory.dtype)
-    there = torch.ones(size, dtype=torch.bool)
-    seen = Seen(latents, poses, torch.arange(FRAMES).expand(size), actions, motion, there, ~there)
-    moved = Seen(*(getattr(seen, name).to(device) for name in ("latents", "poses", "times", "actions", "egomotion", "valid", "observed")))
-    return memory.write(memory.init(lanes, rng.make_keys(list(range(lanes)), device)), moved)
+    data = random_latents(world.kinematics, memory.latent_shape, lanes, FRAMES)
+    there = torch.ones(lanes, FRAMES, dtype=torch.bool)
+    times, motion = torch.arange(FRAMES).expand(lanes, FRAMES), data.frames.egomotion
+    seen = Seen(data.latents.to(memory.dtype), data.poses, times, data.actions, motion, there, ~there)
+    return memory.write(memory.init(lanes, rng.make_keys(list(range(lanes)), world.device)), to(seen, world.device))
 
 
 def _training_step(memory: LoraMemory, state: LoraState, parameters: list[torch.nn.Parameter]) -> None:

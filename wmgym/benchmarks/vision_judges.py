@@ -24,6 +24,7 @@ import numpy as np
 
 from wmgym.benchmarks.judges import Case, ExactJudge, Judge, Verdict
 from wmgym.extras import need
+from wmgym.files import png
 
 KEY = "WMGYM_JUDGE_KEY"  # environment variable with the key of the address
 TIMEOUT = 120.0  # seconds for one answer
@@ -97,7 +98,10 @@ class UrlJudge:
         return ask_for_marks(f"{self.model!r} at {self.address}", lambda: self._ask((case.before, returned)))
 
     def _ask(self, pictures: Sequence[np.ndarray]) -> str:
-        shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(picture)}"}} for picture in pictures]
+        shown = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png(_enlarged(picture))).decode()}"}}
+            for picture in pictures
+        ]
         content = [*shown, {"type": "text", "text": PROMPT}]
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
         headers = {"Content-Type": "application/json"}
@@ -185,11 +189,3 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     """A picture of at least `SIDE` pixels; each pixel becomes a square."""
     zoom = max(1, -(-SIDE // min(picture.shape[:2])))
     return picture.repeat(zoom, 0).repeat(zoom, 1)
-
-
-def _png(picture: np.ndarray) -> str:
-    import cv2
-
-    done, content = cv2.imencode(".png", np.ascontiguousarray(_enlarged(picture)[..., ::-1]))
-    assert done
-    return base64.b64encode(content.tobytes()).decode()

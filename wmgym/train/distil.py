@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,16 +26,15 @@ from wmgym.checkpoint import choose_device, from_dict, load, resolve, save
 from wmgym.core import Clip
 from wmgym.data.episode import list_episodes
 from wmgym.data.latents import Latents
-from wmgym.files import as_json, open_run_folder, write_atomically
+from wmgym.files import as_json, json_object, open_run_folder, write_atomically
 from wmgym.metrics.image import gradient_energy, judge
 from wmgym.systems import System
 from wmgym.train.distil_loss import Jumps, distil_losses
 from wmgym.train.held_out import dream_on, held_out_clip, split, split_of
 from wmgym.train.loop import FORWARD, Draw, LoopConfig, fit
-from wmgym.train.provenance import chain, options_in_words
+from wmgym.train.provenance import options_in_words, told
 from wmgym.train.reward import encode_once
 from wmgym.train.run import RunArgs, half_precision, make_optimisers
-from wmgym.version import __version__
 from wmgym.world_model import SamplerConfig, WorldModel
 
 METHOD = "progressive distillation, all of the teacher's steps of a jump at once"
@@ -115,12 +113,11 @@ def train(args: DistilArgs, progress: bool = True) -> dict[str, Any]:
     _fit(teacher, student, config, data.to(device) if device.type == "cuda" else data, jumps, options, args, clip, progress)
     rows = compare({"teacher": teacher, "student": student}, clip)
     command = f"wmgym distil {options_in_words(args)}"
-    told: dict[str, Any] = {"command": command, "commands": chain(command, args.data, (args.checkpoint,)), "wmgym_version": __version__}
-    told |= {"data": [str(folder) for folder in args.data], "frames": int(data.lengths.sum())}
-    told |= {"teacher": teacher.provenance.weights, "teacher_steps": jumps.teacher_steps}
-    told |= {"method": f"{METHOD}; {args.contrast:g} times the difference of contrast", "held_out": rows}
-    save(args.out / "model.safetensors", student, config, notes=told)
-    report = {"checkpoint": str(args.out / "model.safetensors"), **told}
+    notes = told(command, args.data, (args.checkpoint,), int(data.lengths.sum()))
+    notes |= {"teacher": teacher.provenance.weights, "teacher_steps": jumps.teacher_steps}
+    notes |= {"method": f"{METHOD}; {args.contrast:g} times the difference of contrast", "held_out": rows}
+    save(args.out / "model.safetensors", student, config, notes=notes)
+    report = {"checkpoint": str(args.out / "model.safetensors"), **notes}
     write_atomically(args.out / "result.json", as_json(report))
     return report
 
@@ -131,24 +128,13 @@ def _training_options(args: DistilArgs, system: System, setting: str) -> RunArgs
         known = [name for name in systems.names() if systems.get(name).denoising is not None]
         raise ValueError(f"{args.checkpoint}: system {system.name!r} cannot be distilled, only {', '.join(known)}")
     module, kind, _ = system.train.split(":")
-    given = _given(args.training)
+    given = json_object(args.training, "training")
     shared = sorted({f.name for f in fields(RunArgs)} & given.keys())
     if shared:
         allowed = f"options that only `wmgym train {system.name}` has"
         raise ValueError(f"training must hold {allowed}, got {shared[0]!r}, which every training has")
     ours = {name: getattr(args, name) for name in ("data", "out", "batch", "matrix_rate", "rate", "save_every")}
     return from_dict(getattr(importlib.import_module(module), kind), {**given, **ours, "setting": setting})
-
-
-def _given(text: str) -> dict[str, Any]:
-    """The JSON object of `--training`."""
-    try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"training must be a JSON object, got {text!r}: {error}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"training must be a JSON object, got {text!r}")
-    return given
 
 
 def _fit(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wmgym.checkpoint import notes_of, resolve
+from wmgym.version import __version__
 
 INPUTS = ("--data", "--init", "--autoencoder", "--checkpoint", "--run", "--openings")
 OUTPUTS = ("--out", "--name")  # a folder, and a bundled name
@@ -47,6 +48,12 @@ def chain(own: str, data: Sequence[Path] = (), checkpoints: Iterable[str | None]
     for name in checkpoints:
         before += notes_of(resolve(name)).get("commands", []) if name is not None else []
     return list(dict.fromkeys([*before, own]))
+
+
+def told(own: str, data: Sequence[Path], checkpoints: Iterable[str | None], frames: int) -> dict[str, Any]:
+    """What a checkpoint's notes say of how it was made: by the command `own`, from folders of episodes with `frames` frames in all."""
+    made = {"command": own, "commands": chain(own, data, checkpoints), "wmgym_version": __version__}
+    return {**made, "data": [str(folder) for folder in data], "frames": frames}
 
 
 def collection(folder: Path) -> str | None:

@@ -30,8 +30,7 @@ from wmgym.progress import Progress
 from wmgym.train.held_out import split
 from wmgym.train.loop import Draw, LoopConfig, fit
 from wmgym.train.muon import Muon
-from wmgym.train.provenance import chain, options_in_words
-from wmgym.version import __version__
+from wmgym.train.provenance import options_in_words, told
 from wmgym.world_model import WorldModel
 
 FREE = frozenset({"steps", "decay", "device", "save_every", "compile", "out"})  # what a run may be resumed with otherwise
@@ -133,14 +132,8 @@ def finish(
 ) -> dict[str, Any]:
     """Write the model and `result.json`; the report."""
     args = run.args
-    own = f"{command} {options_in_words(args)}"
-    told: dict[str, Any] = {
-        "command": own,
-        "commands": chain(own, args.data, (args.init, args.autoencoder, base)),
-        "wmgym_version": __version__,
-    }
-    told |= {"data": [str(d) for d in args.data], "frames": int(data.lengths.sum())}
-    notes = {**told, **figures}
+    own, made_from = f"{command} {options_in_words(args)}", (args.init, args.autoencoder, base)
+    notes = {**told(own, args.data, made_from, int(data.lengths.sum())), **figures}
     path = args.out / f"{file}.safetensors"
     save(path, model, config, notes=notes, base=base)
     report = {"checkpoint": str(path), **notes}
