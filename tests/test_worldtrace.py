@@ -30,7 +30,7 @@ F, L = 2, 8  # frames of a chunk, chunks of a training window
 CODER = AutoencoderConfig(kind="pixels", factor=8, frame_size=16)
 NET = VideoDiTConfig(CODER.latent_shape, width=32, depth=2, heads=2, chunk=F, window=L)
 SIZES = (NET.depth, F, NET.tokens, NET.heads, NET.width // NET.heads)
-MEMORIES = ("none", "field", "naive_mean", "landmark", "sink", "pose", "full")
+MEMORIES = ("none", "field", "naive_mean", "landmark", "sink", "pose", "full")  # of keys and values; `latents`: test_latent_chunks.py
 
 
 def chunk(rows: int, number: int, *, seed: int | None = None, first: int | None = None) -> Seen:
@@ -360,20 +360,21 @@ def world(checkpoint: str, memory: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("length", range(1, 10))
-@pytest.mark.parametrize("kind", ["none", "landmark", "pose"])
+@pytest.mark.parametrize("kind", ["none", "landmark", "pose", "latents"])
 def test_openings_of_any_length(checkpoint: str, kind: str, length: int) -> None:
     """Frames of the opening are remembered as whole chunks that end with it; the first may begin inside a chunk."""
     env = wmgym.make_env(world(checkpoint, kind), "free", setting="minecraft", opening=clip(length))
     _, info = env.reset(seed=0)
     held = -(-length // F) * F
     assert info["frames"].shape == (F, 16, 16, 3)
-    assert info["memory_frames"] == held if kind != "landmark" else info["memory_frames"] in (held, min(held, 3 * F + F))
+    kept = {"landmark": (held, min(held, 3 * F + F)), "latents": (length,)}.get(kind, (held,))
+    assert info["memory_frames"] in kept
     for _ in range(3):
         _, _, _, _, info = env.step(np.ones(F, np.int64))
     assert np.isfinite(info["pose"]).all()
 
 
-@pytest.mark.parametrize("kind", MEMORIES)
+@pytest.mark.parametrize("kind", [*MEMORIES, "latents"])
 def test_lanes_dream_what_single_envs_dream(checkpoint: str, kind: str) -> None:
     """Two lanes with openings of different lengths, across an autoreset, against two single envs."""
     loaded = world(checkpoint, kind)
@@ -403,7 +404,7 @@ def test_keywords_reach_the_memory_and_wrong_ones_are_named(checkpoint: str) -> 
         world(checkpoint, "field", memory_slots=3)
     with pytest.raises(ValueError, match=r"memory must be one of .*'landmark'.* got 'retrieval'"):
         world(checkpoint, "retrieval")
-    assert set(systems.get("worldtrace").memories) == set(MEMORIES)
+    assert set(systems.get("worldtrace").memories) == {*MEMORIES, "latents"}
 
 
 def test_every_memory_reads_as_many_keys(checkpoint: str) -> None:

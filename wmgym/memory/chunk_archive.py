@@ -16,7 +16,7 @@ from wmgym.core import Context, Footprint, Query, Retrieval, Seen
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
 from wmgym.memory.coverage import CoverageConfig, choose_views
-from wmgym.memory.slots import TAIL, ChunkKV, blank_chunk, chunk_of, joined
+from wmgym.memory.slots import TAIL, ChunkKV, blank_chunk, chunk_of, joined, ranks
 from wmgym.tree import map_tensors
 
 
@@ -82,10 +82,8 @@ class ChunkArchive:
         oldest_recent = torch.where(exists, times.gather(1, newest), memory.written[:, None]).amin(1, keepdim=True)
         allowed = (times >= 0) & (times < oldest_recent)
         chosen, gains, found = choose_views(query.poses, bank.poses.values, times, allowed, self.chosen, self.coverage)
-        # positions follow the order in time: a chunk's rank is the number of newer chunks that are read, plus 1
         slots, there = torch.cat([newest, chosen], 1), torch.cat([exists, found], 1)
-        age = torch.where(there, times.gather(1, slots), -1)
-        rank = (age[:, None] > age[:, :, None]).sum(2) + 1  # [B, n]
+        rank = ranks(torch.where(there, times.gather(1, slots), -1))
         chunks = banks.take(bank, slots)
         seen = torch.where(found, chunks.first[:, self.recent :], -1)
         return Context(kv=joined([(chunks, self.chunk * rank, there)], self.chunk), retrieval=Retrieval(seen, gains))

@@ -190,6 +190,11 @@ def chunk_bytes(chunk: ChunkKV) -> int:
     return sum(2 * layer.keys.element_size() * layer.keys.shape[1:].numel() for layer in chunk.layers)
 
 
+def ranks(numbers: Tensor) -> Tensor:
+    """Rank of each chunk that is read: the number of newer ones, plus 1. numbers int64 [B, n] grow with time; -1: no chunk."""
+    return (numbers[:, None] > numbers[:, :, None]).sum(2) + 1
+
+
 def joined(parts: list[tuple[ChunkKV, Tensor, Tensor]], frames: int, retrieval: Retrieval | None = None) -> ContextKV:
     """Join groups of chunks: (chunks [B, n, ...], offsets of their first frames [B, n], which exist [B, n])."""
     inside = torch.arange(frames, device=first_tensor(parts[0][0]).device)

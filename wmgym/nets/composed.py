@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from wmgym.core import Adapters, Condition, Context, ContextFrames, ContextKV, Trace
+from wmgym.core import Adapters, Condition, Context, Trace
 from wmgym.diffusion.compose import Composition, Expert
 from wmgym.diffusion.flow import Velocity
-from wmgym.geometry import step_back
 from wmgym.nets.lora import LowRank, shapes_of
 from wmgym.nets.video_dit import VideoBound, VideoDiT, VideoDiTConfig
 
@@ -144,16 +143,4 @@ class Composed(nn.Module):
 
     def _bind_adapted(self, condition: Condition, context: Context, role: Role) -> VideoBound:
         """The base under a row's adapters. The keys of its past are computed here, under the same adapters."""
-        adapters = context.adapters
-        assert adapters is not None
-        if not role.past:
-            return self.base.bind(condition, (Context(adapters=adapters),))
-        (newest,) = context.frames
-        return self.base.bind(condition, (Context(kv=self._keys(newest, condition.origin, adapters), adapters=adapters),))
-
-    def _keys(self, frames: ContextFrames, origin: Tensor, adapters: Adapters) -> ContextKV:
-        """Keys and values of a chunk of remembered frames under some adapters."""
-        start = step_back(frames.poses[:, 0], frames.egomotion[:, 0])
-        past = Condition(frames.actions, frames.egomotion, frames.poses, frames.times, start, origin)
-        bound = self.base.bind(past, (Context(adapters=adapters),)).among(frames.valid)
-        return ContextKV(bound.trace(frames.latents, frames.poses).kv, frames.offsets, frames.valid, frames.poses)
+        return self.base.bind(condition, (Context(context.frames if role.past else (), adapters=context.adapters),))

@@ -26,14 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmgym.core import Adapters, Condition, Context, ContextKV, KeysValues, Trace
-from wmgym.geometry import token_rays
+from wmgym.core import Adapters, Condition, Context, ContextFrames, ContextKV, KeysValues, Trace
+from wmgym.geometry import step_back, token_rays
 from wmgym.nets.layers import Mlp, attend, fourier, hidden_matrices, modulate, sinusoid, squash
 from wmgym.nets.lora import linear
 from wmgym.nets.merge import merge
 from wmgym.nets.phases import PhaseConfig, place_phases, pose_phases, share_pairs
 from wmgym.nets.rope import rotate
 from wmgym.nets.routing import routed
+from wmgym.tree import map_tensors
 
 RAY_OCTAVES, EYE_OCTAVES = 4, 4
 
@@ -226,10 +227,25 @@ class VideoDiT(nn.Module):
     def bind(self, condition: Condition, contexts: tuple[Context, ...]) -> VideoBound:
         """Rotate past keys to their positions and embed what does not depend on the noise level. All contexts are one stream."""
         context = merge(contexts)
-        if context.frames or context.tokens is not None:
-            raise ValueError("this network reads keys and values of past chunks; the memory gives frames or tokens")
+        if context.tokens is not None:
+            raise ValueError("this network reads past chunks, as frames or as keys and values; the memory gives tokens")
+        kv = context.kv
+        if context.frames:
+            anew = (Context(kv=self.keys_of(frames, condition.origin, context.adapters)) for frames in context.frames)
+            kv = merge((Context(kv=kv), *anew)).kv
         inputs = self.frame_inputs(condition, _chunk_times(condition.poses), context.adapters)
-        return VideoBound(self, condition, context.adapters, inputs, *self._past(context.kv, condition))
+        return VideoBound(self, condition, context.adapters, inputs, *self._past(kv, condition))
+
+    def keys_of(self, frames: ContextFrames, origin: Tensor, adapters: Adapters | None = None) -> ContextKV:
+        """Keys and values of remembered chunks [B, n * F, ...] by one clean pass, in which each chunk reads itself alone."""
+        count = frames.latents.shape[1] // self.chunk
+        chunks = map_tensors(lambda x: x.unflatten(1, (count, self.chunk)).flatten(0, 1), frames)
+        start = step_back(chunks.poses[:, 0], chunks.egomotion[:, 0])
+        origins = origin.repeat_interleave(count, 0)
+        past = Condition(chunks.actions, chunks.egomotion, chunks.poses, chunks.times, start, origins)
+        bound = self.bind(past, (Context(adapters=adapters),)).among(chunks.valid)
+        kv = map_tensors(lambda x: x.unflatten(0, (-1, count)).flatten(1, 2), bound.trace(chunks.latents, chunks.poses).kv)
+        return ContextKV(kv, frames.offsets, frames.valid, frames.poses)
 
     def _past(self, kv: ContextKV | None, condition: Condition) -> tuple[tuple[tuple[Tensor, Tensor], ...], tuple[Tensor | None, ...]]:
         """Past keys and values per layer, rotated, and the masks of the layers' keys."""

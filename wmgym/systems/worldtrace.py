@@ -11,6 +11,7 @@ naive_mean   means of rotated keys, in which phases cancel (the control)
 landmark     the first chunk of each new scene, verbatim
 sink         the first chunk, and recent ones
 pose         not in the paper: the newest 2 chunks, and those that together show most of the target view
+latents      not in the paper: the same chunks as `pose`, stored as latents, their keys computed anew in each step
 full         not in the paper: all chunks up to the budget, at true positions
 """
 
@@ -22,6 +23,7 @@ from functools import partial
 from wmgym.memory.bank import check_budget
 from wmgym.memory.chunk_archive import ChunkArchive
 from wmgym.memory.coverage import CoverageConfig
+from wmgym.memory.latent_chunks import LatentChunks
 from wmgym.memory.slots import POSITIONS, SlotMemory, Writer
 from wmgym.memory.writers import LandmarkWriter, MeanWriter
 from wmgym.nets.video_dit import VideoDiTConfig
@@ -30,7 +32,7 @@ from wmgym.systems.system import MemoryChoice, MemoryHost, System
 from wmgym.systems.video import VideoConfig, chunk_sizes, taken_over
 from wmgym.world_model import WorldModel
 
-NEWEST = 2  # recent chunks that memory `pose` always reads
+NEWEST = 2  # recent chunks that memories `pose` and `latents` always read
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ def _archive(kind: str, host: MemoryHost) -> tuple[ChunkArchive, ...]:
     return (archive,)
 
 
+def _latents(host: MemoryHost) -> tuple[LatentChunks, ...]:
+    net: VideoDiTConfig = host.config.net
+    dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
+    coverage = CoverageConfig(net.field_of_view, net.aspect)
+    sizes = (net.latent_shape, net.chunk, host.config.memory_budget, NEWEST, net.window - 1 - NEWEST, net.action_size)
+    return (LatentChunks(*sizes, dtype, coverage),)
+
+
 def build(config: WorldTraceConfig) -> WorldModel:
     """The model with new weights."""
     return video.build(config, SYSTEM)
@@ -103,10 +113,18 @@ SYSTEM = System(
         "none": MemoryChoice(video.recent_window),
         **{kind: MemoryChoice(partial(_slots, kind)) for kind in ("field", "naive_mean", "landmark", "sink")},
         **{kind: MemoryChoice(partial(_archive, kind)) for kind in ("pose", "full")},
+        "latents": MemoryChoice(_latents),
     },
     default_memory="landmark",
     options=WorldTraceOptions,
-    comparisons=(("landmark", "none"), ("field", "none"), ("pose", "none"), ("pose", "landmark"), ("field", "naive_mean")),
+    comparisons=(
+        ("landmark", "none"),
+        ("field", "none"),
+        ("pose", "none"),
+        ("pose", "landmark"),
+        ("latents", "pose"),
+        ("field", "naive_mean"),
+    ),
     base="video",
     on_base=on_video,
 )
