@@ -49,7 +49,6 @@ def walks_of_path(
         steps = int(1.1 * mean * count / share) + report["steps"] // 10 + 1
 
 
-def _measures(setting: str) -> tuple[Kinematics, Tolerance]:
-    moves = settings.get(setting).kinematics
-    assert moves is not None  # `motions_of` names settings without
-    return moves, Tolerance(*paths.motions_of(setting).tolerances)
+def _measures(setting: str) -> tuple[Kinematics | None, Tolerance]:
+    motions = paths.motions_of(setting)
+    return None if motions.inertia else settings.get(setting).kinematics, Tolerance(*motions.tolerances)

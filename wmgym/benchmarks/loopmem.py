@@ -81,9 +81,12 @@ def commanded(walk: Walk, kinematics: Kinematics) -> np.ndarray:
     return np.concatenate([walk.poses[:1], walk_along(start, motion)[0].numpy()])
 
 
-def revisits(walk: Walk, kinematics: Kinematics, same: Tolerance) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs [n, 2] of a dreamed frame and the first frame with the same commanded view, and whether the truth returned to it [n]."""
-    first = first_seen(commanded(walk, kinematics), same.near, same.alike)
+def revisits(walk: Walk, kinematics: Kinematics | None, same: Tolerance) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs [n, 2] of a dreamed frame and the first frame with the same view, and whether the truth returned to it [n].
+
+    Views are those that were commanded by `kinematics`. None: those of the truth, for agents with inertia, which turn later than commanded.
+    """
+    first = first_seen(walk.poses if kinematics is None else commanded(walk, kinematics), same.near, same.alike)
     again = np.flatnonzero((first >= 0) & (np.arange(len(first)) >= walk.split))
     pairs = np.stack([again, first[again]], 1)
     a, b = walk.poses[pairs[:, 0]], walk.poses[pairs[:, 1]]
@@ -91,8 +94,8 @@ def revisits(walk: Walk, kinematics: Kinematics, same: Tolerance) -> tuple[np.nd
     return pairs, near & (np.abs(wrap_angle(a[:, 3:] - b[:, 3:])).max(1, initial=0) <= same.alike)
 
 
-def is_walked(walk: Walk, kinematics: Kinematics, same: Tolerance) -> bool:
-    """Whether the truth returned to the views that were commanded."""
+def is_walked(walk: Walk, kinematics: Kinematics | None, same: Tolerance) -> bool:
+    """Whether the truth returned to the views that were commanded; always with inertia, where views are the truth's."""
     _, there = revisits(walk, kinematics, same)
     return bool(there.mean() >= SAME) if len(there) else True
 
