@@ -33,7 +33,8 @@ from wmgym.world_model import SamplerConfig
 
 BUDGET = 64  # frames in memory: full soon, as the bundled weights' 512 are after 512
 LANES = 20  # of the longest walks
-LARGEST_GROWTH = 8e6  # bytes of the process in the steps that are measured; one frame kept per step would be 77 MB in 100,000
+LARGEST_GROWTH = 8e6  # bytes of the process in two thirds of the steps; one frame kept per step would be 51 MB of 100,000 steps
+SAMPLES = 60  # of the process's size
 OF_OWN_CLASS = {("echo", memory) for memory in ("context-5", "length-2", "spatial", "block_wise")}  # that need a trained delta
 CASES = [  # other memories that need a trained delta are of the same classes
     (name, memory)
@@ -70,15 +71,18 @@ def soak(make: Callable[[], Any], steps: int, *, growth: float, slower: float) -
     for _ in range(max(BUDGET, min(2000, steps // 10))):
         env.step(env.action_space.sample())
     young.load_state(env.save_state())
-    gc.collect()
-    before = psutil.Process().memory_info().rss
-    for _ in range(steps):
+    sizes, every = [], max(1, steps // SAMPLES)
+    for number in range(steps):
         frame, _, terminated, truncated, info = env.step(env.action_space.sample())
         assert not (np.any(terminated) or np.any(truncated))
-    gc.collect()
+        if number % every == 0:
+            gc.collect()
+            sizes.append(psutil.Process().memory_info().rss)
     assert frame.any() and np.isfinite(info["pose"]).all()
-    grown = psutil.Process().memory_info().rss - before
-    assert grown < growth, f"the process grew by {grown / 1e6:.1f} MB in {steps} steps"
+    # a process grows and shrinks by tens of MB when archives are rewritten: what it falls back to must stay as low
+    third = len(sizes) // 3
+    grown = min(sizes[-third:]) - min(sizes[:third])
+    assert grown < growth, f"the process grew by {grown / 1e6:.1f} MB in two thirds of {steps} steps"
     now, then = step_times(env, young, max(40, min(2000, steps // 10)))
     assert now < slower * then, f"a step takes {1e3 * now:.2f} ms after {steps} steps, {1e3 * then:.2f} ms before them"
 
