@@ -407,14 +407,14 @@ def test_adapters_count_as_memory(checkpoint: str) -> None:
         ({"compose": "product"}, "compose must be one of .*, got 'product'"),
         ({"alphas": 0.5}, "alphas must be at least 1.0, got 0.5 for expert 'base'"),
         ({"weights": {"ltm": -1}}, "weights must be at least 0.0, got -1 for expert 'ltm'"),
-        ({"weights": {"ssm": 1}}, "weights must name experts in .*, got 'ssm'"),
+        ({"weights": {"gru": 1}}, "weights must name experts in .*, got 'gru'"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"memorise_window": 0}, "window must be at least 1, got 0"),
         ({"memorise": "some"}, r"memorise must be one of \['observed', 'all', 'off'\], got 'some'"),
         ({"replay": "none"}, r"replay must be one of \['all', 'window'\], got 'none'"),
         ({"memorise_rate": 0.0}, "rate must be positive, got 0.0"),
-        ({"ltm_baseline": "none"}, r"baseline of an expert must be one of \['empty', 'context'\], got 'none'"),
+        ({"ltm_baseline": "none"}, r"ltm_baseline must be one of \['empty', 'context'\], got 'none'"),
         ({"memory_budget": 1}, "memory_budget must be at least the 2 frames of a window, got 1"),
     ],
 )
@@ -549,7 +549,7 @@ def test_an_expert_of_other_weights_is_refused(expert: Path, tmp_path: Path) -> 
 def test_training_needs_a_base_and_a_known_expert(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base must name the checkpoint of a video network"):
         TrainArgs((tmp_path,), tmp_path)
-    with pytest.raises(ValueError, match=r"expert must be one of \['sltm', 'stm', 'sliding', 'full'\], got 'ltm'"):
+    with pytest.raises(ValueError, match=r"expert must be one of \['sltm', 'stm', 'sliding', 'full', 'ssm'\], got 'ltm'"):
         TrainArgs((tmp_path,), tmp_path, base="x", expert="ltm")
 
 

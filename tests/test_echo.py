@@ -39,7 +39,8 @@ from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems import echo, video
 from wmgym.systems.echo import FAMILIES
 from wmgym.train import echo_loss, run
-from wmgym.train.echo import STEADY, TrainArgs, optimiser, start, train
+from wmgym.train.delta import optimiser
+from wmgym.train.echo import STEADY, TrainArgs, start, train
 from wmgym.train.echo_loss import Chunks, EchoLossConfig, as_chunks, contexts_of, with_states
 from wmgym.train.loop import draw
 from wmgym.train.video_loss import make_batch

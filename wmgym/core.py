@@ -161,6 +161,7 @@ class ContextKV:
     offsets: Tensor  # [B, S]: temporal position before the target frame; may differ from the true age
     valid: Tensor  # bool [B, S]
     poses: Tensor | None = None  # float32 [B, S, 5]: pose of each frame
+    moves: tuple[Tensor, ...] = ()  # what led to each frame, where a memory keeps it: actions [B, S] or [B, S, A], egomotion [B, S, 5]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,16 @@ class Expert:
             raise ValueError(f"an expert with alpha={self.alpha} needs a baseline to be contrasted with")
 
 
+def coefficients(mode: str, experts: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Coefficients in predicted noise of each expert, given by weight and alpha, and of its baseline."""
+    total = sum(weight for weight, _ in experts) if mode == "mean" else 1.0
+    if mode == "poe":
+        return [(weight, 0.0) for weight, _ in experts]
+    if mode == "guided":
+        return [(weight, -weight) if k else (1.0, 0.0) for k, (weight, _) in enumerate(experts)]
+    return [(weight / total * alpha, weight / total * (1 - alpha)) if weight else (0.0, 0.0) for weight, alpha in experts]
+
+
 @dataclass(frozen=True)
 class Composition:
     """Experts as one `Velocity`. Networks with coefficient 0 are not evaluated, and each network is evaluated once."""
@@ -81,23 +91,12 @@ class Composition:
     @cached_property  # it is asked for at every noise level
     def coefficients(self) -> list[tuple[Velocity, float]]:
         """Each network with its coefficient in predicted noise."""
-        total = sum(expert.weight for expert in self.experts) if self.mode == "mean" else 1.0
+        pairs = coefficients(self.mode, [(expert.weight, expert.alpha) for expert in self.experts])
         found: dict[Velocity, float] = {}
-
-        def add(network: Velocity | None, coefficient: float) -> None:
-            if network is not None and coefficient:
-                found[network] = found.get(network, 0.0) + coefficient
-
-        for k, expert in enumerate(self.experts):
-            weight = expert.weight / total
-            if self.mode == "poe":
-                add(expert.velocity, weight)
-            elif self.mode == "guided":
-                add(expert.velocity, weight if k else 1.0)
-                add(expert.baseline, -weight if k else 0.0)
-            else:
-                add(expert.velocity, weight * expert.alpha)
-                add(expert.baseline, weight * (1 - expert.alpha))
+        for expert, pair in zip(self.experts, pairs, strict=True):
+            for network, coefficient in zip((expert.velocity, expert.baseline), pair, strict=True):
+                if network is not None and coefficient:
+                    found[network] = found.get(network, 0.0) + coefficient
         return [(network, coefficient) for network, coefficient in found.items() if coefficient]
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:

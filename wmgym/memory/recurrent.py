@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wmgym.core import Context, Footprint, Query, Seen
-from wmgym.memory.bank import Bank
-from wmgym.memory.trajectory import TrajectoryMemory
+from wmgym.core import Context, Footprint, Memory, Query, Seen
 from wmgym.tree import map_tensors
 
 State = tuple[Tensor, ...]  # float32 [B, ...], one for each recurrent layer
@@ -17,22 +16,25 @@ State = tuple[Tensor, ...]  # float32 [B, ...], one for each recurrent layer
 
 @dataclass(frozen=True)
 class Recurrent:
-    frames: Bank
+    frames: Any
     state: State  # after the newest chunk
 
 
 @dataclass(frozen=True)
 class StateMemory:
-    """`core.Memory` of a few frames and of the state after the newest chunk.
+    """`core.Memory` of the newest frames, or of their keys and values, and of the state after the newest chunk.
 
     The network reads the frames when it computes the state, so both are written chunk by chunk, also those of an opening. shapes: of each
     layer's state, without the batch. Where an opening's first chunk is not whole, its first frame is repeated, and the state has seen it
     that often.
     """
 
-    frames: TrajectoryMemory
+    frames: Memory[Any]
     shapes: tuple[tuple[int, ...], ...]
-    needs: frozenset[str] = frozenset({"state"})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.frames.needs | {"state"}
 
     @property
     def num_retrieved(self) -> int:

@@ -19,7 +19,7 @@ For slots with one chunk the last three are equal, since rotary attention depend
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,7 @@ class ChunkKV:
     poses: Tensor  # float32 [..., F, 5]
     valid: Tensor  # bool [..., F]: False for frames before the start of an opening
     first: Tensor  # int64 [...]: time of the chunk's first frame
+    moves: tuple[Tensor, ...] = ()  # if kept: actions [..., F] or [..., F, A], and egomotion [..., F, 5]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class SlotMemory:
     writer: Writer | None = None
     positions: str = "slot_rank"
     dtype: torch.dtype = torch.float32
+    keeps_moves: bool = False  # whether the context also says what led to each frame
+    action_size: int = 0  # length of a continuous action; 0: discrete actions
     needs: frozenset[str] = frozenset({"kv"})
     num_retrieved: int = 0
 
@@ -107,10 +110,17 @@ class SlotMemory:
             raise ValueError(f"memory_positions must be one of {list(POSITIONS)}, got {self.positions!r}")
         if self.recent < 1:
             raise ValueError(f"the recent window must hold at least 1 chunk, got {self.recent}")
+        if self.keeps_moves and self.writer is not None:
+            raise ValueError("moves are kept of the recent window only; use it without a writer")
 
     def blank(self, device: torch.device | str) -> ChunkKV:
         """A chunk [1, ...] of zeros."""
-        return blank_chunk(self.layers, self.chunk, self.tokens, self.heads, self.head_width, self.dtype, device)
+        chunk = blank_chunk(self.layers, self.chunk, self.tokens, self.heads, self.head_width, self.dtype, device)
+        if not self.keeps_moves:
+            return chunk
+        size = self.action_size
+        actions = torch.zeros(1, self.chunk, *([size] if size else []), dtype=torch.float32 if size else torch.int64, device=device)
+        return replace(chunk, moves=(actions, torch.zeros(1, self.chunk, 5, device=device)))
 
     def init(self, batch: int, keys: Tensor) -> SlotState:
         blank = self.blank(keys.device)
@@ -119,6 +129,7 @@ class SlotMemory:
 
     def write(self, memory: SlotState, seen: Seen) -> SlotState:
         chunk, there = chunk_of(seen, self.dtype), seen.valid.any(1)
+        chunk = replace(chunk, moves=(seen.actions, seen.egomotion)) if self.keeps_moves else chunk
         slots = memory.slots
         if self.writer is not None:
             old, exists = banks.newest(memory.recent, self.recent)
@@ -213,4 +224,5 @@ def joined(parts: list[tuple[ChunkKV, Tensor, Tensor]], frames: int, retrieval: 
     offsets = torch.cat([(first[..., None] - inside).flatten(1) for _, first, _ in parts], 1)
     valid = torch.cat([frames_of(chunks.valid & there[..., None]) for chunks, _, there in parts], 1)
     poses = torch.cat([frames_of(chunks.poses) for chunks, _, _ in parts], 1)
-    return ContextKV(layers, offsets, valid, poses)
+    moves = tuple(torch.cat([frames_of(chunks.moves[i]) for chunks, _, _ in parts], 1) for i in range(len(parts[0][0].moves)))
+    return ContextKV(layers, offsets, valid, poses, moves)

@@ -33,6 +33,7 @@ from wmgym.nets.lora import LowRank, shapes_of
 from wmgym.nets.merge import merge
 from wmgym.nets.recurrence import KINDS, layers_with_readout
 from wmgym.nets.splat import View, place, render
+from wmgym.nets.stateful import blank_state, carried, in_order
 from wmgym.nets.summary import CrossAttention, Mixing
 from wmgym.nets.video_dit import After, FrameInputs, VideoBound, VideoDiT, VideoDiTConfig
 from wmgym.tree import map_tensors
@@ -131,7 +132,7 @@ class EchoBound:
         level = torch.full_like(poses[:, 0, 0], net.config.context_level)
         states: dict[int, Tensor] = {}
         replace(self.bound, inputs=inputs, after=self._after(length, states))(latents, level)
-        return tuple(states[i] for i in sorted(states))
+        return in_order(states)
 
     def _after(self, length: int, states: dict[int, Tensor]) -> After | None:
         """What happens to the tokens after each block. The states after each chunk are put into `states`."""
@@ -142,18 +143,7 @@ class EchoBound:
             return lambda i, h: delta.cross[str(i)](h, tokens) if str(i) in delta.cross else h
         if delta is None or self.state is None:
             return None
-        before = dict(zip(sorted(map(int, delta.recurrent)), self.state, strict=True))
-
-        def after(layer: int, h: Tensor) -> Tensor:
-            if layer not in before:
-                return h
-            frames = h.shape[1]
-            line = h.unflatten(0, (-1, length)).flatten(1, 2)  # [B / length, length * F, N, D]
-            line, passed = delta.recurrent[str(layer)](line, before[layer][::length])
-            states[layer] = passed[:, frames - 1 :: frames].flatten(0, 1)
-            return line.unflatten(1, (length, frames)).flatten(0, 1)
-
-        return after
+        return carried(delta.recurrent, self.state, states, length)
 
 
 class EchoDiT(nn.Module):
@@ -179,8 +169,7 @@ class EchoDiT(nn.Module):
         """Shapes of the recurrent state, one for each layer that has one, without the batch."""
         if self.delta is None or self.readout not in KINDS:
             return ()
-        layers = self.delta.recurrent
-        return tuple(tuple(layers[str(i)].blank(1, self.config.tokens).shape[1:]) for i in sorted(map(int, layers)))  # type: ignore[operator]
+        return tuple(tuple(part.shape[1:]) for part in blank_state(self.delta.recurrent, 1, self.config.tokens))
 
     # -- once per env step ------------------------------------------------------------------------------------------------------
 
@@ -229,10 +218,7 @@ class EchoDiT(nn.Module):
     def _state(self, context: Context, batch: int) -> Any:
         if self.delta is None or self.readout not in KINDS:
             return None
-        if context.state is not None:
-            return context.state
-        device = self.backbone.position.device
-        return tuple(torch.zeros(batch, *shape, device=device) for shape in self.state_shapes)
+        return context.state if context.state is not None else blank_state(self.delta.recurrent, batch, self.config.tokens)
 
     # -- context ----------------------------------------------------------------------------------------------------------------
 

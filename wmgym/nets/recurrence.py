@@ -1,4 +1,4 @@
-"""Recurrent layers between the blocks of a video network (Echo-Memory): each spatial token has a state that goes along time.
+"""Recurrent layers between the blocks of a video network (Echo-Memory; CoME's `ssm`): each spatial token has a state that goes along time.
 
     tokens of a frame --> [ block --> recurrent layer ] --> ...
                                        ^ state after the frame before, v state after this frame
@@ -96,12 +96,12 @@ class CausalConvolution(nn.Module):
 KINDS: Mapping[str, type[BlockWise] | type[CausalConvolution]] = {"block_wise": BlockWise, "convolution": CausalConvolution}
 
 
-def layers_with_readout(depth: int) -> tuple[int, ...]:
-    """The blocks that a read-out follows: every fourth, every third of six, and the middle one of fewer.
+def layers_with_readout(depth: int, every: int | None = None) -> tuple[int, ...]:
+    """The blocks that a read-out follows: one of `every` (default: every fourth, every third of six), and the middle one of fewer than six.
 
     Not the last alone: then no attention would read what it adds.
     """
     if depth < 6:
         return ((depth - 1) // 2,)
-    every = 3 if depth == 6 else 4
+    every = every or (3 if depth == 6 else 4)
     return tuple(range(every - 1, depth, every))

@@ -162,7 +162,7 @@ class VideoBound:
         net = self.net
         inputs = net.frame_inputs(self.condition.at(poses), _chunk_times(poses), self.adapters)
         level = torch.full_like(poses[..., 0], net.config.context_level)
-        return Trace(net.run(latents, level, inputs, self._attend, self.adapters, collect=True)[1])
+        return Trace(net.run(latents, level, inputs, self._attend, self.adapters, collect=True, after=self.after)[1])
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = self.masks[layer] if self.masks else None
@@ -172,9 +172,14 @@ class VideoBound:
             k, v = torch.cat([self.past[layer][0], k], 1), torch.cat([self.past[layer][1], v], 1)
         return attend(q, k, v, mask)
 
+    def reading(self, kv: ContextKV | None) -> VideoBound:
+        """The same with another past; None: without one."""
+        past, masks = self.net._past(kv, self.condition)
+        return replace(self, past=past, masks=masks)
+
     def without_past(self) -> VideoBound:
         """The same, reading nothing of the past."""
-        return replace(self, past=(), masks=())
+        return self.reading(None)
 
     def among(self, valid: Tensor) -> VideoBound:
         """The same without a past, where frames attend only to those of `valid` (bool [B, F]). In rows that have none they attend to all of

@@ -11,6 +11,8 @@ stm, ltm, sltm  the base and this expert
 stm-ltm         the base and these two
 come            all of them
 sliding, full   not composed: the base with trained adapters, reading 50 past chunks; attention slides as in stm, or sees all of them
+ssm             not composed: the base with trained adapters, reading 4 past chunks, and a recurrent state after every third block that
+                carries the rest of the episode
 
 `ltm` has two settings. "literal" is the paper's: windows of 5 chunks with one chunk of context, adapters in attention and MLP layers, the
 training's own rate. "addressed" departs from it where the paper's gave nothing in our trials: windows of one chunk without a past, adapters
@@ -36,10 +38,12 @@ from torch import nn
 from wmgym.core import Memory
 from wmgym.diffusion.compose import MODES
 from wmgym.memory.lora_memory import Fitting, LoraMemory
+from wmgym.memory.recurrent import StateMemory
 from wmgym.memory.role import RoleMemory
 from wmgym.memory.slots import SlotMemory
 from wmgym.nets.composed import BLOCK_LAYERS, AttentionExpert, Composed, ComposedConfig, Role
 from wmgym.nets.lora import shapes_of
+from wmgym.nets.stateful import blank_state
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems.latent import build_model
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
@@ -47,7 +51,12 @@ from wmgym.systems.video import VideoConfig, chunk_sizes, taken_over
 from wmgym.systems.window_loss import VideoWindowLoss
 from wmgym.world_model import WorldModel
 
-ATTENTION = {"stm": AttentionExpert(), "sliding": AttentionExpert(window=51), "full": AttentionExpert(window=51, reach=None)}
+ATTENTION = {
+    "stm": AttentionExpert(),
+    "sliding": AttentionExpert(window=51),
+    "full": AttentionExpert(window=51, reach=None),
+    "ssm": AttentionExpert(window=5, reach=None, recurrent=True),
+}
 EXPERTS = ("base", "ltm", "sltm", *ATTENTION)
 TRAINED = ("sltm", *ATTENTION)  # experts with weights of their own
 SETTINGS = ("addressed", "literal")
@@ -84,6 +93,7 @@ class CoMEOptions:
     compose: str = "guided"  # `diffusion.compose.MODES`; "sum" is equation 6 of the paper
     alphas: float | Mapping[str, float] = 2.0  # of each expert, in modes "sum" and "mean"
     weights: float | Mapping[str, float] = 1.0  # of each expert
+    baseline: str = "empty"  # what baselines read in place of the past: nothing, or "noise" at the maximal level (the authors' code)
     ltm_baseline: str = "empty"  # of ltm: "empty" (section 3.3), or the "context" of the base (equation 4)
 
     def __post_init__(self) -> None:
@@ -124,13 +134,15 @@ class CoMEOptions:
         """How the composition reads an expert's context."""
         weight = self.weights.get(expert, 1.0) if isinstance(self.weights, Mapping) else self.weights
         alpha = self.alphas.get(expert, 1.0) if isinstance(self.alphas, Mapping) else self.alphas
-        return Role(expert, self.compose, float(weight), float(alpha), past=self.ltm == "literal", baseline=self.ltm_baseline)
+        past = self.ltm == "literal"
+        return Role(expert, self.compose, float(weight), float(alpha), past, self.baseline, self.ltm_baseline)
 
 
 def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) -> tuple[Memory[Any], ...]:
     """The memories of these experts. window: chunks that the base attends to, its own included; None: L_train."""
     net: VideoDiTConfig = host.config.net
     options: CoMEOptions = host.options
+    composed: Any = host.network
     recent = {"base": (window or net.window) - 1, **{name: expert.window - 1 for name, expert in ATTENTION.items()}}
     memories: list[Memory[Any]] = []
     layers = 0
@@ -138,7 +150,11 @@ def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) ->
         if expert in ("ltm", "sltm"):
             memories.append(RoleMemory(_long_term(expert, host), options.role(expert)))
         else:
-            kept = SlotMemory(**chunk_sizes(host), recent=recent[expert])
+            moves = options.baseline == "noise"
+            kept: Memory[Any] = SlotMemory(**chunk_sizes(host), recent=recent[expert], keeps_moves=moves, action_size=net.action_size)
+            recurrent = composed.recurrent_layers(expert)
+            if recurrent is not None:
+                kept = StateMemory(kept, tuple(tuple(part.shape[1:]) for part in blank_state(recurrent, 1, net.tokens)))
             memories.append(RoleMemory(kept, options.role(expert), layers, net.depth))
             layers += net.depth
     return tuple(memories)
@@ -201,6 +217,7 @@ SYSTEM = System(
         "come": _choice("stm", "ltm", "sltm"),
         "sliding": _choice("sliding", base=False),
         "full": _choice("full", base=False),
+        "ssm": _choice("ssm", base=False),
     },
     default_memory="ltm",
     options=CoMEOptions,

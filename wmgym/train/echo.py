@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from wmgym.checkpoint import delta_name, read_file, write_tensors
@@ -24,7 +24,7 @@ from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents
 from wmgym.nets.echo import EchoDiT
 from wmgym.systems.echo import FAMILIES, SYSTEM, EchoConfig, EchoOptions
-from wmgym.train.delta import DeltaArgs, on_base, open_base
+from wmgym.train.delta import DeltaArgs, on_base, open_base, optimiser
 from wmgym.train.echo_loss import EchoLossConfig, as_chunks, echo_loss
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import Run, begin, half_precision
@@ -34,7 +34,6 @@ from wmgym.train.windows import WindowConfig, draw_windows
 from wmgym.train.world import train_world, with_total
 from wmgym.world_model import WorldModel
 
-GATE_RATE = 20.0  # times the learning rate of the rest
 STEADY = VideoLossConfig(drifting=0.0)  # of the windows' poses only the expected ones are used
 
 
@@ -125,15 +124,6 @@ def _training(args: TrainArgs, run: Run, model: WorldModel, config: EchoConfig, 
     windows = WindowConfig(config.net.chunk, args.window, args.gaps, min(5, args.window - 1), short_openings=0.0)
     delta = model.net.delta.train()
     return Training(delta, {"adam": optimiser(delta, args.rate)}, Objective(model, data, windows, args.loss, args.batch, depth))
-
-
-def optimiser(delta: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW. A step moves a weight by about its rate, so gates, which go from 0 to about 1, have a higher one."""
-    named = list(delta.named_parameters())
-    gates = [weight for name, weight in named if name.rsplit(".", 1)[-1] == "gate"]
-    rest = [weight for name, weight in named if name.rsplit(".", 1)[-1] != "gate"]
-    groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": gates, "lr": GATE_RATE * rate}] if gates else [])]
-    return torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 # -- depth ----------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmgym.core import Adapters, Condition
 from wmgym.data.latents import Latents
@@ -87,9 +87,14 @@ def _drift(size: int, chunks: int, kinematics: Kinematics, generator: torch.Gene
 
 
 def flow_loss(
-    net: VideoDiT, batch: WindowBatch, generator: torch.Generator, config: VideoLossConfig, adapters: Adapters | None = None
+    net: VideoDiT,
+    batch: WindowBatch,
+    generator: torch.Generator,
+    config: VideoLossConfig,
+    adapters: Adapters | None = None,
+    recurrent: nn.ModuleDict | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity over all frames of all noisy chunks that exist."""
+    """Mean squared error of the velocity over all frames of all noisy chunks that exist. adapters, recurrent: of `two_streams`."""
     (size, frames), device, chunk = batch.valid.shape, batch.latents.device, net.config.chunk
     chunks = frames // chunk
 
@@ -98,7 +103,7 @@ def flow_loss(
     noise = torch.randn(2, *batch.latents.shape, generator=generator, device=device)
     clean = noisy_stream(batch.latents, noise[0], levels.repeat_interleave(chunk, 1), batch.clean)
     noisy = noisy_stream(batch.latents, noise[1], noisy_levels.repeat_interleave(chunk, 1), batch.expected)
-    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid, adapters)
+    velocity, _ = two_streams(net, clean, noisy, visible, batch.valid, adapters, recurrent)
     error = (velocity.float() - target_velocity(batch.latents, noise[1])).square().mean((2, 3, 4))
     return (error * batch.valid).sum() / batch.valid.sum()
 
