@@ -435,4 +435,4 @@ def test_ids_open_a_video_networks_weights(checkpoint: str) -> None:
     held = gym.make("WorldTrace-Minecraft-v0", checkpoint=checkpoint, task="free", opening=clip(5), hold_action=True, memory="pose")
     assert held.action_space == gym.spaces.Discrete(10)
     with pytest.raises(ValueError, match=r"no bundled weights: give checkpoint= .* or train weights with `wmgym train video`"):
-        gym.make("WorldTrace-MemoryMaze-v0")
+        gym.make("CoME-MemoryCards-v0")

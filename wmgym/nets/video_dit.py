@@ -242,13 +242,19 @@ class VideoDiT(nn.Module):
         return VideoBound(self, condition, context.adapters, inputs, *self._past(kv, condition))
 
     def keys_of(self, frames: ContextFrames, origin: Tensor, adapters: Adapters | None = None) -> ContextKV:
-        """Keys and values of remembered chunks [B, n * F, ...] by one clean pass, in which each chunk reads itself alone."""
+        """Keys and values of remembered chunks [B, n * F, ...] by one clean pass, in which each chunk reads itself alone.
+
+        Frames that do not exist must be at the start of their chunk. The first that exists stands in for them, so that it has not moved.
+        """
         count = frames.latents.shape[1] // self.chunk
         chunks = map_tensors(lambda x: x.unflatten(1, (count, self.chunk)).flatten(0, 1), frames)
+        valid, row = chunks.valid, torch.arange(len(chunks.valid), device=chunks.valid.device)[:, None]
+        index = torch.maximum(torch.arange(self.chunk, device=row.device), valid.int().argmax(1, keepdim=True))
+        chunks = map_tensors(lambda x: x[row, index], chunks)
         start = step_back(chunks.poses[:, 0], chunks.egomotion[:, 0])
         origins = origin.repeat_interleave(count, 0)
         past = Condition(chunks.actions, chunks.egomotion, chunks.poses, chunks.times, start, origins)
-        bound = self.bind(past, (Context(adapters=adapters),)).among(chunks.valid)
+        bound = self.bind(past, (Context(adapters=adapters),)).among(valid)
         kv = map_tensors(lambda x: x.unflatten(0, (-1, count)).flatten(1, 2), bound.trace(chunks.latents, chunks.poses).kv)
         return ContextKV(kv, frames.offsets, frames.valid, frames.poses)
 
