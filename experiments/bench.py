@@ -21,6 +21,7 @@ from wmgym.agents.collect import parse_kwargs
 from wmgym.benchmarks import speed
 from wmgym.benchmarks.memorising import memorising_times
 from wmgym.benchmarks.training import training_times
+from wmgym.captured import with_graphs
 from wmgym.experiments.support.judged import system_of
 from wmgym.experiments.support.report import check_positive, write_tables
 from wmgym.progress import Progress
@@ -112,6 +113,8 @@ class ModelArgs:
     """Dreams in one batch."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """Number formats."""
+    graphs: bool = False
+    """Also time steps as CUDA graphs. Needs an NVIDIA GPU."""
     denoise_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Denoising steps at which caching and recomputing the context are compared."""
     device: str = "auto"
@@ -139,8 +142,9 @@ def bench_model(args: ModelArgs, progress: bool = True) -> dict[str, Any]:
                 load = partial(checkpoints.load_world, path, system=args.system, device=args.device, dtype=dtype)
                 modes = args.modes or tuple(system_of(load()).memories)
                 worlds = {mode: load(memory=mode) for mode in modes}
+                graphs = {f"{mode}, graph": with_graphs(world, True) for mode, world in worlds.items()} if args.graphs else {}
                 for lanes in args.lanes:
-                    steps += [{"dtype": dtype, **row} for row in speed.step_times(worlds, lanes, args.seconds)]
+                    steps += [{"dtype": dtype, **row} for row in speed.step_times({**worlds, **graphs}, lanes, args.seconds)]
                     bar.update()
                 context = context or [{"world": mode, **row} for mode, row in _context_costs(worlds).items()]
                 mode, world = list(worlds.items())[-1]

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A part imports only what stands above it. `kinematics` and `tasks` stand high, right after geometry: the simulators and the
 # world model both need what an action does and what is rewarded, and neither may import the other.
 ORDER = (
-    "version jit extras progress geometry core tree rng kinematics tasks settings registration vectors hub files data "
-    "diffusion nets memory world_model systems checkpoint metrics train benchmarks episode openings shell make state_file vector_env "
-    "env twins integrations"
+    "version jit extras progress constants geometry core tree rng kinematics tasks settings registration vectors hub files data "
+    "diffusion nets memory world_model captured systems checkpoint metrics train benchmarks episode openings shell make state_file "
+    "vector_env env twins integrations"
 ).split()
 ROOF = {"__init__", "__main__", "cli", "doctor", "listing", "play"}  # may use everything; nothing imports them
 MOUNTED = {"envs", "agents", "experiments"}  # folders beside the library, which must not know them

@@ -331,7 +331,9 @@ def test_branches_share_what_they_have_not_written(kind: str) -> None:
     assert len(banks(many).archive) == len(banks(state).archive)
     assert sum(x.numel() for x in tree.tensors(banks(many).archive.data)) == sum(x.numel() for x in tree.tensors(banks(state).archive.data))
     if kind == "landmark":
-        assert sum(x.numel() for x in tree.tensors(many.slots.chunks.data)) == sum(x.numel() for x in tree.tensors(state.slots.chunks.data))
+        assert sum(x.numel() for x in tree.tensors(many.slots.chunks.archive.data)) == sum(
+            x.numel() for x in tree.tensors(state.slots.chunks.archive.data)
+        )
     after = held.write(many, chunk(32, 12))
     assert sum(x.numel() for x in tree.tensors(state)) == size, "the parent is untouched"
     assert shown(read(held, after, 13, 32), 31).keys() == shown(read(held, held.write(state, chunk(1, 12)), 13, 1), 0).keys()

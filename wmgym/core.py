@@ -308,7 +308,7 @@ class Memory(Protocol[M]):
         ...
 
     def read(self, memory: M, query: Query) -> Context:
-        """The context for generating the frames at `query`."""
+        """The context for generating the frames at `query`. It waits for no device, so that a step can be captured (`captured.py`)."""
         ...
 
     def write(self, memory: M, seen: Seen) -> M:

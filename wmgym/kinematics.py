@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from wmgym.constants import constant
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -68,12 +70,12 @@ class DiscreteKinematics:
     def motion(self, actions: Tensor) -> Tensor:
         import torch
 
-        return torch.tensor(self.egomotion, dtype=torch.float32, device=actions.device)[actions]
+        return constant(self.egomotion, torch.float32, actions.device)[actions]
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:
         import torch
 
-        return torch.tensor(self.uncertain, dtype=torch.float32, device=device)
+        return constant(self.uncertain, torch.float32, device)
 
 
 @dataclass(frozen=True)
@@ -127,5 +129,5 @@ class Displacement:
     def _scale(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         import torch
 
-        low = torch.tensor(self.low, device=device)
-        return low, torch.tensor(self.high, device=device) - low
+        low = constant(self.low, torch.float32, device)
+        return low, constant(self.high, torch.float32, device) - low

@@ -51,6 +51,8 @@ class DreamConfig:
     """"auto" (a GPU if there is one), "cpu", "cuda", ..."""
     dtype: str | None = None
     """"auto", "float32", "bfloat16" or "float16"."""
+    graph: bool | str = False
+    """True: run each step as a CUDA graph (`captured.py`), which needs an NVIDIA GPU; "auto": where there is one. Not yet run on any."""
     hold_action: bool = False
     """For worlds with F frames per step: take one action for all F frames instead of F actions."""
     horizon: int | None = None
@@ -71,6 +73,8 @@ class DreamConfig:
                 check_count(name, getattr(self, name))
         if not isinstance(self.hold_action, (bool, np.bool_)):
             raise ValueError(f"hold_action must be True or False, got {self.hold_action!r}")
+        if not isinstance(self.graph, bool) and self.graph != "auto":
+            raise ValueError(f"graph must be True, False or 'auto', got {self.graph!r}")
         if isinstance(self.opening, str) and self.opening not in OPENING_KINDS:
             raise ValueError(f"opening must be 'live', 'bundled' or a dict of frames, actions and poses, got {self.opening!r}")
         taken = sorted({"task", "size"} & set(self.twin_kwargs or {}))
@@ -94,8 +98,10 @@ def make_shell(keywords: Mapping[str, Any]) -> Shell:
     task = _task(place, config.task)
     world = _world(config, options)
     identity = identify(world, place, task, config.horizon or task.horizon)
+    running = _with_graphs(world, config.graph)
     shell = Shell(world, task, place, None, identity, hold_action=bool(config.hold_action))
     shell.openings = _openings(shell, config)
+    shell.world = running
     return shell
 
 
@@ -196,6 +202,14 @@ def _world(config: DreamConfig, options: Mapping[str, Any]) -> World:
         raise ValueError(f"a world object has its own {', '.join(given)}: do not give {given}")
     assert config.checkpoint is not None
     return config.checkpoint
+
+
+def _with_graphs(world: World, graph: bool | str) -> World:
+    if graph is False:
+        return world
+    from wmgym.captured import with_graphs  # here, so that a world of your own does not load it
+
+    return with_graphs(world, graph)
 
 
 def _shared_names() -> list[str]:

@@ -18,9 +18,13 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 def threefry(key: Tensor, counter: Tensor) -> Tensor:
     """Hash counters with keys: int64 words [..., 2] and [..., 2] (each in [0, 2**32)) -> int64 words [..., 2]."""
+    return _threefry(key, *counter.unbind(-1))
+
+
+def _threefry(key: Tensor, x0: Tensor | int, x1: Tensor | int) -> Tensor:
+    """The same for a counter in two words, which are numbers if it is one for all keys."""
     k0, k1 = key.unbind(-1)
     keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
-    x0, x1 = counter.unbind(-1)
     x0, x1 = (x0 + keys[0]) & _MASK, (x1 + keys[1]) & _MASK
     for group in range(5):
         for r in _ROTATIONS[group % 2]:
@@ -41,8 +45,7 @@ def make_keys(seeds: list[int], device: torch.device | str = "cpu") -> Tensor:
 
 def fold(keys: Tensor, number: int) -> Tensor:
     """New keys [B, 2] derived from the old ones and a number. Different numbers give independent streams."""
-    counter = torch.tensor([number & _MASK, 1 << 31], dtype=torch.int64, device=keys.device)
-    return threefry(keys, counter.expand_as(keys))
+    return _threefry(keys, number & _MASK, 1 << 31)
 
 
 def next_keys(keys: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class Shared:
     """Rows of `data` that lanes read but never write: lane b sees `data[rows[b]]`, one row or several.
 
     Repeating or selecting lanes moves only indices, so a thousand branches of one state hold one copy of its past. Where lanes read
-    several rows, S may grow: missing indices are padded with 0, and the lane must not read those.
+    several rows, S may grow: missing indices are padded with 0, and the lane must not read those. What a lane reads may not depend on P,
+    which depends on the other lanes.
     """
 
     data: Any  # a tensor [P, ...], or a tree of them
@@ -77,7 +78,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class HighWater:
-    """Length of a buffer that is in use in at least one row."""
+    """Length of a buffer that is in use in at least one row. It depends on all lanes, so what a lane reads may not depend on it."""
 
     count: int
 
@@ -110,6 +111,11 @@ def _map(function: Callable[..., Any], trees: Sequence[Any]) -> Any:
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
     """The first tree with each tensor replaced by `function` of it and the corresponding tensors of the other trees. Other leaves stay."""
     return _map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], trees)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with each leaf replaced by `function` of it: tensors, `Shared`, `Slots`, `HighWater` and plain values."""
+    return _map(function, [tree])
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -90,6 +90,16 @@ class Provenance:
     autoencoder: str = ""  # SHA-256 of its part of them, before a change of precision
 
 
+@dataclass(frozen=True)
+class Made:
+    """A new chunk that no memory holds yet."""
+
+    latents: Tensor  # [B, F, C, h, w]
+    keys: Tensor  # int64 [B, 2]: of the next step
+    retrieval: Retrieval  # which past frames it was made from
+    seen: Seen  # the chunk as the memories will store it
+
+
 Arrival = tuple[Tensor, Tensor | None, Tensor | None]  # poses float32 [B, F, 5]; rewards float32 [B, F] and ends bool [B, F]
 
 
@@ -173,25 +183,45 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def step(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Frames]:
         """Generate one chunk; actions int64 [B, F] or float32 [B, F, A]. stride: frames that one action covers."""
-        size = self.kinematics.action_size
-        wanted = (len(state.times), self.chunk, *([size] if size else []))
-        if actions.shape != wanted:
-            raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
-        state, (poses, rewards, ends), images = self._imagine(state, actions, stride)
-        images = images if images is not None else self.autoencoder.decode(state.latents)
-        finite = state.latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1) & poses.isfinite().flatten(1).all(1)
-        sampler = self.settings.sampler
-        spent: dict[str, float] = {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)}
-        return state, Frames(to_uint8(images), poses, rewards, ends, spent, finite)
+        self.check_actions(state, actions)
+        made, frames = self.generate(state, actions, stride)
+        return self.remember(state, made), frames
 
     # -- the parts --------------------------------------------------------------------------------------------------------------
 
     def imagine(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[WorldState, Arrival]:
         """A step without decoding to pixels: the new state, and the chunk's poses, rewards and ends."""
-        return self._imagine(state, actions, stride)[:2]
+        made, arrival, _ = self._imagine(state, actions, stride)
+        return self.remember(state, made), arrival
 
-    def _imagine(self, state: WorldState, actions: Tensor, stride: int) -> tuple[WorldState, Arrival, Tensor | None]:
-        """As `imagine`, and the images [B, F, 3, H, W] if `through_pixels` is set."""
+    def check_actions(self, state: WorldState, actions: Tensor) -> None:
+        """ValueError unless the actions are one chunk for each row of the state."""
+        size = self.kinematics.action_size
+        wanted = (len(state.times), self.chunk, *([size] if size else []))
+        if actions.shape != wanted:
+            raise ValueError(f"actions must have shape {wanted}, got {tuple(actions.shape)}")
+
+    @torch.no_grad()
+    def generate(self, state: WorldState, actions: Tensor, stride: int = 1) -> tuple[Made, Frames]:
+        """A step up to what the memories will write: read, sample, decode. It depends on no value that is not a tensor, but for the
+        sizes in `state`, and waits for no device, so it can be captured as a CUDA graph (`captured.py`)."""
+        made, (poses, rewards, ends), images = self._imagine(state, actions, stride)
+        images = images if images is not None else self.autoencoder.decode(made.latents)
+        finite = made.latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1) & poses.isfinite().flatten(1).all(1)
+        sampler = self.settings.sampler
+        spent: dict[str, float] = {"network_evaluations": evaluations(sampler.name, sampler.denoise_steps)}
+        return made, Frames(to_uint8(images), poses, rewards, ends, spent, finite)
+
+    def remember(self, state: WorldState, made: Made) -> WorldState:
+        """The state after `state`, in which the memories hold the new chunk."""
+        seen = made.seen
+        after = replace(
+            state, latents=made.latents, poses=seen.poses[:, -1], times=seen.times[:, -1], keys=made.keys, retrieval=made.retrieval
+        )
+        return self._write(after, seen)
+
+    def _imagine(self, state: WorldState, actions: Tensor, stride: int) -> tuple[Made, Arrival, Tensor | None]:
+        """The new chunk, where it leads, and its images [B, F, 3, H, W] if `through_pixels` is set."""
         egomotion = self.kinematics.motion(actions)
         query = self.query(state.poses, egomotion, state.times + (stride - 1))
         contexts = self.read(state.memories, query)
@@ -205,10 +235,7 @@ class WorldModel(nn.Module):
         motion = relative_pose(poses, torch.cat([state.poses[:, None], poses[:, :-1]], 1))
         seen = Seen(kept, poses, query.times, actions, motion, there, ~there, self._trace(bound, kept, poses))
         retrieval = next((c.retrieval for c in contexts if c.retrieval is not None), None) or self._nothing_retrieved(len(actions))
-        state = replace(
-            state, latents=latents, poses=poses[:, -1], times=query.times[:, -1], keys=rng.next_keys(state.keys), retrieval=retrieval
-        )
-        return self._write(state, seen), arrival, images
+        return Made(latents, rng.next_keys(state.keys), retrieval, seen), arrival, images
 
     def _sample(self, bound: Bound, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sample latents [B, *shape] with the sampler of the settings."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from wmgym import rng
-from wmgym.core import Clip, Condition, Context, Query, Seen, WorldState
+from wmgym.core import Clip, Condition, Context, Query, Seen, World, WorldState
 from wmgym.diffusion.flow import levels
 from wmgym.diffusion.samplers import SAMPLERS
 from wmgym.geometry import wrap_angle
@@ -50,7 +50,7 @@ def take_turns(functions: Mapping[str, Callable[[], object]], seconds: float, de
 # -- dreams -----------------------------------------------------------------------------------------------------------------------------
 
 
-def opened(world: WorldModel, lanes: int, frames: int = OPENING) -> WorldState:
+def opened(world: World, lanes: int, frames: int = OPENING) -> WorldState:
     """A state whose lanes have observed noise along a circle, so that memories store and retrieve as much as in a real episode."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (lanes, frames, *world.frame_shape), generator=generator, dtype=torch.uint8)
@@ -65,11 +65,11 @@ def opened(world: WorldModel, lanes: int, frames: int = OPENING) -> WorldState:
     return world.start(clip, rng.make_keys(list(range(lanes)), world.device))
 
 
-def forward(world: WorldModel, lanes: int) -> torch.Tensor:
+def forward(world: World, lanes: int) -> torch.Tensor:
     return torch.full((lanes, world.chunk), FORWARD, device=world.device)
 
 
-def step_times(worlds: Mapping[str, WorldModel], lanes: int, seconds: float) -> list[dict[str, Any]]:
+def step_times(worlds: Mapping[str, World], lanes: int, seconds: float) -> list[dict[str, Any]]:
     """One row per world: the time of a whole env step of `lanes` lanes, decoding included."""
     states = {name: opened(world, lanes) for name, world in worlds.items()}
     for name, world in worlds.items():

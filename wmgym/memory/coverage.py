@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wmgym.constants import constant
 from wmgym.geometry import token_rays
 
 _GRID = 1024  # gains are rounded to 1/1024 of a point
@@ -36,7 +37,7 @@ def target_points(poses: Tensor, config: CoverageConfig) -> tuple[Tensor, Tensor
     """World points in the views from poses [B, Q, 5], and the directions to them: both [B, P, 3]."""
     rays = token_rays(poses, torch.zeros_like(poses[:, 0, 0]), config.rays, config.rays, config.field_of_view, config.aspect)
     direction, eye = rays[..., None, :3], rays[..., None, 3:]  # [B, Q, R, 1, 3]
-    depths = torch.tensor(config.depths, dtype=poses.dtype, device=poses.device)[:, None]
+    depths = constant(config.depths, poses.dtype, poses.device)[:, None]
     points = eye + direction * depths
     return points.flatten(1, 3), direction.expand_as(points).flatten(1, 3)
 
@@ -53,7 +54,7 @@ def shown(points: Tensor, directions: Tensor, past: Tensor, config: CoverageConf
     inside = (forward > 0) & (left.abs() <= forward * tan * config.aspect) & (up.abs() <= forward * tan)
     distance = away.norm(dim=-1).clamp(min=1e-3)
     same_side = ((away * directions[:, None]).sum(-1) / distance).clamp(min=0)
-    depth = torch.tensor(config.depths, dtype=points.dtype, device=points.device).repeat(points.shape[1] // len(config.depths))
+    depth = constant(config.depths, points.dtype, points.device).repeat(points.shape[1] // len(config.depths))
     as_large = (depth / distance).clamp(max=1)  # resolution falls with distance
     return inside * same_side**2 * as_large
 

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmgym.core import KeysValues
-from wmgym.memory.slots import ChunkKV, Slots
+from wmgym.memory import bank as banks
+from wmgym.memory.bank import Bank
+from wmgym.memory.slots import TAIL, ChunkKV, Slots
 from wmgym.nets.phases import PhaseConfig, place_phases
 from wmgym.nets.rope import rotate
-from wmgym.tree import Shared, map_tensors
+from wmgym.tree import map_tensors
 
 
 def _zeros(blank: ChunkKV, batch: int, slots: int) -> ChunkKV:
@@ -137,10 +139,11 @@ class MeanWriter:
 
 @dataclass(frozen=True)
 class LandmarkState:
-    chunks: Shared  # of ChunkKV, rows [B, S]: branches share common landmarks
+    chunks: Bank  # of ChunkKV; times count the chunks that ever were landmarks. Branches share common landmarks
     first: Tensor  # int64 [B, S]: time of each landmark's first frame
     held: Tensor  # bool [B, S]
     pooled: Tensor  # float32 [B, S, heads * d]: mean key of each landmark
+    entered: Tensor  # int64 [B]: chunks that ever were landmarks
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class LandmarkWriter:
         heads, width = blank.layers[0].keys.shape[-2:]
         nothing = torch.zeros(batch, self.slots, dtype=torch.int64, device=blank.first.device)
         pooled = torch.zeros(batch, self.slots, heads * width, device=blank.first.device)
-        return LandmarkState(Shared(blank, nothing), nothing, nothing > 0, pooled)
+        return LandmarkState(banks.empty(batch, self.slots, TAIL, blank), nothing, nothing > 0, pooled, nothing[:, 0])
 
     def write(self, state: LandmarkState, chunk: ChunkKV, leaves: Tensor) -> LandmarkState:
         pooled, filled = pooled_keys(chunk), state.held.sum(1)
@@ -189,14 +192,18 @@ class LandmarkWriter:
             filled = state.held.sum(1)
         here = (rank == filled[:, None]) & enters[:, None]
         return LandmarkState(
-            _stored(state.chunks, chunk, enters, here),
+            _stored(state.chunks, chunk, enters, state.entered),
             torch.where(here, chunk.first[:, None], state.first),
             state.held | here,
             _pick(here, pooled[:, None].expand_as(state.pooled), state.pooled),
+            state.entered + enters,
         )
 
     def read(self, state: LandmarkState) -> Slots:
-        return Slots(state.chunks.dense(), state.first, state.first, state.held.long())
+        newest, _ = banks.newest(state.chunks, self.slots)
+        place = state.held.sum(1, keepdim=True) - 1 - torch.arange(self.slots, device=newest.device)  # of the oldest, the next, ...
+        chunks = banks.take(state.chunks, newest.gather(1, place.clamp(min=0)))
+        return Slots(chunks, state.first, state.first, state.held.long())
 
     def footprint(self, state: LandmarkState, chunk_bytes: int) -> Tensor:
         return state.held.sum(1) * chunk_bytes
@@ -208,19 +215,14 @@ class LandmarkWriter:
         def shift(x: Tensor) -> Tensor:
             return _pick(everywhere, torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1), x)
 
-        chunks = Shared(state.chunks.data, shift(state.chunks.rows))
-        return LandmarkState(chunks, shift(state.first), shift(state.held), shift(state.pooled))
+        return replace(state, first=shift(state.first), held=shift(state.held), pooled=shift(state.pooled))
 
 
-def _stored(chunks: Shared, new: ChunkKV, lanes: Tensor, here: Tensor) -> Shared:
-    """Add the chunks of some lanes (bool [B]) to the store, as the slots of `here` (bool [B, S])."""
-    which = torch.nonzero(lanes).flatten()
-    if not len(which):
+def _stored(chunks: Bank, new: ChunkKV, lanes: Tensor, numbers: Tensor) -> Bank:
+    """Add the chunks of some lanes (bool [B]) as landmarks of these numbers [B]. A lane keeps its newest ones, as many as it has slots."""
+    if lanes.device.type == "cpu" and not bool(lanes.any()):  # on a CPU the test is free; on a GPU it would wait for the device
         return chunks
-    added = map_tensors(lambda old, x: torch.cat([old, x[which].to(old.dtype)]), chunks.data, new)
-    number = torch.zeros_like(lanes, dtype=torch.int64).index_put((which,), len(chunks) + torch.arange(len(which), device=which.device))
-    joined = Shared(added, torch.where(here, number[:, None], chunks.rows))
-    return joined.compact() if joined.excessive else joined
+    return banks.write(chunks, map_tensors(lambda x: x[:, None], new), new.poses[:, -1:], numbers[:, None], lanes[:, None])
 
 
 def pooled_keys(chunk: ChunkKV) -> Tensor:

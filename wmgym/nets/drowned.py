@@ -9,6 +9,7 @@ them is true. The noise is the same in all rows and at every step, so rows stay 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,5 +41,11 @@ def drowned(net: VideoDiT, past: ContextKV, origin: Tensor, adapters: Adapters |
 
 def noise_of(net: VideoDiT, frames: Tensor) -> Tensor:
     """The noise that stands for the past [B, S, C, h, w]; frames is any tensor [B, S]."""
-    one = rng.noise(rng.make_keys([SEED], frames.device), (frames.shape[1], *net.config.latent_shape))
+    one = _noise(frames.shape[1], net.config.latent_shape, frames.device)
     return one.expand(len(frames), *one.shape[1:])
+
+
+@lru_cache(maxsize=8)  # a seed would be copied to the device in every step
+def _noise(frames: int, latent_shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor of inference mode could not be used in training later
+        return rng.noise(rng.make_keys([SEED], device), (frames, *latent_shape))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmgym.constants import constant
 from wmgym.nets.layers import ResidualConv
 
 
@@ -78,8 +79,8 @@ class RewardHead(nn.Module):
     def forward(self, before: Tensor, after: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, h, w] and actions int64 [B] -> rewards float32 [B], ends bool [B]."""
         which = self.posterior(before, after, actions).argmax(-1)
-        rewards, ends = (torch.tensor(column, device=which.device) for column in zip(*self.outcomes, strict=True))
-        return rewards[which], ends[which]
+        rewards, ends = zip(*self.outcomes, strict=True)
+        return constant(rewards, torch.float32, which.device)[which], constant(ends, torch.bool, which.device)[which]
 
     def posterior(self, before: Tensor, after: Tensor, actions: Tensor) -> Tensor:
         """Probability of each outcome: float32 [B, K]."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wmgym.constants import constant
 from wmgym.geometry import token_rays
 
 SHORTEST_EYE = 2.0  # metres
@@ -112,7 +113,7 @@ def pose_phases(poses: Tensor, origin: Tensor, config: PhaseConfig) -> Tensor:
     eye = poses[..., None, :2] - origin[:, None, None, :2]  # [B, T, 1, 2]
 
     def whole(count: int) -> Tensor:
-        return torch.tensor(whole_waves(count, config.highest_wave), dtype=torch.float32, device=poses.device)
+        return constant(whole_waves(count, config.highest_wave), torch.float32, poses.device)
 
     longest = 2 * config.extent
     steps = torch.arange(pairs.eye, dtype=torch.float32, device=poses.device) / max(1, pairs.eye - 1)
