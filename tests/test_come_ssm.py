@@ -25,7 +25,7 @@ from wmgym.nets.recurrence import layers_with_readout
 from wmgym.nets.stateful import blank_state
 from wmgym.nets.two_streams import Stream, two_streams
 from wmgym.systems import come
-from wmgym.train.come import train, windows_of
+from wmgym.train.come import TrainArgs, train, windows_of
 from wmgym.world_model import WorldModel
 
 __all__ = ["checkpoint"]  # a fixture
@@ -292,3 +292,8 @@ def test_training_writes_a_delta_that_dreams(checkpoint: str, tmp_path: Path) ->
 def test_a_missing_expert_is_named_with_the_command_that_trains_it(delta: str) -> None:
     with pytest.raises(ValueError, match=r"come-ssm-minecraft: no such delta; .* wmgym train come --expert ssm"):
         world(str(Path(read(delta).base["name"])), "ssm")  # type: ignore[index]
+
+
+def test_it_is_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile=True is not for expert 'ssm'"):
+        TrainArgs((tmp_path,), tmp_path, base="x", expert="ssm", compile=True)

@@ -55,6 +55,8 @@ class TrainArgs(DeltaArgs):
         super().__post_init__()
         if self.expert not in TRAINED:
             raise ValueError(f"expert must be one of {list(TRAINED)}, got {self.expert!r}")
+        if self.compile and self.expert in ATTENTION and ATTENTION[self.expert].recurrent:
+            raise ValueError(f"compile=True is not for expert {self.expert!r}, whose loop over frames would be unrolled: leave it out")
 
 
 def train(args: TrainArgs, progress: bool = True) -> dict[str, Any]:
@@ -114,6 +116,6 @@ def _training(args: TrainArgs, model: WorldModel, device: torch.device, data: La
     else:
         network, windows = expert, WindowConfig(model.chunk, 1, gaps=0.0, most_old=0)
         optimisers = make_optimisers(expert, expert.matrices(), args)
-    if args.compile and model.net.recurrent_layers(args.expert) is None:  # compiling would unroll its loop over frames
+    if args.compile:
         network.run = torch.compile(network.run, dynamic=False)
     return Training(expert, optimisers, Objective(model, data, windows, args))
