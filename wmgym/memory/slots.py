@@ -75,8 +75,8 @@ class Writer(Protocol):
         """The slots, full ones first."""
         ...
 
-    def footprint(self, state: Any, chunk_bytes: int) -> Tensor:
-        """Bytes per row: int64 [B]."""
+    def full(self, state: Any) -> Tensor:
+        """Slots that are not empty: int64 [B]."""
         ...
 
 
@@ -164,14 +164,9 @@ class SlotMemory:
         return now - (slots.oldest + slots.newest) / 2  # members are evenly spaced
 
     def footprint(self, memory: SlotState) -> Footprint:
-        each = chunk_bytes(memory.recent.archive.data)
         held = (memory.recent.times.values >= 0).sum(1)
-        size = held * each
-        if self.writer is not None:
-            slots = self.writer.read(memory.slots)
-            held = held + (slots.members > 0).sum(1)
-            size = size + self.writer.footprint(memory.slots, each)
-        return Footprint(held * self.chunk, size)
+        held = held + self.writer.full(memory.slots) if self.writer is not None else held
+        return Footprint(held * self.chunk, held * chunk_bytes(memory.recent.archive.data))
 
 
 def blank_chunk(

@@ -82,8 +82,8 @@ class MeanWriter:
     def read(self, state: MeanState) -> Slots:
         return state.slots
 
-    def footprint(self, state: MeanState, chunk_bytes: int) -> Tensor:
-        return (state.slots.members > 0).sum(1) * chunk_bytes
+    def full(self, state: MeanState) -> Tensor:
+        return (state.slots.members > 0).sum(1)
 
     def _halved(self, state: MeanState, full: Tensor) -> MeanState:
         """Merge neighbouring slots in the rows of `full`, so that half of their slots are free."""
@@ -205,8 +205,8 @@ class LandmarkWriter:
         chunks = banks.take(state.chunks, newest.gather(1, place.clamp(min=0)))
         return Slots(chunks, state.first, state.first, state.held.long())
 
-    def footprint(self, state: LandmarkState, chunk_bytes: int) -> Tensor:
-        return state.held.sum(1) * chunk_bytes
+    def full(self, state: LandmarkState) -> Tensor:
+        return state.held.sum(1)
 
     def _shifted(self, state: LandmarkState, rows: Tensor) -> LandmarkState:
         """Remove the oldest landmark in some rows."""
