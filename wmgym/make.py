@@ -98,10 +98,8 @@ def make_shell(keywords: Mapping[str, Any]) -> Shell:
     task = _task(place, config.task)
     world = _world(config, options)
     identity = identify(world, place, task, config.horizon or task.horizon)
-    running = _with_graphs(world, config.graph)
-    shell = Shell(world, task, place, None, identity, hold_action=bool(config.hold_action))
-    shell.openings = _openings(shell, config)
-    shell.world = running
+    shell = Shell(_with_graphs(world, config.graph), task, place, None, identity, hold_action=bool(config.hold_action))
+    shell.openings = _openings(shell, world, config)
     return shell
 
 
@@ -216,10 +214,10 @@ def _shared_names() -> list[str]:
     return [f.name for f in fields(DreamConfig) if f.name not in _RUN_KEYWORDS]
 
 
-def _openings(shell: Shell, config: DreamConfig) -> Openings | None:
+def _openings(shell: Shell, world: World, config: DreamConfig) -> Openings | None:
     opening, twin = config.opening, config.twin
     if opening is None and config.data is not None:
-        return _drives(shell, config.data)
+        return _drives(world, config.data)
     suited = shell.setting.bundled
     if opening is None:
         shipped = shell.task.name in suited if suited else twin is None and _clips_of(shell).is_file()
@@ -237,16 +235,16 @@ def _openings(shell: Shell, config: DreamConfig) -> Openings | None:
             raise ValueError(f"bundled clips are for the tasks {tasks}, not for {shell.task.name!r}: give opening='live' or frames")
         return read_clips(_clips_of(shell))
     clips = [opening] if isinstance(opening, Mapping) else list(opening)
-    return ClipOpenings([check_opening(clip, shell.world.frame_shape, shell.frame_actions) for clip in clips])
+    return ClipOpenings([check_opening(clip, world.frame_shape, shell.frame_actions) for clip in clips])
 
 
-def _drives(shell: Shell, data: str) -> DriveOpenings:
+def _drives(world: World, data: str) -> DriveOpenings:
     """Openings from recorded drives. ValueError unless they and the world normalise displacements equally."""
     from wmgym.world_model import WorldModel
 
-    openings = DriveOpenings(Path(data), shell.world.frame_shape[0])
-    if isinstance(shell.world, WorldModel) and shell.world.kinematics != openings.dataset.displacement:
-        raise ValueError(f"the checkpoint was made for {shell.world.kinematics}, the drives of {data} have {openings.dataset.displacement}")
+    openings = DriveOpenings(Path(data), world.frame_shape[0])
+    if isinstance(world, WorldModel) and world.kinematics != openings.dataset.displacement:
+        raise ValueError(f"the checkpoint was made for {world.kinematics}, the drives of {data} have {openings.dataset.displacement}")
     return openings
 
 

@@ -53,6 +53,13 @@ def empty(batch: int, capacity: int, tail: int, blank: Any) -> Bank:
     )
 
 
+def blank_actions(shape: tuple[int, ...], action_size: int, device: torch.device | str) -> Tensor:
+    """Actions of zeros [*shape], or [*shape, A] for continuous actions of length A; action_size=0: discrete."""
+    if action_size:
+        return torch.zeros(*shape, action_size, device=device)
+    return torch.zeros(*shape, dtype=torch.int64, device=device)
+
+
 def recorded(episodes: Shared, poses: Tensor, times: Tensor, room: int = 0) -> Bank:
     """A bank of stored episodes without a copy of their payload, for training.
 
@@ -157,6 +164,12 @@ def footprint(bank: Bank) -> Footprint:
 def bytes_per_frame(blank: Any) -> int:
     """Size of one frame with its pose and time; `blank` is a payload [P, ...]."""
     return sum(data.element_size() * data.shape[1:].numel() for data in tensors(blank)) + 4 * 5 + 8
+
+
+def check_shown(budget: int, shown: int) -> None:
+    """ValueError if a `memory_budget` is below the number of frames that are shown to the network."""
+    if budget < shown:
+        raise ValueError(f"memory_budget must be at least the {shown} frames that the network reads, got {budget}")
 
 
 def check_budget(budget: int, lanes: int, blank: Any) -> None:

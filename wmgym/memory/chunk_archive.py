@@ -46,9 +46,7 @@ class ChunkArchive:
     needs: frozenset[str] = frozenset({"kv"})
 
     def __post_init__(self) -> None:
-        least = self.chunk * max(1, self.recent + self.chosen)
-        if self.budget < least:
-            raise ValueError(f"memory_budget must be at least the {least} frames that the network reads, got {self.budget}")
+        banks.check_shown(self.budget, self.chunk * max(1, self.recent + self.chosen))
 
     @property
     def num_retrieved(self) -> int:

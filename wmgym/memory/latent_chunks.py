@@ -4,7 +4,7 @@ The newest chunks are read, and those that together show most of the target view
 `pose` reads (`memory/chunk_archive.py`), with far fewer bytes per frame and one more pass over all that is read. A chunk is encoded without
 its own past, as the first chunk of a training window is.
 
-Chunks are counted back from the newest frame, so frames are grouped anew when an odd number of them was observed.
+Chunks are counted back from the newest frame, so frames are grouped anew when their number is no multiple of F.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from wmgym.core import Context, Query, Retrieval
 from wmgym.memory import bank as banks
 from wmgym.memory.bank import Bank
 from wmgym.memory.coverage import CoverageConfig, choose_views
 from wmgym.memory.slots import ranks
-from wmgym.memory.trajectory import TAIL, FrameStore, context_frames
+from wmgym.memory.trajectory import FrameStore, context_frames
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,11 @@ class LatentChunks(FrameStore):
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
-        least = self.chunk * (self.recent + self.chosen)
-        if self.budget < least:
-            raise ValueError(f"memory_budget must be at least the {least} frames that the network reads, got {self.budget}")
+        banks.check_shown(self.budget, self.chunk * (self.recent + self.chosen))
 
     @property
     def num_retrieved(self) -> int:
         return self.chosen
-
-    def init(self, batch: int, keys: Tensor) -> Bank:
-        blank = self.blank(keys.device)
-        banks.check_budget(self.budget, batch, blank)
-        return banks.empty(batch, self.budget, TAIL, blank)
 
     def read(self, memory: Bank, query: Query) -> Context:
         times = memory.times.values

@@ -118,8 +118,7 @@ class SlotMemory:
         chunk = blank_chunk(self.layers, self.chunk, self.tokens, self.heads, self.head_width, self.dtype, device)
         if not self.keeps_moves:
             return chunk
-        size = self.action_size
-        actions = torch.zeros(1, self.chunk, *([size] if size else []), dtype=torch.float32 if size else torch.int64, device=device)
+        actions = banks.blank_actions((1, self.chunk), self.action_size, device)
         return replace(chunk, moves=(actions, torch.zeros(1, self.chunk, 5, device=device)))
 
     def init(self, batch: int, keys: Tensor) -> SlotState:

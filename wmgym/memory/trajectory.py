@@ -28,8 +28,14 @@ class FrameStore:
     """What memories share that store frames in a `Bank`, whatever they read of them."""
 
     latent_shape: tuple[int, int, int]
+    budget: int  # frames in memory
     action_size: int  # length of a continuous action; 0: discrete actions
     dtype: torch.dtype  # of latents
+
+    def init(self, batch: int, keys: Tensor) -> Bank:
+        blank = self.blank(keys.device)
+        banks.check_budget(self.budget, batch, blank)
+        return banks.empty(batch, self.budget, TAIL, blank)
 
     def blank(self, device: torch.device | str = "cpu") -> FramePayload:
         """A payload of one frame, all zeros."""
@@ -56,18 +62,11 @@ class TrajectoryMemory(FrameStore):
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
-        shown = self.layout.num_frames
-        if self.budget < shown:
-            raise ValueError(f"memory_budget must be at least the {shown} frames that the network reads, got {self.budget}")
+        banks.check_shown(self.budget, self.layout.num_frames)
 
     @property
     def num_retrieved(self) -> int:
         return self.layout.retrieved[0]
-
-    def init(self, batch: int, keys: Tensor) -> Bank:
-        blank = self.blank(keys.device)
-        banks.check_budget(self.budget, batch, blank)
-        return banks.empty(batch, self.budget, TAIL, blank)
 
     def read(self, memory: Bank, query: Query) -> Context:
         reference, now = query.poses[:, 0], query.times[:, 0]
@@ -97,8 +96,7 @@ class TrajectoryMemory(FrameStore):
 def blank_frame(latent_shape: tuple[int, int, int], action_size: int, dtype: torch.dtype, device: torch.device | str) -> FramePayload:
     """A payload of one frame [1, ...], all zeros. action_size: length of a continuous action; 0: discrete actions."""
     latents = torch.zeros(1, *latent_shape, device=device, dtype=dtype)
-    kind = torch.float32 if action_size else torch.int64
-    actions = latents.new_zeros(1, *([action_size] if action_size else []), dtype=kind)
+    actions = banks.blank_actions((1,), action_size, device)
     return FramePayload(latents, actions, latents.new_zeros(1, 5, dtype=torch.float32), latents.new_zeros(1, dtype=torch.bool))
 
 

@@ -33,7 +33,7 @@ from wmgym.nets.lora import LowRank, shapes_of
 from wmgym.nets.merge import merge
 from wmgym.nets.recurrence import KINDS, layers_with_readout
 from wmgym.nets.splat import View, place, render
-from wmgym.nets.stateful import blank_state, carried, in_order
+from wmgym.nets.stateful import blank_state, carried, in_order, state_shapes
 from wmgym.nets.summary import CrossAttention, Mixing
 from wmgym.nets.video_dit import After, FrameInputs, VideoBound, VideoDiT, VideoDiTConfig
 from wmgym.tree import map_tensors
@@ -169,7 +169,7 @@ class EchoDiT(nn.Module):
         """Shapes of the recurrent state, one for each layer that has one, without the batch."""
         if self.delta is None or self.readout not in KINDS:
             return ()
-        return tuple(tuple(part.shape[1:]) for part in blank_state(self.delta.recurrent, 1, self.config.tokens))
+        return state_shapes(self.delta.recurrent, self.config.tokens)
 
     # -- once per env step ------------------------------------------------------------------------------------------------------
 

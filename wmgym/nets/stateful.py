@@ -28,6 +28,11 @@ def blank_state(layers: nn.ModuleDict, batch: int, tokens: int) -> State:
     return tuple(cast(Recurrent, layers[str(block)]).blank(batch, tokens) for block in blocks(layers))
 
 
+def state_shapes(layers: nn.ModuleDict, tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the state, one for each layer, without the batch."""
+    return tuple(tuple(part.shape[1:]) for part in blank_state(layers, 1, tokens))
+
+
 def blocks(layers: nn.ModuleDict) -> list[int]:
     """The blocks that a layer follows."""
     return sorted(map(int, layers))

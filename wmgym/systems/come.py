@@ -43,7 +43,7 @@ from wmgym.memory.role import RoleMemory
 from wmgym.memory.slots import SlotMemory
 from wmgym.nets.composed import BLOCK_LAYERS, AttentionExpert, Composed, ComposedConfig, Role
 from wmgym.nets.lora import shapes_of
-from wmgym.nets.stateful import blank_state
+from wmgym.nets.stateful import state_shapes
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems.latent import build_model
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
@@ -154,7 +154,7 @@ def _memories(experts: tuple[str, ...], window: int | None, host: MemoryHost) ->
             kept: Memory[Any] = SlotMemory(**chunk_sizes(host), recent=recent[expert], keeps_moves=moves, action_size=net.action_size)
             recurrent = composed.recurrent_layers(expert)
             if recurrent is not None:
-                kept = StateMemory(kept, tuple(tuple(part.shape[1:]) for part in blank_state(recurrent, 1, net.tokens)))
+                kept = StateMemory(kept, state_shapes(recurrent, net.tokens))
             memories.append(RoleMemory(kept, options.role(expert), layers, net.depth))
             layers += net.depth
     return tuple(memories)

@@ -25,7 +25,6 @@ from typing import Any
 from wmgym.core import Memory
 from wmgym.memory.bank import bytes_per_frame, check_budget
 from wmgym.memory.compressed import CompressedMemory
-from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.packing import Layout
 from wmgym.memory.recurrent import StateMemory
 from wmgym.memory.retrieval import RetrievalConfig
@@ -37,7 +36,7 @@ from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.rng import make_keys
 from wmgym.systems.latent import build_model
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.systems.video import VideoConfig, taken_over
+from wmgym.systems.video import VideoConfig, coverage_of, taken_over
 from wmgym.world_model import WorldModel
 
 ANCHOR = "context-1"
@@ -144,9 +143,7 @@ def frames_memory(family: Family, config: EchoConfig) -> TrajectoryMemory:
     layout = Layout(((1, 0),), (family.retrieved, 0))
     retrieval = RetrievalConfig(method="coverage", exclusion=net.chunk)
     budget = config.memory_budget if family.retrieved else 1
-    return TrajectoryMemory(
-        layout, retrieval, net.latent_shape, budget, net.action_size, coverage=CoverageConfig(net.field_of_view, net.aspect)
-    )
+    return TrajectoryMemory(layout, retrieval, net.latent_shape, budget, net.action_size, coverage=coverage_of(net))
 
 
 def build(config: EchoConfig) -> WorldModel:

@@ -14,6 +14,7 @@ from typing import Any
 
 from wmgym import settings
 from wmgym.kinematics import Displacement
+from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.slots import SlotMemory
 from wmgym.nets.autoencoder import AutoencoderConfig
 from wmgym.nets.video_dit import SIZES, VideoDiT, VideoDiTConfig
@@ -61,6 +62,11 @@ def chunk_sizes(host: MemoryHost) -> dict[str, Any]:
     dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
     counts = {"layers": net.depth, "chunk": net.chunk, "tokens": net.tokens, "heads": net.heads, "head_width": net.width // net.heads}
     return {**counts, "dtype": dtype}
+
+
+def coverage_of(net: VideoDiTConfig) -> CoverageConfig:
+    """How views of this network's frames cover one another."""
+    return CoverageConfig(net.field_of_view, net.aspect)
 
 
 def recent_window(host: MemoryHost) -> tuple[SlotMemory, ...]:

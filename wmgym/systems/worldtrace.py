@@ -22,14 +22,13 @@ from functools import partial
 
 from wmgym.memory.bank import check_budget
 from wmgym.memory.chunk_archive import ChunkArchive
-from wmgym.memory.coverage import CoverageConfig
 from wmgym.memory.latent_chunks import LatentChunks
 from wmgym.memory.slots import POSITIONS, SlotMemory, Writer
 from wmgym.memory.writers import LandmarkWriter, MeanWriter
 from wmgym.nets.video_dit import VideoDiTConfig
 from wmgym.systems import video
 from wmgym.systems.system import MemoryChoice, MemoryHost, System
-from wmgym.systems.video import VideoConfig, chunk_sizes, taken_over
+from wmgym.systems.video import VideoConfig, chunk_sizes, coverage_of, taken_over
 from wmgym.world_model import WorldModel
 
 NEWEST = 2  # recent chunks that memories `pose` and `latents` always read
@@ -81,18 +80,15 @@ def _slots(kind: str, host: MemoryHost) -> tuple[SlotMemory, ...]:
 def _archive(kind: str, host: MemoryHost) -> tuple[ChunkArchive, ...]:
     net: VideoDiTConfig = host.config.net
     chosen = net.window - 1 - NEWEST if kind == "pose" else 0
-    coverage = CoverageConfig(net.field_of_view, net.aspect)
-    archive = ChunkArchive(**chunk_sizes(host), budget=host.config.memory_budget, recent=NEWEST, chosen=chosen, coverage=coverage)
+    archive = ChunkArchive(**chunk_sizes(host), budget=host.config.memory_budget, recent=NEWEST, chosen=chosen, coverage=coverage_of(net))
     check_budget(archive.budget // archive.chunk, 1, archive.blank(host.device))
     return (archive,)
 
 
 def _latents(host: MemoryHost) -> tuple[LatentChunks, ...]:
     net: VideoDiTConfig = host.config.net
-    dtype = next(host.network.parameters()).dtype  # type: ignore[attr-defined]  # a Network is a module
-    coverage = CoverageConfig(net.field_of_view, net.aspect)
     sizes = (net.latent_shape, net.chunk, host.config.memory_budget, NEWEST, net.window - 1 - NEWEST, net.action_size)
-    return (LatentChunks(*sizes, dtype, coverage),)
+    return (LatentChunks(*sizes, chunk_sizes(host)["dtype"], coverage_of(net)),)
 
 
 def build(config: WorldTraceConfig) -> WorldModel:

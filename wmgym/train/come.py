@@ -21,10 +21,10 @@ from wmgym.checkpoint import delta_name
 from wmgym.data.latents import Latents
 from wmgym.nets.composed import Composed
 from wmgym.systems.come import ATTENTION, SYSTEM, TRAINED
+from wmgym.systems.video import coverage_of
 from wmgym.train.delta import DeltaArgs, on_base, open_base, optimiser
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import begin, half_precision, make_optimisers
-from wmgym.train.video import coverage_of
 from wmgym.train.video_loss import VideoLossConfig, flow_loss, make_batch
 from wmgym.train.windows import WindowConfig, draw_windows
 from wmgym.train.world import train_world, with_total

@@ -24,11 +24,11 @@ from wmgym.data.episode import list_episodes, load_episode, read_header
 from wmgym.data.latents import Latents
 from wmgym.nets.echo import EchoDiT
 from wmgym.systems.echo import FAMILIES, SYSTEM, EchoConfig, EchoOptions
+from wmgym.systems.video import coverage_of
 from wmgym.train.delta import DeltaArgs, on_base, open_base, optimiser
 from wmgym.train.echo_loss import EchoLossConfig, as_chunks, echo_loss
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
 from wmgym.train.run import Run, begin, half_precision
-from wmgym.train.video import coverage_of
 from wmgym.train.video_loss import VideoLossConfig, make_batch
 from wmgym.train.windows import WindowConfig, draw_windows
 from wmgym.train.world import train_world, with_total

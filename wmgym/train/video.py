@@ -23,8 +23,8 @@ from wmgym.kinematics import Kinematics
 from wmgym.memory.coverage import CoverageConfig
 from wmgym.nets.heads import MotionHead
 from wmgym.nets.two_streams import Stream, noisy_stream, two_streams
-from wmgym.nets.video_dit import VideoDiT, VideoDiTConfig
-from wmgym.systems.video import VideoConfig, build, preset
+from wmgym.nets.video_dit import VideoDiT
+from wmgym.systems.video import VideoConfig, build, coverage_of, preset
 from wmgym.train import reward
 from wmgym.train.distil_loss import Denoising
 from wmgym.train.loop import DRAWING, FORWARD, Draw, Training
@@ -157,8 +157,3 @@ def denoising(args: TrainArgs, student: WorldModel, config: VideoConfig, data: L
         return Denoising(batch.latents, batch.valid, velocity)
 
     return draw_one
-
-
-def coverage_of(net: VideoDiTConfig) -> CoverageConfig:
-    """How views of this network's frames cover one another."""
-    return CoverageConfig(net.field_of_view, net.aspect)
