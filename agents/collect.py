@@ -105,7 +105,7 @@ class CollectArgs:
             find_program(name, setting_of(self.env_id).name)
             if self.format == "loopnav" and not name.startswith("loop-"):
                 raise ValueError(f"format 'loopnav' is for loop walkers such as loop-ABA-5, got {name!r}")
-        parse_kwargs(self.env_kwargs)
+        json_object(self.env_kwargs, "env_kwargs")
 
     @property
     def walkers(self) -> str:
@@ -186,11 +186,6 @@ def parse_walkers(text: str) -> tuple[tuple[str, ...], np.ndarray]:
         names.append(name)
         weights.append(value)
     return tuple(names), np.array(weights) / sum(weights)
-
-
-def parse_kwargs(text: str, name: str = "env_kwargs") -> dict[str, Any]:
-    """Keywords from JSON. `name` is the option that held them, for messages."""
-    return json_object(text, name)
 
 
 def record(
@@ -293,7 +288,7 @@ def _make_env(args: CollectArgs) -> gym.Env:
     if key not in _ENVS:
         defaults = _without_goal(args.env_id) | (robot.CAMERA if args.format == "recon" else {})
         try:
-            _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **parse_kwargs(args.env_kwargs)})
+            _ENVS[key] = gym.make(args.env_id, disable_env_checker=True, **{**defaults, **json_object(args.env_kwargs, "env_kwargs")})
         except (gym.error.Error, TypeError) as error:
             nearest = f"; nearest: {', '.join(nearest_ids(args.env_id))}" if isinstance(error, gym.error.UnregisteredEnv) else ""
             raise ValueError(f"cannot make the environment {args.env_id!r}: {error}{nearest}") from error

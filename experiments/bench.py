@@ -17,13 +17,13 @@ import torch
 
 from wmgym import checkpoint as checkpoints
 from wmgym import systems
-from wmgym.agents.collect import parse_kwargs
 from wmgym.benchmarks import speed
 from wmgym.benchmarks.memorising import memorising_times
 from wmgym.benchmarks.training import training_times
 from wmgym.captured import with_graphs
 from wmgym.experiments.support.judged import system_of
 from wmgym.experiments.support.report import check_positive, write_tables
+from wmgym.files import json_object
 from wmgym.progress import Progress
 from wmgym.registration import SYSTEMS, default_checkpoint, row_of
 from wmgym.world_model import WorldModel
@@ -247,12 +247,12 @@ class MemoriseArgs:
 
     def __post_init__(self) -> None:
         check_positive(self, "lanes", "rounds")
-        parse_kwargs(self.options, "options")
+        json_object(self.options, "options")
 
 
 def bench_memorise(args: MemoriseArgs) -> dict[str, Any]:
     """The report. All times are of one run, taken in turns."""
-    given = parse_kwargs(args.options, "options")
+    given = json_object(args.options, "options")
     device, dtype = args.device, args.dtype
     world = checkpoints.load_world(args.checkpoint, system=args.system, memory=args.memory, options=given, device=device, dtype=dtype)
     about = {"checkpoint": args.checkpoint, "memory": world.provenance.memory, "dtype": world.dtype_name}

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.agents.collect import parse_kwargs
 from wmgym.agents.paths import path_program
 from wmgym.benchmarks import loopmem
 from wmgym.benchmarks.loopmem import Features
@@ -24,7 +23,7 @@ from wmgym.experiments.support.judged import DreamArgs, encoded
 from wmgym.experiments.support.pictures import check_plots, plot_strips
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.experiments.support.rows import comparisons, find_rows, row_cells, setting_of_all, untrained_row
-from wmgym.files import open_run_folder, write_atomically
+from wmgym.files import json_object, open_run_folder, write_atomically
 from wmgym.metrics import clip
 from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
@@ -65,8 +64,8 @@ class LoopMemArgs(DreamArgs):
             raise ValueError("worlds and paths must each name at least one")
         check_positive(self, "walks", "lanes")
         check_seed(self.seed)
-        parse_kwargs(self.env_kwargs)
-        parse_kwargs(self.options, "options")
+        json_object(self.env_kwargs, "env_kwargs")
+        json_object(self.options, "options")
 
 
 def evaluate(args: LoopMemArgs, progress: bool = True) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
+from wmgym.agents.collect import CollectArgs, collect
 from wmgym.benchmarks import cells as cell_files
 from wmgym.benchmarks import loopnav, tables
 from wmgym.benchmarks.cells import BASELINES
@@ -36,7 +36,7 @@ from wmgym.experiments.support.judged import (
 )
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
-from wmgym.files import open_run_folder, write_atomically
+from wmgym.files import json_object, open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
 from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
@@ -87,7 +87,7 @@ class LoopNavArgs(DreamArgs):
             raise ValueError("tasks, ranges and modes must each name at least one")
         check_positive(self, "loops", "dreams", "lanes")
         check_seed(self.seed)
-        parse_kwargs(self.env_kwargs)
+        json_object(self.env_kwargs, "env_kwargs")
 
 
 def evaluate(args: LoopNavArgs, progress: bool = True) -> dict[str, Any]:

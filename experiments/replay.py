@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from wmgym import settings
-from wmgym.agents.collect import CollectArgs, collect, parse_kwargs
+from wmgym.agents.collect import CollectArgs, collect
 from wmgym.benchmarks import cells as cell_files
 from wmgym.benchmarks import replay, tables
 from wmgym.benchmarks.cells import BASELINES
@@ -39,7 +39,7 @@ from wmgym.experiments.support.judged import (
 )
 from wmgym.experiments.support.pictures import check_plots, pair_of, plot_strips, pyplot, save_figure, style_of
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
-from wmgym.files import kept, open_run_folder, write_atomically
+from wmgym.files import json_object, kept, open_run_folder, write_atomically
 from wmgym.metrics.image import lpips_available
 from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
@@ -109,7 +109,7 @@ class ReplayArgs(DreamArgs):
             raise ValueError("modes must name at least one")
         check_positive(self, "windows", "context", "steps", "lanes", "iterations")
         check_seed(self.seed)
-        parse_kwargs(self.env_kwargs)
+        json_object(self.env_kwargs, "env_kwargs")
 
 
 def evaluate(args: ReplayArgs, progress: bool = True) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _collected(args: ReplayArgs, model: WorldModel, frames: int, progress: bool)
     env_id = args.env_id or setting.truth
     if env_id is None:
         raise ValueError(f"no ground truth is known for setting {setting.name!r}: give --data or --env-id")
-    kwargs = json.dumps({"size": model.frame_shape[0], **parse_kwargs(args.env_kwargs)})
+    kwargs = json.dumps({"size": model.frame_shape[0], **json_object(args.env_kwargs, "env_kwargs")})
     folder, steps = args.out / "episodes", max(1, frames - 1)
     walker = args.walker or WALKERS.get(setting.name, setting.walkers)
     wanted = CollectArgs(env_id, walker, args.windows * steps, folder, args.seed, episode_length=steps, env_kwargs=kwargs)

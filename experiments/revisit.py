@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from wmgym import settings
-from wmgym.agents.collect import WORLDS_PER_SEED, parse_kwargs
+from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.agents.paths import motions_of
 from wmgym.agents.scenes import VARIANTS
 from wmgym.benchmarks import landmarks, mirror, replay
@@ -40,7 +40,7 @@ from wmgym.experiments.support.landmark_scenes import find_cases, landmark_env
 from wmgym.experiments.support.pictures import check_plots, plot_strips
 from wmgym.experiments.support.report import check_positive, check_seed, show_in, write_result
 from wmgym.experiments.support.rows import Row, Score, Scores, comparisons, find_rows, row_cells, setting_of_all, untrained_row
-from wmgym.files import kept, open_run_folder, write_atomically
+from wmgym.files import json_object, kept, open_run_folder, write_atomically
 from wmgym.metrics import image
 from wmgym.progress import Progress
 from wmgym.registration import default_checkpoint
@@ -133,8 +133,8 @@ class RevisitArgs(DreamArgs):
         if (self.write_mind or self.mind is not None) and "return" not in self.branches:
             raise ValueError(f"mind and write_mind belong to the branch return, which branches={self.branches} leaves out")
         check_seed(self.seed)
-        parse_kwargs(self.env_kwargs)
-        parse_kwargs(self.options, "options")
+        json_object(self.env_kwargs, "env_kwargs")
+        json_object(self.options, "options")
 
 
 FREE = {"branches", "worlds", "turns", "judges", "mind", "device", "lanes", "out"}  # change no finished cell
@@ -196,7 +196,7 @@ class Run:
 
     @property
     def env_kwargs(self) -> str:
-        return json.dumps({"size": self.size, **parse_kwargs(self.args.env_kwargs)})
+        return json.dumps({"size": self.size, **json_object(self.args.env_kwargs, "env_kwargs")})
 
     def cells(self, group: str, walks_of: Callable[[], Sequence[Walk]], score: Score, show: Shown, **more: Any) -> Scores:
         """`row_cells` of this run."""

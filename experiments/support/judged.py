@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from wmgym import systems
-from wmgym.agents.collect import parse_kwargs
 from wmgym.benchmarks.cells import MEASURES_0_1
 from wmgym.checkpoint import load, load_world, notes_of, resolve
+from wmgym.files import json_object
 from wmgym.nets.autoencoder import to_uint8
 from wmgym.systems import System
 from wmgym.world_model import WorldModel
@@ -45,7 +45,7 @@ class DreamArgs:
 def loader(checkpoint: str, args: DreamArgs) -> WorldOf:
     """A function from a memory to the checkpoint's world with it, under the given options. Each world is loaded once."""
     keywords = {field.name: getattr(args, field.name) for field in fields(DreamArgs)}
-    keywords["options"] = parse_kwargs(args.options, "options")
+    keywords["options"] = json_object(args.options, "options")
     return cache(lambda memory: load_world(checkpoint, memory=memory, **keywords))
 
 

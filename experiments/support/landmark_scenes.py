@@ -11,11 +11,10 @@ import gymnasium as gym
 import numpy as np
 
 from wmgym import settings
-from wmgym.agents.collect import parse_kwargs
 from wmgym.agents.paths import Motions
 from wmgym.agents.scenes import Scene, find_scene
 from wmgym.benchmarks.judges import Case
-from wmgym.files import replacing
+from wmgym.files import json_object, replacing
 
 _ARRAYS = ("actions", "poses", "frames", "masks", "empty")
 
@@ -26,7 +25,7 @@ def landmark_env(setting: str, size: int, env_kwargs: str) -> gym.Env:
     if truth is None:
         raise ValueError(f"setting {setting!r} has no ground truth to build landmarks in; use --branches replay return")
     free = {"task": "free"} if "free" in settings.get(setting).tasks else {}
-    kwargs = {**free, "size": size, **parse_kwargs(env_kwargs)}
+    kwargs = {**free, "size": size, **json_object(env_kwargs, "env_kwargs")}
     env = gym.make(truth, disable_env_checker=True, render_mode="rgb_array", **kwargs)
     if not {"builds", "depth"} <= env.metadata.keys():
         env.close()

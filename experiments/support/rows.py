@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from wmgym import systems
-from wmgym.agents.collect import WORLDS_PER_SEED, parse_kwargs
+from wmgym.agents.collect import WORLDS_PER_SEED
 from wmgym.benchmarks.cells import Progress, cell_file, copied, strip_file, ticker, write_strip
 from wmgym.benchmarks.loopmem import CONTROLS
 from wmgym.benchmarks.rollout import Walk, dream_legs
 from wmgym.experiments.support.judged import DreamArgs, loader, modes_of, untrained
-from wmgym.files import kept
+from wmgym.files import json_object, kept
 from wmgym.world_model import WorldModel
 
 UNTRAINED = "untrained"
@@ -64,7 +64,7 @@ def find_rows(worlds: Sequence[str], args: DreamArgs) -> list[Row]:
         how = replace(args, system=wanted or args.system, options="{}")
         system, modes = modes_of(loader(name, how), memories)
         known = {f.name for f in fields(system.options)}
-        own = {key: value for key, value in parse_kwargs(args.options, "options").items() if key in known}
+        own = {key: value for key, value in json_object(args.options, "options").items() if key in known}
         world_of = loader(name, replace(how, options=json.dumps(own)))
         for memory in modes:
             title = f"{system.name}-{memory}"
